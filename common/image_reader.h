@@ -1,0 +1,58 @@
+/*
+ * image_reader.h - opens and checks an image; hands out clusters that have passed their checksum.
+ * Everything but the clusters is read into private memory and checked once at open; every length
+ * is bounded by the file's size before it is believed. Errors: exit code 13 with the file offset.
+ */
+#ifndef VMSNAP_COMMON_IMAGE_READER_H
+#define VMSNAP_COMMON_IMAGE_READER_H
+
+#include <stdint.h>
+
+#include "common/codec.h"
+#include "common/error.h"
+#include "common/image_format.h"
+
+struct image;
+
+int image_open(struct image **out, const char *path, struct error *e);
+void image_close(struct image *img);
+
+int image_fd(const struct image *img);
+const struct image_header *image_get_header(const struct image *img);
+const struct image_trailer *image_get_trailer(const struct image *img);
+const struct image_region *image_regions(const struct image *img, uint32_t *n);
+const struct image_gpa *image_gpa_ranges(const struct image *img, uint64_t *n);
+const struct image_hot *image_hot_list(const struct image *img, uint64_t *n);
+const struct image_poison *image_poison_list(const struct image *img, uint64_t *n);
+const void *image_device_state(const struct image *img, uint64_t *bytes);
+const char *image_description(const struct image *img); /* JSON text, zero-terminated */
+
+uint64_t image_index_entry(const struct image *img, uint64_t cluster);
+
+/* Bytes the cluster decodes to: IMAGE_CLUSTER_BYTES, less at the end of a region. */
+uint32_t image_cluster_bytes(const struct image *img, uint64_t cluster);
+
+/* Bit i: page i of the cluster is poisoned (decodes as zeros and must be poisoned, not given). */
+uint64_t image_cluster_poison(const struct image *img, uint64_t cluster);
+
+/*
+ * Reads, checks and decodes one cluster into `out` (IMAGE_CLUSTER_BYTES). A zero cluster is
+ * filled with zeros without I/O. Any thread, each with its own codec. -EBADMSG: damaged, -EIO and
+ * others: could not be read; *e (may be NULL) names the region, page and file offset.
+ */
+int image_read_cluster(const struct image *img, uint64_t cluster, struct codec *codec, void *out,
+                       struct error *e);
+
+/* Called for each damaged place found by image_verify(); cluster is UINT64_MAX when the damage is
+ * not in a cluster's record. */
+typedef void image_damage_fn(void *opaque, uint64_t cluster, uint64_t offset, const char *what);
+
+struct image_verify_result {
+    uint64_t pages_checked, pages_damaged, bytes_read;
+};
+
+/* Walks every byte of the file front to back, checks every checksum and decodes every record. */
+int image_verify(const struct image *img, unsigned n_threads, image_damage_fn *damage,
+                 void *opaque, struct image_verify_result *result, struct error *e);
+
+#endif

@@ -1,0 +1,47 @@
+/*
+ * kernel.h - what this kernel can do, asked once, in one place. `vmsnap check`, the tests' skips
+ * and the code paths that have another way all use the same answer. Test builds can hide features
+ * by their names (VMSNAP_MASK_FEATURES) to run the other way on a new kernel.
+ *
+ * Constants that Debian 12's <linux/userfaultfd.h> and <linux/fs.h> lack are in common/uffd.h.
+ */
+#ifndef VMSNAP_COMMON_KERNEL_H
+#define VMSNAP_COMMON_KERNEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/error.h"
+
+struct kernel_features {
+    bool userfaultfd;      /* the syscall or /dev/userfaultfd works for us */
+    bool dev_userfaultfd;  /* /dev/userfaultfd can be opened (6.1+) */
+    uint64_t uffd_features; /* bits of struct uffdio_api.features, masked ones removed */
+    bool wp_anon;          /* UFFD_FEATURE_PAGEFAULT_FLAG_WP */
+    bool wp_shmem;         /* UFFD_FEATURE_WP_HUGETLBFS_SHMEM (5.19+) */
+    bool minor_shmem;      /* UFFD_FEATURE_MINOR_SHMEM (5.13+) */
+    bool event_remove;     /* UFFD_FEATURE_EVENT_REMOVE and EVENT_UNMAP */
+    bool poison;           /* UFFDIO_POISON (6.6+) */
+    bool pagemap_scan;     /* PAGEMAP_SCAN (6.7+) */
+    bool collapse;         /* MADV_COLLAPSE through process_madvise (6.1+) */
+    bool pidfd_getfd;      /* 5.6+ */
+};
+
+struct kernel_item {
+    const char *name;  /* stable, the name in `vmsnap check`, e.g. "kernel.wp-shmem" */
+    bool ok;
+    bool required;     /* without it vmsnap does not run at all */
+    char reason[160];  /* what it is for, and what is done without it */
+};
+
+/* Asks the kernel. The answer is kept: later calls are free. Main thread first; then any thread. */
+const struct kernel_features *kernel_probe(void);
+
+/* Lists every feature as an item for `vmsnap check`. Returns how many were written (<= max). */
+size_t kernel_list(struct kernel_item *items, size_t max);
+
+/* 0 when snapshot and restore can work here; else -ENOTSUP with exit code 12 and the cause. */
+int kernel_require(struct error *e);
+
+#endif

@@ -1,0 +1,55 @@
+/*
+ * qmp.h - a plain QMP client (QEMU machine protocol) on a UNIX socket, one command at a time, every
+ * wait with a deadline. JSON by jansson. A peer may be hostile or garbled: line length and
+ * nesting are bounded, replies that do not fit are errors with exit code 10 or 17.
+ */
+#ifndef VMSNAP_COMMON_QEMU_QMP_H
+#define VMSNAP_COMMON_QEMU_QMP_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "common/error.h"
+
+struct qmp;
+
+/* Connects, reads the greeting, negotiates capabilities. Exit codes: 10 (no such socket, refused,
+ * not QMP), 17 (connected but no greeting: another client holds this socket; the hint says to add
+ * a second -qmp). */
+int qmp_connect(struct qmp **out, const char *path, int timeout_ms, struct error *e);
+
+/* The same on an fd that is connected already (taken over). */
+int qmp_attach(struct qmp **out, int fd, int timeout_ms, struct error *e);
+
+void qmp_close(struct qmp *q);
+int qmp_fd(const struct qmp *q);
+
+/* SO_PEERCRED: the process that called listen() (or connect()ed to us). */
+int qmp_peer_pid(const struct qmp *q, pid_t *pid);
+
+/*
+ * Runs a command. `arguments` (may be NULL) is stolen. *result (may be NULL) gets a new reference
+ * to the "return" value. A QMP error reply: -EPROTO with the VMM's class and text in the message.
+ * -ETIMEDOUT (exit code 17), -EPIPE: the VMM has gone (10). Events that arrive are kept.
+ * `send_fd` >= 0 travels with the command (SCM_RIGHTS: getfd, add-fd).
+ */
+int qmp_command(struct qmp *q, const char *command, json_t *arguments, int send_fd, int timeout_ms,
+                json_t **result, struct error *e);
+
+/* human-monitor-command: the text is the caller's to free(). */
+int qmp_hmp(struct qmp *q, const char *line, int timeout_ms, char **text, struct error *e);
+
+struct qmp_event {
+    char name[64];
+    int64_t time_us; /* the VMM's own stamp, CLOCK_REALTIME; -1 when it has none */
+    json_t *data;    /* may be NULL */
+};
+
+/* Takes the oldest kept event, waiting up to timeout_ms for one. 1 and *event, 0 none, -errno. The
+ * caller ends with qmp_event_clear(). */
+int qmp_next_event(struct qmp *q, int timeout_ms, struct qmp_event *event);
+void qmp_event_clear(struct qmp_event *event);
+
+#endif

@@ -1,0 +1,25 @@
+/*
+ * ramblock.h - finds every ramblock of a running QEMU: names and lengths from `info ramblock`,
+ * host addresses from smaps, `gpa2hva` and `info mtree -f` (QEMU 7.2 prints no HVA). A block that
+ * can't be placed for certain is an error that names it, never a guess.
+ */
+#ifndef VMSNAP_COMMON_QEMU_RAMBLOCK_H
+#define VMSNAP_COMMON_QEMU_RAMBLOCK_H
+
+#include "common/qemu/qmp.h"
+#include "common/region.h"
+#include "common/target.h"
+
+struct ramblocks {
+    struct region *items; /* in QEMU's order, classified */
+    uint32_t count;
+    struct gpa_range *gpa; /* what the guest sees of them, ascending */
+    uint32_t n_gpa;
+};
+
+/* Blocks on QMP and /proc: milliseconds; not in the pause. */
+int ramblocks_find(struct ramblocks *out, struct qmp *q, const struct target *t, int timeout_ms,
+                   struct error *e);
+void ramblocks_free(struct ramblocks *r);
+
+#endif

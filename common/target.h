@@ -1,0 +1,86 @@
+/*
+ * target.h - another process and its memory, seen from outside: its identity (pidfd), its mappings
+ * (/proc/PID/smaps), what is present (/proc/PID/pagemap), and copies out of it.
+ */
+#ifndef VMSNAP_COMMON_TARGET_H
+#define VMSNAP_COMMON_TARGET_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "common/error.h"
+
+struct target {
+    pid_t pid;
+    int pidfd;      /* poll it: POLLIN when the process has ended */
+    int proc_fd;    /* /proc/PID, O_PATH | O_DIRECTORY: never another process's */
+    int pagemap_fd; /* /proc/PID/pagemap */
+    int mem_fd;     /* /proc/PID/mem, read only */
+};
+
+/* Opens the process. -ESRCH / -EPERM with exit code 10. The caller closes it with target_close(). */
+int target_open(struct target *t, pid_t pid, struct error *e);
+void target_close(struct target *t);
+
+/* True while the process has not ended (a zombie has ended). Does not block. */
+bool target_alive(const struct target *t);
+
+/* Copies fd number `fd` of the target into this process (pidfd_getfd), O_CLOEXEC. -errno. */
+int target_get_fd(const struct target *t, int fd);
+
+struct mapping {
+    uint64_t start, end; /* HVA in the target */
+    uint64_t offset;     /* in its file */
+    uint64_t inode;
+    uint32_t dev_major, dev_minor;
+    uint64_t page_bytes; /* KernelPageSize */
+    uint64_t anon_huge_bytes; /* AnonHugePages + ShmemPmdMapped */
+    bool readable, writable, shared;
+    bool dontfork;    /* VmFlags dc: QEMU marks guest RAM so */
+    bool mergeable;   /* mg: KSM */
+    bool hugepage;    /* hg */
+    bool locked;      /* lo */
+    bool uffd_missing, uffd_wp; /* um, uw: a userfaultfd has it already */
+    bool io, pfnmap;  /* io, pf: device memory */
+    bool hugetlb;     /* ht */
+    char name[256];   /* file name or [anon...] as the kernel prints it, cut */
+};
+
+struct mapping_list {
+    struct mapping *items;
+    size_t count;
+};
+
+/* Reads /proc/PID/smaps. Allocates; free with mapping_list_free(). Takes milliseconds for a big
+ * process: not in the pause. */
+int target_mappings(const struct target *t, struct mapping_list *out, struct error *e);
+void mapping_list_free(struct mapping_list *list);
+
+/* The mapping that contains `hva`, or NULL. */
+const struct mapping *mapping_find(const struct mapping_list *list, uint64_t hva);
+
+/* What a pagemap entry says (kernel doc admin-guide/mm/pagemap, markers decoded). */
+enum page_presence {
+    PAGE_ABSENT,   /* never touched here, or only a write-protect marker */
+    PAGE_PRESENT,  /* in memory or in swap */
+    PAGE_POISONED, /* a poison marker or hardware poison */
+};
+
+/* Looks `n_pages` (4 KiB each) up from `hva` on, without touching them. One pread per 4,096 pages.
+ * Any thread; does not allocate. */
+int target_presence(const struct target *t, uint64_t hva, size_t n_pages,
+                    enum page_presence *out);
+
+/* process_vm_readv. Returns bytes copied (short at the first page that faults) or -errno. Blocks
+ * if it touches a page that waits for a userfaultfd MISSING event. */
+ssize_t target_read(const struct target *t, uint64_t hva, void *buf, size_t len);
+
+/* process_vm_writev, same rules. */
+ssize_t target_write(const struct target *t, uint64_t hva, const void *buf, size_t len);
+
+/* A "key:  value" line of /proc/PID/status, the value as a number. -ENOENT when absent. */
+int target_status_number(const struct target *t, const char *key, uint64_t *value);
+
+#endif

@@ -1,0 +1,35 @@
+/* snapshot.h - one live snapshot, from attach to the published image. */
+#ifndef VMSNAP_SNAPSHOT_SNAPSHOT_H
+#define VMSNAP_SNAPSHOT_SNAPSHOT_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+
+struct snapshot_options {
+    const char *qmp_path;
+    int pid;                     /* 0: found through the QMP socket */
+    const char *image_path;      /* "-": stdout */
+    bool overwrite;
+    int level;                   /* zstd */
+    unsigned n_threads;          /* compressors */
+    uint64_t buffer_bytes;       /* hard cap of page and write buffers */
+    int timeout_ms;              /* for everything that waits on the VMM */
+    int max_stall_ms;
+    const char *const *allowed;  /* hazard names, NULL-terminated */
+    bool progress;               /* a progress line on stderr */
+};
+
+/* The smallest buffer_bytes that works. */
+uint64_t snapshot_min_buffer(void);
+
+/*
+ * Takes the snapshot: forks, so that the calling process becomes the guardian; blocks until it is
+ * done. *summary (new reference) has the keys of CLI.md. Returns 0 or -errno; error_exit codes as
+ * published. Must be called before any thread is started.
+ */
+int snapshot_run(const struct snapshot_options *options, json_t **summary, struct error *e);
+
+#endif
