@@ -1,0 +1,74 @@
+#include <criterion/criterion.h>
+#include <string.h>
+
+#include "common/cleanup.h"
+#include "tools/vmsnap/report.h"
+
+/* Collects what `say` reports as a string. */
+static char *collect(bool json, bool quiet, void (*say)(void))
+{
+    char *text = NULL;
+    size_t len = 0;
+    FILE *f = open_memstream(&text, &len);
+    cr_assert_not_null(f);
+    report_setup(json, quiet);
+    report_to_stream(f);
+    say();
+    cr_assert_eq(report_finish(), 0);
+    fclose(f);
+    return text;
+}
+
+static void say_all(void)
+{
+    report_object("summary", json_pack("{s:i}", "pages_checked", 7));
+    report_line("%s has %d pages", "image", 7);
+    report_closing("done");
+}
+
+Test(report, text_mode_has_no_json)
+{
+    char *text CLEANUP_FREE = collect(false, false, say_all);
+    cr_assert_str_eq(text, "image has 7 pages\ndone\n");
+}
+
+Test(report, quiet_leaves_out_the_closing_line)
+{
+    char *text CLEANUP_FREE = collect(false, true, say_all);
+    cr_assert_str_eq(text, "image has 7 pages\n");
+}
+
+Test(report, json_mode_has_one_object_per_line_and_no_text)
+{
+    char *text CLEANUP_FREE = collect(true, false, say_all);
+    cr_assert_str_eq(text, "{\"type\":\"summary\",\"schema_version\":1,\"pages_checked\":7}\n");
+}
+
+Test(report, a_result_that_can_not_be_written_is_noticed)
+{
+    FILE *full = fopen("/dev/full", "w");
+    cr_assert_not_null(full);
+    report_setup(false, false);
+    report_to_stream(full);
+    report_line("lost");
+    cr_assert_eq(report_finish(), -28 /* ENOSPC */);
+    fclose(full);
+}
+
+static void string_becomes(const char *in, const char *expected)
+{
+    json_t *s = report_string(in);
+    cr_assert_not_null(s);
+    cr_assert_str_eq(json_string_value(s), expected);
+    json_decref(s);
+}
+
+Test(report, strings_that_are_not_utf8_are_mended)
+{
+    string_becomes("/srv/caf\xc3\xa9", "/srv/caf\xc3\xa9");
+    string_becomes("/srv/caf\xe9.img", "/srv/caf\xef\xbf\xbd.img");
+    string_becomes("\xc0\x80", "\xef\xbf\xbd\xef\xbf\xbd");                       /* overlong */
+    string_becomes("\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd");       /* surrogate */
+    string_becomes("end\xf0\x9f\x98", "end\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"); /* cut off */
+    string_becomes("\xff\xf0\x9f\x98\x80", "\xef\xbf\xbd\xf0\x9f\x98\x80");
+}

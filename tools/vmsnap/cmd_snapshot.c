@@ -1,0 +1,204 @@
+/* cmd_snapshot.c - `vmsnap snapshot`: options in, one live snapshot, the line for the ticket out.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/format.h"
+#include "common/log.h"
+#include "snapshot/snapshot.h"
+#include "tools/vmsnap/commands.h"
+#include "tools/vmsnap/defaults.h"
+#include "tools/vmsnap/report.h"
+
+static struct {
+    const char *qmp_path;
+    int pid, level, timeout_ms, max_stall_ms;
+    unsigned n_threads;
+    uint64_t buffer_bytes;
+    struct option_list allow;
+    bool overwrite;
+} args = {
+    .level = 1,
+    .timeout_ms = DEFAULT_TIMEOUT_MS,
+    .max_stall_ms = 10000,
+    .buffer_bytes = 64u << 20,
+};
+
+static const char *const usage[] = {"--qmp SOCK [OPTIONS] IMAGE", NULL};
+
+static const struct operand operands[] = {
+    {.name = "IMAGE", .help = "the file to make; - writes the image to stdout"},
+    {.name = NULL},
+};
+
+static const struct option_spec options[] = {
+    {.name = "qmp",
+     .kind = OPTION_STRING,
+     .to.string = &args.qmp_path,
+     .required = true,
+     .argument = "SOCK",
+     .help = "QMP socket of the running QEMU; no other client may hold it"},
+    {.name = "pid",
+     .kind = OPTION_INTEGER,
+     .to.integer = &args.pid,
+     .min = 1,
+     .max = INT_MAX,
+     .argument = "PID",
+     .help = "the QEMU process, where it is not the one that listens on SOCK (libvirt)"},
+    {.name = "level",
+     .kind = OPTION_INTEGER,
+     .to.integer = &args.level,
+     .min = 1,
+     .max = 19,
+     .argument = "N",
+     .help = "zstd level, 1 to 19 (default 1)"},
+    {.name = "threads",
+     .kind = OPTION_COUNT,
+     .to.count = &args.n_threads,
+     .min = 1,
+     .max = 256,
+     .argument = "N",
+     .help = "compressor threads (default: one per CPU)"},
+    {.name = "buffer",
+     .kind = OPTION_SIZE,
+     .to.size = &args.buffer_bytes,
+     .argument = "SIZE",
+     .help = "hard cap of the page buffers; when they are full the guest's writers wait "
+             "(default 64MiB)"},
+    {.name = "timeout",
+     .kind = OPTION_DURATION,
+     .to.duration_ms = &args.timeout_ms,
+     .min = 1,
+     .max = INT_MAX,
+     .argument = "DURATION",
+     .help = "for everything that waits on QEMU (default 30s)"},
+    {.name = "max-stall",
+     .kind = OPTION_DURATION,
+     .to.duration_ms = &args.max_stall_ms,
+     .min = 1,
+     .max = INT_MAX,
+     .argument = "DURATION",
+     .help = "give up, and set the guest free, when one of its writes was held longer "
+             "(default 10s)"},
+    {.name = "allow",
+     .kind = OPTION_LIST,
+     .to.list = &args.allow,
+     .argument = "HAZARD",
+     .help = "go on in spite of this hazard (see 'vmsnap check --help'); may be repeated"},
+    {.name = "overwrite",
+     .kind = OPTION_FLAG,
+     .to.flag = &args.overwrite,
+     .help = "replace IMAGE if it exists, once the new one is complete"},
+    {.name = NULL},
+};
+
+static uint64_t get_number(const json_t *summary, const char *key)
+{
+    json_int_t n = json_integer_value(json_object_get(summary, key));
+    return n > 0 ? (uint64_t)n : 0;
+}
+
+static const char *get_text(const json_t *summary, const char *key, const char *otherwise)
+{
+    const char *text = json_string_value(json_object_get(summary, key));
+    return text ? text : otherwise;
+}
+
+/* "KVM", "TCG": as people write it. */
+static const char *accelerator_words(const json_t *summary)
+{
+    const char *name = get_text(summary, "accelerator", "unknown accelerator");
+    return strcmp(name, "kvm") == 0 ? "KVM" : strcmp(name, "tcg") == 0 ? "TCG" : name;
+}
+
+/* The line that people paste into tickets: it leads with the pause. */
+static void print_closing(const json_t *summary)
+{
+    char pause[FORMAT_MAX], ram[FORMAT_MAX], stored[FORMAT_MAX], wall[FORMAT_MAX], p99[FORMAT_MAX];
+    uint64_t ram_bytes = get_number(summary, "ram_bytes");
+    uint64_t image_bytes = get_number(summary, "image_bytes");
+    uint64_t faults = get_number(summary, "write_faults");
+    double ratio = image_bytes ? (double)ram_bytes / (double)image_bytes : 0;
+    format_duration(pause, get_number(summary, "pause_ns"));
+    report_closing("paused %s (%s); %s RAM, %s stored (%.1f:1) in %s; %" PRIu64
+                   " write fault%s%s%s; guest %s",
+                   pause, accelerator_words(summary), format_bytes(ram, ram_bytes),
+                   format_bytes(stored, image_bytes), ratio,
+                   format_duration(wall, get_number(summary, "wall_ns")), faults,
+                   faults == 1 ? "" : "s", faults ? ", p99 " : "",
+                   faults ? format_duration(p99, get_number(summary, "fault_p99_ns")) : "",
+                   get_text(summary, "guest_state", "running"));
+}
+
+static bool print_warnings(const json_t *summary)
+{
+    json_t *warnings = json_object_get(summary, "warnings");
+    size_t i;
+    json_t *text;
+    json_array_foreach(warnings, i, text)
+    {
+        if (!report_is_json())
+            log_warn("%s", json_string_value(text));
+    }
+    return json_array_size(warnings) > 0;
+}
+
+static int check_args(const struct command_line *line, struct error *e)
+{
+    uint64_t least = snapshot_min_buffer();
+    if (args.buffer_bytes < least) {
+        char text[FORMAT_MAX];
+        return option_usage_error(e, "--buffer: at least %s is needed", format_bytes(text, least));
+    }
+    if (strcmp(line->operand[0], "-") == 0 && isatty(STDOUT_FILENO)) {
+        option_usage_error(e, "an image is not written to a terminal");
+        error_hint(e, "send stdout to a file or a pipe, or name a file instead of -");
+        return -EINVAL;
+    }
+    return 0;
+}
+
+static int run(const struct command_line *line, struct error *e)
+{
+    int rc = check_args(line, e);
+    if (rc)
+        return rc;
+    if (strcmp(line->operand[0], "-") == 0)
+        report_to_stderr();
+    struct snapshot_options o = {
+        .qmp_path = args.qmp_path,
+        .pid = args.pid,
+        .image_path = line->operand[0],
+        .overwrite = args.overwrite,
+        .level = args.level,
+        .n_threads = args.n_threads ? args.n_threads : default_threads(),
+        .buffer_bytes = args.buffer_bytes,
+        .timeout_ms = args.timeout_ms,
+        .max_stall_ms = args.max_stall_ms,
+        .allowed = args.allow.items,
+        .progress = report_wants_progress(),
+    };
+    json_t *summary = NULL;
+    rc = snapshot_run(&o, &summary, e);
+    if (rc)
+        return rc;
+    bool warned = print_warnings(summary);
+    print_closing(summary);
+    report_object("summary", summary);
+    return warned ? VMSNAP_EXIT_WARNINGS : VMSNAP_EXIT_DONE;
+}
+
+const struct command command_snapshot = {
+    .name = "snapshot",
+    .summary = "snapshot a running QEMU guest without stopping it",
+    .usage = usage,
+    .operands = operands,
+    .options = options,
+    .has_guest = true,
+    .publishes = true,
+    .run = run,
+};

@@ -1,0 +1,196 @@
+#include "tools/vmsnap/report.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+
+static struct {
+    bool json, quiet;
+    FILE *results; /* NULL: stdout */
+    int failed;    /* errno of the first result that was lost */
+} report;
+
+void report_setup(bool json, bool quiet)
+{
+    report.json = json;
+    report.quiet = quiet;
+}
+
+void report_to_stderr(void)
+{
+    report.results = stderr;
+}
+
+void report_to_stream(FILE *f)
+{
+    report.results = f;
+}
+
+bool report_is_json(void)
+{
+    return report.json;
+}
+
+bool report_wants_progress(void)
+{
+    return !report.quiet && isatty(STDERR_FILENO);
+}
+
+static FILE *results(void)
+{
+    return report.results ? report.results : stdout;
+}
+
+static void note_failure(int err)
+{
+    if (report.failed == 0)
+        report.failed = err ? err : EIO;
+}
+
+/* One line, flushed, so that a reader at the other end of a pipe sees it at once. */
+static void print_object(FILE *f, const char *type, json_t *object)
+{
+    json_t *whole = json_pack("{s:s, s:i}", "type", type, "schema_version", REPORT_SCHEMA_VERSION);
+    char *text = NULL;
+    if (whole && object && json_object_update(whole, object) == 0)
+        text = json_dumps(whole, JSON_COMPACT);
+    if (!text)
+        note_failure(ENOMEM);
+    else if (fprintf(f, "%s\n", text) < 0 || fflush(f) != 0)
+        note_failure(errno);
+    free(text);
+    json_decref(whole);
+}
+
+void report_object(const char *type, json_t *object)
+{
+    if (report.json)
+        print_object(results(), type, object);
+    json_decref(object);
+}
+
+static void print_line(const char *fmt, va_list ap)
+{
+    FILE *f = results();
+    if (vfprintf(f, fmt, ap) < 0 || fputc('\n', f) == EOF || fflush(f) != 0)
+        note_failure(errno);
+}
+
+void report_line(const char *fmt, ...)
+{
+    if (report.json)
+        return;
+    va_list ap;
+    va_start(ap, fmt);
+    print_line(fmt, ap);
+    va_end(ap);
+}
+
+void report_closing(const char *fmt, ...)
+{
+    if (report.json || report.quiet)
+        return;
+    va_list ap;
+    va_start(ap, fmt);
+    print_line(fmt, ap);
+    va_end(ap);
+}
+
+/* What became of the guest, in words for a person. */
+static const char *guest_words(enum guest_state state)
+{
+    switch (state) {
+    case GUEST_UNTOUCHED:
+        return "guest untouched";
+    case GUEST_RUNNING:
+        return "guest running";
+    case GUEST_PAUSED:
+        return "guest paused, as it was before";
+    case GUEST_WAITING:
+        return "guest waits for memory that nobody serves";
+    case GUEST_ENDED:
+        return "guest ended";
+    case GUEST_NOT_STARTED:
+        return "guest not started";
+    case GUEST_UNKNOWN:
+        break;
+    }
+    return "unknown whether the guest runs";
+}
+
+/* Red on a terminal, unless NO_COLOR (no-color.org) is set to anything but nothing. */
+static bool wants_colour(void)
+{
+    const char *no = getenv("NO_COLOR");
+    const char *term = getenv("TERM");
+    return !(no && *no) && term && strcmp(term, "dumb") != 0 && isatty(STDERR_FILENO);
+}
+
+void report_error(const struct error *e, bool with_guest)
+{
+    if (report.json) {
+        json_t *o = json_pack("{s:i, s:o, s:s, s:o}", "exit_code", e->exit_code, "message",
+                              report_string(e->message), "guest_state", guest_state_name(e->guest),
+                              "hint", report_string(e->hint));
+        print_object(stderr, "error", o);
+        json_decref(o);
+        return;
+    }
+    bool colour = wants_colour();
+    bool guest = with_guest && e->exit_code != VMSNAP_EXIT_USAGE;
+    fprintf(stderr, "%svmsnap: %serror:%s %s%s%s\n", isatty(STDERR_FILENO) ? "\r\033[K" : "",
+            colour ? "\033[31m" : "", colour ? "\033[0m" : "", e->message, guest ? "; " : "",
+            guest ? guest_words(e->guest) : "");
+    if (e->hint[0])
+        fprintf(stderr, "vmsnap: hint: %s\n", e->hint);
+}
+
+int report_finish(void)
+{
+    FILE *f = results();
+    if (fflush(f) != 0 || ferror(f))
+        note_failure(errno);
+    return -report.failed;
+}
+
+/* Bytes of the UTF-8 character at `s` (RFC 3629: no overlong forms, no surrogates), 0 if there is
+ * none. Stops at the terminating zero by itself: it is no continuation byte. */
+static size_t utf8_length(const unsigned char *s)
+{
+    if (s[0] < 0x80)
+        return 1;
+    if (s[0] < 0xc2 || s[0] > 0xf4)
+        return 0;
+    size_t len = s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4;
+    for (size_t i = 1; i < len; i++)
+        if ((s[i] & 0xc0) != 0x80)
+            return 0;
+    if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) ||
+        (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))
+        return 0;
+    return len;
+}
+
+json_t *report_string(const char *text)
+{
+    json_t *whole = json_string(text);
+    if (whole)
+        return whole;
+    char *out CLEANUP_FREE = malloc(3 * strlen(text) + 1);
+    if (!out)
+        return NULL;
+    char *to = out;
+    while (*text) {
+        size_t len = utf8_length((const unsigned char *)text);
+        memcpy(to, len ? text : "\xef\xbf\xbd", len ? len : 3);
+        to += len ? len : 3;
+        text += len ? len : 1;
+    }
+    *to = '\0';
+    return json_string(out);
+}
