@@ -1,0 +1,107 @@
+#include "common/progress.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/format.h"
+
+#define REDRAW_NS 200000000u
+#define SAMPLE_NS 100000000u
+
+static volatile sig_atomic_t requested;
+
+void progress_request(void)
+{
+    requested = 1;
+}
+
+static void on_signal(int number)
+{
+    (void)number;
+    progress_request();
+}
+
+void progress_catch_signal(void)
+{
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGUSR1, &action, NULL);
+}
+
+void progress_start(struct progress *p, const char *what, bool redraw)
+{
+    *p = (struct progress){.what = what, .redraw = redraw, .sample_ns = clock_monotonic_ns()};
+}
+
+/* The rate over the last seconds: an average whose memory fades with a time constant of two. */
+static void sample_rate(struct progress *p, uint64_t now, uint64_t done_bytes)
+{
+    uint64_t passed_ns = now - p->sample_ns;
+    if (passed_ns < SAMPLE_NS || done_bytes < p->sample_bytes)
+        return;
+    double seconds = (double)passed_ns / 1e9;
+    double rate = (double)(done_bytes - p->sample_bytes) / seconds;
+    double keep = p->bytes_per_s > 0 ? exp(-seconds / 2.0) : 0;
+    p->bytes_per_s = keep * p->bytes_per_s + (1 - keep) * rate;
+    p->sample_ns = now;
+    p->sample_bytes = done_bytes;
+}
+
+void progress_text(char *out, size_t size, const struct progress *p, uint64_t done_bytes,
+                   uint64_t total_bytes, uint64_t faults)
+{
+    char done[FORMAT_MAX], total[FORMAT_MAX], rate[FORMAT_MAX], left[FORMAT_MAX + 16] = "";
+    unsigned percent =
+        total_bytes ? (unsigned)(100.0 * (double)done_bytes / (double)total_bytes) : 100;
+    if (p->bytes_per_s >= 1 && done_bytes < total_bytes) {
+        double seconds = (double)(total_bytes - done_bytes) / p->bytes_per_s;
+        if (seconds < 359999)
+            snprintf(left, sizeof(left), ", %.0f s left", ceil(seconds));
+    }
+    snprintf(out, size, "%s %s of %s (%u %%), %s/s, %" PRIu64 " fault%s%s", p->what,
+             format_bytes(done, done_bytes), format_bytes(total, total_bytes), percent,
+             format_bytes(rate, (uint64_t)p->bytes_per_s), faults, faults == 1 ? "" : "s", left);
+}
+
+/* One write(), so that lines of other threads and processes do not mix with it. */
+static void print(const char *before, const char *text, const char *after)
+{
+    char line[320];
+    int n = snprintf(line, sizeof(line), "%s%s%s", before, text, after);
+    size_t len = n < 0 ? 0 : (size_t)n < sizeof(line) ? (size_t)n : sizeof(line) - 1;
+    if (write(STDERR_FILENO, line, len) < 0)
+        return; /* nowhere left to say it */
+}
+
+void progress_update(struct progress *p, uint64_t done_bytes, uint64_t total_bytes, uint64_t faults)
+{
+    uint64_t now = clock_monotonic_ns();
+    sample_rate(p, now, done_bytes);
+    bool redraw = p->redraw && now - p->last_ns >= REDRAW_NS;
+    if (!redraw && !requested)
+        return;
+    char text[256];
+    progress_text(text, sizeof(text), p, done_bytes, total_bytes, faults);
+    if (requested) {
+        requested = 0;
+        print(p->drawn ? "\r\033[Kvmsnap: " : "vmsnap: ", text, "\n");
+        p->drawn = false;
+    }
+    if (redraw) {
+        print("\r\033[K", text, "");
+        p->last_ns = now;
+        p->drawn = true;
+    }
+}
+
+void progress_finish(struct progress *p)
+{
+    if (p->drawn)
+        print("\r\033[K", "", "");
+    p->drawn = false;
+}

@@ -1,0 +1,44 @@
+/*
+ * progress.h - how far a long piece of work is, on stderr: on a terminal a line that is redrawn at
+ * most five times a second, and one whole line whenever a signal (SIGUSR1) asks for it.
+ *
+ * Not in a fault path: it may block on the terminal. One thread per struct progress.
+ */
+#ifndef VMSNAP_COMMON_PROGRESS_H
+#define VMSNAP_COMMON_PROGRESS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct progress {
+    const char *what;   /* "saved", "filled" */
+    bool redraw;        /* stderr is a terminal and progress is wanted */
+    bool drawn;         /* a line stands there that has to be cleared */
+    uint64_t last_ns;   /* when it was drawn last */
+    uint64_t sample_ns; /* of the last rate sample */
+    uint64_t sample_bytes;
+    double bytes_per_s; /* smoothed */
+};
+
+/* `what` must outlive it. `redraw`: whether there is a line at all without being asked. */
+void progress_start(struct progress *p, const char *what, bool redraw);
+
+/* Call as often as is convenient: it prints only when it is time to, or when it was asked. */
+void progress_update(struct progress *p, uint64_t done_bytes, uint64_t total_bytes,
+                     uint64_t faults);
+
+/* Clears the line. */
+void progress_finish(struct progress *p);
+
+/* Asks for one line at the next progress_update(). May be called in a signal handler. */
+void progress_request(void);
+
+/* Makes SIGUSR1 call progress_request() (with SA_RESTART). */
+void progress_catch_signal(void);
+
+/* The text of a line: "saved 1.2 GiB of 4.0 GiB (30 %), 812 MiB/s, 2210 faults, 4 s left". */
+void progress_text(char *out, size_t size, const struct progress *p, uint64_t done_bytes,
+                   uint64_t total_bytes, uint64_t faults);
+
+#endif
