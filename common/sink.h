@@ -43,6 +43,9 @@ const char *sink_temporary_path(const struct sink *s);
  */
 int sink_append(struct sink *s, const void *data, size_t len, uint64_t *offset);
 
+/* Bytes of write buffers it holds, from open to close. */
+uint64_t sink_buffer_bytes(const struct sink *s);
+
 /* Bytes appended so far. */
 uint64_t sink_offset(const struct sink *s);
 

@@ -10,16 +10,16 @@
 
 struct snapshot_options {
     const char *qmp_path;
-    int pid;                     /* 0: found through the QMP socket */
-    const char *image_path;      /* "-": stdout */
+    int pid;                /* 0: found through the QMP socket */
+    const char *image_path; /* "-": stdout */
     bool overwrite;
-    int level;                   /* zstd */
-    unsigned n_threads;          /* compressors */
-    uint64_t buffer_bytes;       /* hard cap of page and write buffers */
-    int timeout_ms;              /* for everything that waits on the VMM */
+    int level;             /* zstd */
+    unsigned n_threads;    /* compressors */
+    uint64_t buffer_bytes; /* hard cap of page and write buffers */
+    int timeout_ms;        /* for everything that waits on the VMM */
     int max_stall_ms;
-    const char *const *allowed;  /* hazard names, NULL-terminated */
-    bool progress;               /* a progress line on stderr */
+    const char *const *allowed; /* hazard names, NULL-terminated */
+    bool progress;              /* a progress line on stderr */
 };
 
 /* The smallest buffer_bytes that works. */

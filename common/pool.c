@@ -1,0 +1,101 @@
+#include "common/pool.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <sched.h>
+#include <sys/mman.h>
+
+#include "common/futex.h"
+
+int pool_init(struct pool *p, uint32_t n_buffers, size_t buffer_bytes, uint32_t reserve)
+{
+    *p = (struct pool){.buffer_bytes = buffer_bytes, .n_buffers = n_buffers, .reserve = reserve};
+    p->memory = mmap(NULL, (size_t)n_buffers * buffer_bytes, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (p->memory == MAP_FAILED) {
+        p->memory = NULL;
+        return -ENOMEM;
+    }
+    int ret = ring_init(&p->idle, n_buffers);
+    if (ret) {
+        pool_free(p);
+        return ret;
+    }
+    for (uint32_t i = 0; i < n_buffers; i++)
+        ring_push(&p->idle, i);
+    atomic_init(&p->available, (int)n_buffers);
+    atomic_init(&p->lowest, (int)n_buffers);
+    return 0;
+}
+
+void pool_free(struct pool *p)
+{
+    if (p->memory)
+        munmap(p->memory, (size_t)p->n_buffers * p->buffer_bytes);
+    p->memory = NULL;
+    ring_free(&p->idle);
+}
+
+static void note_lowest(struct pool *p, int now)
+{
+    int lowest = atomic_load_explicit(&p->lowest, memory_order_relaxed);
+    while (now < lowest && !atomic_compare_exchange_weak(&p->lowest, &lowest, now))
+        ;
+}
+
+uint32_t pool_try_take(struct pool *p, enum pool_class class)
+{
+    int floor = class == POOL_SWEEP ? (int)p->reserve : 0;
+    int have = atomic_load(&p->available);
+    do {
+        if (have <= floor)
+            return POOL_NONE;
+    } while (!atomic_compare_exchange_weak(&p->available, &have, have - 1));
+    note_lowest(p, have - 1);
+    uint32_t buffer;
+    /* One is promised to us; its pusher may still be between its two stores. */
+    while (!ring_pop(&p->idle, &buffer))
+        sched_yield();
+    return buffer;
+}
+
+uint32_t pool_take(struct pool *p, enum pool_class class)
+{
+    for (;;) {
+        uint32_t buffer = pool_try_take(p, class);
+        if (buffer != POOL_NONE || atomic_load(&p->cancelled))
+            return buffer;
+        unsigned seen = atomic_load(&p->returns);
+        atomic_fetch_add(&p->waiters, 1);
+        buffer = pool_try_take(p, class); /* one may have come back before we counted as waiting */
+        if (buffer == POOL_NONE && !atomic_load(&p->cancelled))
+            futex_wait(&p->returns, seen, 1000);
+        atomic_fetch_sub(&p->waiters, 1);
+        if (buffer != POOL_NONE)
+            return buffer;
+    }
+}
+
+void pool_put(struct pool *p, uint32_t buffer)
+{
+    ring_push(&p->idle, buffer);
+    atomic_fetch_add(&p->available, 1);
+    if (atomic_load(&p->waiters) > 0) {
+        atomic_fetch_add(&p->returns, 1);
+        futex_wake(&p->returns,
+                   INT_MAX); /* all: a sweep that wakes may not take what a fault may */
+    }
+}
+
+void pool_cancel(struct pool *p)
+{
+    atomic_store(&p->cancelled, true);
+    atomic_fetch_add(&p->returns, 1);
+    futex_wake(&p->returns, INT_MAX);
+}
+
+uint64_t pool_peak_bytes(const struct pool *p)
+{
+    int lowest = atomic_load(&((struct pool *)p)->lowest);
+    return (uint64_t)(p->n_buffers - (uint32_t)lowest) * p->buffer_bytes;
+}

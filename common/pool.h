@@ -1,0 +1,59 @@
+/*
+ * pool.h - the page buffers: one block of memory, allocated and touched once, never grown. This is
+ * the hard cap. A share of it is kept for faults: the sweep can't take that, so that a writer in
+ * the guest waits for the sink only when the sink is truly behind.
+ */
+#ifndef VMSNAP_COMMON_POOL_H
+#define VMSNAP_COMMON_POOL_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/ring.h"
+
+#define POOL_NONE UINT32_MAX
+
+struct pool {
+    unsigned char *memory;
+    size_t buffer_bytes;
+    uint32_t n_buffers;
+    uint32_t reserve; /* buffers that only faults may take */
+    struct ring idle;
+    atomic_int available; /* buffers in `idle` that nobody has been promised */
+    atomic_int lowest;    /* the least that was ever available */
+    atomic_uint returns;  /* futex word: counts returns while someone waits */
+    atomic_int waiters;
+    atomic_bool cancelled;
+};
+
+enum pool_class {
+    POOL_SWEEP, /* leaves the reserve alone */
+    POOL_FAULT, /* takes whatever there is */
+};
+
+/* 0 or -ENOMEM. buffer_bytes: a multiple of 4096. */
+int pool_init(struct pool *p, uint32_t n_buffers, size_t buffer_bytes, uint32_t reserve);
+void pool_free(struct pool *p);
+
+/* Takes a buffer without waiting: its number, or POOL_NONE. Any thread. */
+uint32_t pool_try_take(struct pool *p, enum pool_class class);
+
+/* Takes a buffer, waiting for one. POOL_NONE only after pool_cancel(). Any thread. */
+uint32_t pool_take(struct pool *p, enum pool_class class);
+
+void pool_put(struct pool *p, uint32_t buffer);
+
+/* Wakes all waiters, and lets nobody wait any more. Any thread. */
+void pool_cancel(struct pool *p);
+
+/* The most bytes that were ever in use. */
+uint64_t pool_peak_bytes(const struct pool *p);
+
+static inline void *pool_memory(const struct pool *p, uint32_t buffer)
+{
+    return p->memory + (size_t)buffer * p->buffer_bytes;
+}
+
+#endif

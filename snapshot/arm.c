@@ -1,0 +1,75 @@
+#include "snapshot/arm.h"
+
+#include <errno.h>
+#include <sched.h>
+
+#include "common/kernel.h"
+#include "common/testhook.h"
+#include "common/uffd.h"
+
+static int enable(int uffd, struct error *e)
+{
+    const struct kernel_features *kernel = kernel_probe();
+    uint64_t features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMOVE |
+                        UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP;
+    if (kernel->wp_shmem)
+        features |= UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+    int ret = uffd_enable(uffd, features);
+    if (ret)
+        return error_set(e, VMSNAP_EXIT_KERNEL, -ret,
+                         "userfaultfd write protection is not available");
+    return 0;
+}
+
+int arm_register(int uffd, const struct region *regions, uint32_t n_regions, struct error *e)
+{
+    int ret = enable(uffd, e);
+    for (uint32_t i = 0; !ret && i < n_regions; i++) {
+        const struct region *r = &regions[i];
+        uint64_t modes = UFFDIO_REGISTER_MODE_WP;
+        if (r->kind == REGION_ANON && r->page_bytes == 4096)
+            modes |= UFFDIO_REGISTER_MODE_MISSING;
+        ret = uffd_register(uffd, r->hva, r->bytes, modes, NULL);
+        if (ret == -EBUSY) {
+            error_set(e, VMSNAP_EXIT_BUSY, EBUSY, "%s is under another userfaultfd already",
+                      r->name);
+            error_hint(e, "is another snapshot, or the restore of this VM, still running?");
+        } else if (ret) {
+            error_set(e, VMSNAP_EXIT_KERNEL, -ret, "cannot register %s with userfaultfd", r->name);
+        }
+    }
+    return ret;
+}
+
+/* The mistake that a test build can make: the largest block stays unprotected. */
+static const struct region *forgotten(const struct region *regions, uint32_t n_regions)
+{
+    const struct region *largest = NULL;
+    if (TESTHOOK_BROKEN("unprotected-block"))
+        for (uint32_t i = 0; i < n_regions; i++)
+            if (!largest || regions[i].bytes > largest->bytes)
+                largest = &regions[i];
+    return largest;
+}
+
+int arm_protect(int uffd, const struct region *regions, uint32_t n_regions, struct error *e)
+{
+    const struct region *skip = forgotten(regions, n_regions);
+    for (uint32_t i = 0; i < n_regions; i++) {
+        const struct region *r = &regions[i];
+        int ret;
+        if (r == skip)
+            continue;
+        while ((ret = uffd_protect(uffd, r->hva, r->bytes)) == -EAGAIN)
+            sched_yield(); /* the fault thread reads the event that is in the way */
+        if (ret)
+            return error_set(e, VMSNAP_EXIT_KERNEL, -ret, "cannot write-protect %s", r->name);
+    }
+    return 0;
+}
+
+void arm_release(int uffd, const struct region *regions, uint32_t n_regions)
+{
+    for (uint32_t i = 0; i < n_regions; i++)
+        uffd_unregister_pieces(uffd, regions[i].hva, regions[i].bytes);
+}

@@ -1,0 +1,26 @@
+/* arm.h - the VM's memory under our userfaultfd: registered, protected at the instant, released. */
+#ifndef VMSNAP_SNAPSHOT_ARM_H
+#define VMSNAP_SNAPSHOT_ARM_H
+
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/region.h"
+
+/*
+ * Does the UFFDIO_API handshake and registers all regions: private anonymous memory for MISSING and
+ * WP events (an absent page then tells us before it comes to be, on every kernel from 6.1 on, and
+ * costs nothing in the pause), file-backed memory for WP (its holes are protected by markers).
+ * Nothing is protected yet; the fault thread must be started right after, since MISSING events
+ * already come. -EBUSY: exit code 11.
+ */
+int arm_register(int uffd, const struct region *regions, uint32_t n_regions, struct error *e);
+
+/* Write-protects all regions; in the pause, after faults_freeze(). */
+int arm_protect(int uffd, const struct region *regions, uint32_t n_regions, struct error *e);
+
+/* Drops protection and registration in pieces, wakes every waiter. Harmless to repeat; errors are
+ * skipped (a vanished process, an unmapped piece): closing the fd does the rest. */
+void arm_release(int uffd, const struct region *regions, uint32_t n_regions);
+
+#endif

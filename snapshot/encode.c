@@ -1,0 +1,238 @@
+#include "snapshot/encode.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+
+#include "common/clock.h"
+#include "common/codec.h"
+#include "common/futex.h"
+#include "common/thread.h"
+
+/* Compressors give way to the guest's vCPUs: a slower image, not a slower guest. */
+#define ENCODER_NICE 5
+
+struct encoder {
+    struct pool *pool;
+    struct image_writer *writer;
+    int level;
+    struct ring queue;
+    struct captured *captured; /* by buffer number */
+    atomic_uint submitted;     /* futex word */
+    atomic_int sleepers;
+    atomic_bool no_more;
+    atomic_bool cancelled;
+    atomic_int error;
+    atomic_uint_fast64_t busy_ns, wait_ns;
+    pthread_mutex_t poison_lock;
+    struct image_poison *poison;
+    uint64_t n_poison, poison_room;
+    pthread_t *threads;
+    unsigned n_threads;
+};
+
+static void note_error(struct encoder *enc, int err)
+{
+    int none = 0;
+    if (err && atomic_compare_exchange_strong(&enc->error, &none, err))
+        pool_cancel(enc->pool); /* whoever waits for a buffer would wait for ever */
+}
+
+static int note_poison(struct encoder *enc, const struct captured *c)
+{
+    int ret = 0;
+    pthread_mutex_lock(&enc->poison_lock);
+    if (enc->n_poison == enc->poison_room) {
+        uint64_t room = enc->poison_room ? enc->poison_room * 2 : 64;
+        struct image_poison *more = realloc(enc->poison, room * sizeof(*more));
+        if (more) {
+            enc->poison = more;
+            enc->poison_room = room;
+        } else {
+            ret = -ENOMEM;
+        }
+    }
+    if (!ret)
+        enc->poison[enc->n_poison++] = (struct image_poison){c->cluster, c->poisoned};
+    pthread_mutex_unlock(&enc->poison_lock);
+    return ret;
+}
+
+static unsigned count_nonzero_pages(const unsigned char *data, uint32_t bytes)
+{
+    unsigned n = 0;
+    for (uint32_t at = 0; at < bytes; at += IMAGE_PAGE_BYTES)
+        n += !codec_is_zero(data + at, IMAGE_PAGE_BYTES);
+    return n;
+}
+
+static int encode_one(struct encoder *enc, struct codec *codec, unsigned char *record,
+                      uint32_t buffer)
+{
+    const struct captured *c = &enc->captured[buffer];
+    unsigned char *data = pool_memory(enc->pool, buffer);
+    if (c->poisoned) {
+        int ret = note_poison(enc, c);
+        if (ret)
+            return ret;
+    }
+    unsigned stored = count_nonzero_pages(data, c->bytes);
+    if (stored == 0) {
+        image_writer_add_zero(enc->writer, c->cluster);
+        return 0;
+    }
+    int frame = codec_encode(codec, data, c->bytes, record + sizeof(struct image_record));
+    if (frame < 0)
+        return frame;
+    return image_writer_add(enc->writer, c->cluster, record, (uint32_t)frame, stored);
+}
+
+/* The next buffer to encode. False: there will be no more. */
+static bool next_buffer(struct encoder *enc, uint32_t *buffer)
+{
+    for (;;) {
+        if (atomic_load(&enc->cancelled))
+            return false;
+        if (ring_pop(&enc->queue, buffer))
+            return true;
+        unsigned seen = atomic_load(&enc->submitted);
+        bool last = atomic_load(&enc->no_more);
+        atomic_fetch_add(&enc->sleepers, 1);
+        bool got = ring_pop(&enc->queue, buffer);
+        if (!got && !last) {
+            uint64_t from = clock_monotonic_ns();
+            futex_wait(&enc->submitted, seen, 1000);
+            atomic_fetch_add(&enc->wait_ns, clock_monotonic_ns() - from);
+        }
+        atomic_fetch_sub(&enc->sleepers, 1);
+        if (got)
+            return true;
+        if (last)
+            return false;
+    }
+}
+
+static void *compressor(void *opaque)
+{
+    struct encoder *enc = opaque;
+    prctl(PR_SET_NAME, "vmsnap-encode");
+    setpriority(PRIO_PROCESS, 0, ENCODER_NICE);
+    struct codec *codec = codec_new(enc->level);
+    unsigned char *record = malloc(sizeof(struct image_record) + codec_frame_max());
+    if (!codec || !record)
+        note_error(enc, -ENOMEM);
+    uint32_t buffer;
+    while (next_buffer(enc, &buffer)) {
+        uint64_t from = clock_monotonic_ns();
+        if (!atomic_load(&enc->error))
+            note_error(enc, encode_one(enc, codec, record, buffer));
+        pool_put(enc->pool, buffer);
+        atomic_fetch_add(&enc->busy_ns, clock_monotonic_ns() - from);
+    }
+    free(record);
+    codec_free(codec);
+    return NULL;
+}
+
+int encoder_open(struct encoder **out, struct pool *pool, struct image_writer *writer,
+                 unsigned n_threads, int level, struct error *e)
+{
+    struct encoder *enc = calloc(1, sizeof(*enc));
+    if (!enc)
+        return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot start the compressors");
+    enc->pool = pool;
+    enc->writer = writer;
+    enc->level = level;
+    pthread_mutex_init(&enc->poison_lock, NULL);
+    enc->captured = calloc(pool->n_buffers, sizeof(*enc->captured));
+    enc->threads = calloc(n_threads, sizeof(*enc->threads));
+    int ret = ring_init(&enc->queue, pool->n_buffers);
+    if (!ret && (!enc->captured || !enc->threads))
+        ret = -ENOMEM;
+    while (!ret && enc->n_threads < n_threads) {
+        ret = thread_start(&enc->threads[enc->n_threads], compressor, enc);
+        if (!ret)
+            enc->n_threads++;
+    }
+    if (ret) {
+        encoder_cancel(enc);
+        encoder_close(enc);
+        return error_set(e, VMSNAP_EXIT_FAILED, -ret, "cannot start the compressors");
+    }
+    *out = enc;
+    return 0;
+}
+
+void encoder_submit(struct encoder *enc, uint32_t buffer, const struct captured *captured)
+{
+    enc->captured[buffer] = *captured;
+    ring_push(&enc->queue, buffer); /* has a place for every buffer of the pool */
+    if (atomic_load(&enc->sleepers) > 0) {
+        atomic_fetch_add(&enc->submitted, 1);
+        futex_wake(&enc->submitted, 1);
+    }
+}
+
+int encoder_error(const struct encoder *enc)
+{
+    return atomic_load(&((struct encoder *)enc)->error);
+}
+
+static void join_all(struct encoder *enc)
+{
+    atomic_store(&enc->no_more, true);
+    atomic_fetch_add(&enc->submitted, 1);
+    futex_wake(&enc->submitted, INT_MAX);
+    for (unsigned i = 0; i < enc->n_threads; i++)
+        pthread_join(enc->threads[i], NULL);
+    enc->n_threads = 0;
+}
+
+int encoder_finish(struct encoder *enc)
+{
+    join_all(enc);
+    return encoder_error(enc);
+}
+
+void encoder_cancel(struct encoder *enc)
+{
+    atomic_store(&enc->cancelled, true);
+    join_all(enc);
+}
+
+static int compare_poison(const void *a, const void *b)
+{
+    const struct image_poison *x = a, *y = b;
+    return x->cluster < y->cluster ? -1 : x->cluster > y->cluster;
+}
+
+const struct image_poison *encoder_poison(struct encoder *enc, uint64_t *n)
+{
+    *n = enc->n_poison;
+    if (enc->n_poison)
+        qsort(enc->poison, enc->n_poison, sizeof(*enc->poison), compare_poison);
+    return enc->poison;
+}
+
+void encoder_times(const struct encoder *enc, uint64_t *busy_ns, uint64_t *wait_ns)
+{
+    struct encoder *own = (struct encoder *)enc;
+    *busy_ns = atomic_load(&own->busy_ns);
+    *wait_ns = atomic_load(&own->wait_ns);
+}
+
+void encoder_close(struct encoder *enc)
+{
+    if (!enc)
+        return;
+    ring_free(&enc->queue);
+    pthread_mutex_destroy(&enc->poison_lock);
+    free(enc->captured);
+    free(enc->threads);
+    free(enc->poison);
+    free(enc);
+}

@@ -1,0 +1,404 @@
+/*
+ * Theory of operation
+ *
+ * Two phases. BEFORE the instant memory is registered but not protected: the only events are
+ * MISSING ones (private anonymous memory is registered for them, see arm.c), answered with a zero
+ * page. At the instant the main thread asks for the change; this thread makes it when a read of the
+ * userfaultfd has found nothing, so that no event of before is taken for one of after. From then
+ * on a fault means that the guest is about to change its cluster: it is claimed, copied, saved,
+ * and only then unprotected.
+ *
+ * A MISSING event after the instant says that the page was absent at the instant, which is zero.
+ * Its cluster is saved like any other (absent pages come out of region_read() as zeros without
+ * being touched; touching one would wait for this very thread), then a zero page is put in.
+ *
+ * The wake-up of a sleeping thread is most of the cost of a fault, so after each fault the thread
+ * goes on reading for a while before it sleeps in poll. While nothing else waits it also saves the
+ * neighbours of the last fault, so that sequential writers fault rarely.
+ */
+#include "snapshot/faults.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/futex.h"
+#include "common/testhook.h"
+#include "common/thread.h"
+#include "common/uffd.h"
+
+#define BATCH_MESSAGES 32
+#define BUSY_READ_NS 50000u      /* keep reading this long after a fault */
+#define AROUND_BYTES (64u << 10) /* save this much round a fault */
+
+enum phase { PHASE_BEFORE, PHASE_AFTER };
+
+struct faults {
+    struct capture *capture;
+    pthread_t thread;
+    int control; /* eventfd: look at the requests */
+    atomic_bool stop;
+    atomic_uint freeze_asked; /* 1: asked */
+    atomic_uint frozen;       /* futex word; 1: the phase has changed */
+    enum phase phase;         /* the fault thread's own */
+    uint64_t idle_since_ns;   /* the last read that found nothing */
+};
+
+static void serve_layout_event(struct faults *f, const struct uffd_msg *m);
+
+/* Drops events other than faults out of the way while an ioctl is refused with EAGAIN. Faults that
+ * come with them are sent again by the kernel when their waiters are woken: wake them all later. */
+static int drain_events(struct faults *f)
+{
+    struct uffd_msg messages[BATCH_MESSAGES];
+    int n = uffd_read_messages(f->capture->uffd, messages, BATCH_MESSAGES);
+    for (int i = 0; i < n; i++) {
+        if (messages[i].event != UFFD_EVENT_PAGEFAULT)
+            serve_layout_event(f, &messages[i]);
+        else
+            uffd_wake(f->capture->uffd, messages[i].arg.pagefault.address & ~4095ull, 4096);
+    }
+    return n < 0 ? n : 0;
+}
+
+/* Unprotects; true unless the snapshot has failed. */
+static bool unprotect(struct faults *f, uint64_t hva, uint64_t bytes)
+{
+    for (;;) {
+        int ret = uffd_unprotect(f->capture->uffd, hva, bytes);
+        if (ret == -EAGAIN)
+            ret = drain_events(f);
+        else if (ret == 0)
+            return true;
+        if (capture_failed(f->capture))
+            return false;
+        if (ret) {
+            capture_fail(f->capture, CAPTURE_PROTECT, ret, hva);
+            return false;
+        }
+    }
+}
+
+/* Puts zero pages where none is, and wakes. */
+static void fill_hole(struct faults *f, uint64_t hva, uint64_t bytes)
+{
+    uint64_t at = 0;
+    while (at < bytes && !capture_failed(f->capture)) {
+        uint64_t done = 0;
+        int ret = uffd_zeropage(f->capture->uffd, hva + at, bytes - at, true, &done);
+        at += done;
+        if (ret == -EEXIST) {
+            at += IMAGE_PAGE_BYTES;
+        } else if (ret == -EAGAIN) {
+            drain_events(f);
+        } else if (ret) {
+            capture_fail(f->capture, CAPTURE_PROTECT, ret, hva + at);
+            return;
+        }
+    }
+    uffd_wake(f->capture->uffd, hva, bytes);
+}
+
+static void note_hot(struct capture *c, uint64_t cluster, unsigned page)
+{
+    if (c->n_hot < c->hot_room)
+        c->hot[c->n_hot++] = (struct hot_entry){.cluster_low = (uint32_t)cluster,
+                                                .cluster_high = (uint8_t)(cluster >> 32),
+                                                .written = (uint8_t)(1u << page)};
+}
+
+/* A buffer for a fault: when there is none the guest's writer waits, and it is counted. */
+static uint32_t take_buffer(struct capture *c)
+{
+    uint32_t buffer = pool_try_take(c->pool, POOL_FAULT);
+    if (buffer != POOL_NONE)
+        return buffer;
+    uint64_t from = clock_monotonic_ns();
+    buffer = pool_take(c->pool, POOL_FAULT);
+    atomic_fetch_add(&c->throttled_ns, clock_monotonic_ns() - from);
+    return buffer;
+}
+
+/* Saves one cluster if nobody has. `buffer` is used or given back. *absent: as capture_copy().
+ * False: the snapshot has failed. */
+static bool save_into(struct faults *f, const struct cluster_range *range, uint64_t cluster,
+                      uint32_t buffer, uint64_t *absent)
+{
+    struct capture *c = f->capture;
+    if (!cluster_claim(&c->map, cluster)) {
+        pool_put(c->pool, buffer);
+        return true;
+    }
+    if (TESTHOOK_BROKEN("release-before-save")) {
+        /* The mistake: what the guest writes in between is saved as if it were of the instant. */
+        uffd_unprotect(c->uffd, cluster_hva(range, cluster), cluster_bytes(range, cluster));
+        usleep(300);
+    }
+    struct captured captured;
+    int ret = capture_copy(c, range, cluster, buffer, &captured, absent);
+    if (ret) {
+        pool_put(c->pool, buffer);
+        capture_fail(c, CAPTURE_READ, ret, cluster_hva(range, cluster));
+        return false;
+    }
+    cluster_claim_done(&c->map, cluster);
+    atomic_fetch_add(&c->clusters_from_faults, 1);
+    encoder_submit(c->encoder, buffer, &captured);
+    return true;
+}
+
+/* Saves every cluster of [from, to), waiting for buffers. */
+static bool save_all(struct faults *f, const struct cluster_range *range, uint64_t from,
+                     uint64_t to)
+{
+    for (uint64_t cluster = from; cluster < to; cluster++) {
+        if (cluster_is_saved(&f->capture->map, cluster))
+            continue;
+        uint32_t buffer = take_buffer(f->capture);
+        uint64_t absent;
+        if (buffer == POOL_NONE || !save_into(f, range, cluster, buffer, &absent))
+            return false;
+    }
+    return true;
+}
+
+/* The clusters that are released together with `cluster`. */
+static void unit_of(const struct cluster_range *range, uint64_t cluster, uint64_t *from,
+                    uint64_t *to)
+{
+    uint64_t at = cluster - range->first;
+    *from = range->first + at - at % range->unit_clusters;
+    *to = *from + range->unit_clusters;
+    if (*to > range->first + range->n_clusters)
+        *to = range->first + range->n_clusters;
+}
+
+static bool release(struct faults *f, const struct cluster_range *range, uint64_t from, uint64_t to)
+{
+    uint64_t hva = cluster_hva(range, from);
+    uint64_t bytes = cluster_hva(range, to - 1) + cluster_bytes(range, to - 1) - hva;
+    if (range->unit_clusters > 1)
+        bytes = (to - from) * IMAGE_CLUSTER_BYTES; /* whole huge pages only */
+    if (!unprotect(f, hva, bytes))
+        return false;
+    for (uint64_t cluster = from; cluster < to; cluster++)
+        cluster_release(&f->capture->map, cluster);
+    return true;
+}
+
+static void serve_fault(struct faults *f, const struct uffd_msg *m)
+{
+    struct capture *c = f->capture;
+    uint64_t hva = m->arg.pagefault.address & ~(uint64_t)(IMAGE_PAGE_BYTES - 1);
+    bool protection = m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP;
+    const struct cluster_range *range = cluster_map_find(&c->map, hva);
+    if (!range || (f->phase == PHASE_BEFORE && protection)) {
+        /* Not in what is saved (a block longer than its used length), or an old event. */
+        if (protection)
+            unprotect(f, hva, range ? range->region->page_bytes : IMAGE_PAGE_BYTES);
+        else
+            fill_hole(f, hva, IMAGE_PAGE_BYTES);
+        return;
+    }
+    if (f->phase == PHASE_BEFORE) {
+        fill_hole(f, hva, IMAGE_PAGE_BYTES);
+        return;
+    }
+    uint64_t cluster = range->first + (hva - range->region->hva) / IMAGE_CLUSTER_BYTES;
+    uint64_t from, to;
+    unit_of(range, cluster, &from, &to);
+    if (cluster_state(&c->map, cluster) == CLUSTER_FROZEN)
+        note_hot(c, cluster, (unsigned)(hva - cluster_hva(range, cluster)) / IMAGE_PAGE_BYTES);
+    if (!save_all(f, range, from, to) || !release(f, range, from, to))
+        return;
+    if (!protection)
+        fill_hole(f, hva, IMAGE_PAGE_BYTES);
+    atomic_fetch_add(&c->write_faults, 1);
+}
+
+/* EVENT_REMOVE, UNMAP, REMAP: what is not saved yet is lost. */
+static void serve_layout_event(struct faults *f, const struct uffd_msg *m)
+{
+    struct capture *c = f->capture;
+    if (f->phase == PHASE_BEFORE)
+        return;
+    uint64_t start, end;
+    enum capture_failure why = CAPTURE_UNMAPPED;
+    if (m->event == UFFD_EVENT_REMOVE || m->event == UFFD_EVENT_UNMAP) {
+        start = m->arg.remove.start;
+        end = m->arg.remove.end;
+        if (m->event == UFFD_EVENT_REMOVE)
+            why = CAPTURE_DISCARDED;
+    } else if (m->event == UFFD_EVENT_REMAP) {
+        start = m->arg.remap.from;
+        end = start + m->arg.remap.len;
+    } else {
+        return;
+    }
+    if (TESTHOOK_BROKEN("discard-ignored"))
+        return;
+    for (uint32_t i = 0; i < c->map.n_ranges; i++) {
+        const struct cluster_range *r = &c->map.ranges[i];
+        uint64_t base = r->region->hva, limit = base + r->region->bytes;
+        if (start >= limit || end <= base)
+            continue;
+        uint64_t from = start > base ? (start - base) / IMAGE_CLUSTER_BYTES : 0;
+        uint64_t to =
+            ((end < limit ? end : limit) - base + IMAGE_CLUSTER_BYTES - 1) / IMAGE_CLUSTER_BYTES;
+        for (uint64_t cluster = r->first + from; cluster < r->first + to; cluster++) {
+            if (!cluster_is_saved(&c->map, cluster)) {
+                capture_fail(c, why, 0, cluster_hva(r, cluster));
+                return;
+            }
+        }
+    }
+}
+
+/* While nothing else waits: saves the neighbours of a fault, as far as buffers are plentiful. */
+static void save_around(struct faults *f, uint64_t hva)
+{
+    struct capture *c = f->capture;
+    const struct cluster_range *range = cluster_map_find(&c->map, hva);
+    if (!range || range->unit_clusters > 1 || f->phase == PHASE_BEFORE)
+        return;
+    uint64_t offset = (hva - range->region->hva) & ~(uint64_t)(AROUND_BYTES - 1);
+    uint64_t from = range->first + offset / IMAGE_CLUSTER_BYTES;
+    uint64_t to = from + AROUND_BYTES / IMAGE_CLUSTER_BYTES;
+    if (to > range->first + range->n_clusters)
+        to = range->first + range->n_clusters;
+    bool fresh = false;
+    for (uint64_t cluster = from; cluster < to; cluster++) {
+        if (cluster_is_saved(&c->map, cluster))
+            continue;
+        uint32_t buffer = pool_try_take(c->pool, POOL_SWEEP);
+        uint64_t absent;
+        if (buffer == POOL_NONE || !save_into(f, range, cluster, buffer, &absent))
+            return;
+        fresh = true;
+    }
+    if (fresh)
+        release(f, range, from, to);
+}
+
+static void serve_batch(struct faults *f, const struct uffd_msg *messages, int n)
+{
+    struct capture *c = f->capture;
+    uint64_t last = 0;
+    for (int i = 0; i < n && !capture_failed(c); i++) {
+        if (messages[i].event != UFFD_EVENT_PAGEFAULT) {
+            serve_layout_event(f, &messages[i]);
+            continue;
+        }
+        last = messages[i].arg.pagefault.address;
+        serve_fault(f, &messages[i]);
+        if (f->phase == PHASE_AFTER)
+            histogram_add(&c->latency, clock_monotonic_ns() - f->idle_since_ns);
+    }
+    atomic_store(&c->held_since_ns, 0);
+    if (last && n < BATCH_MESSAGES && !capture_failed(c))
+        save_around(f, last);
+}
+
+/* Nothing waits in the userfaultfd: the moment to change phase, if that was asked. */
+static void change_phase(struct faults *f)
+{
+    if (f->phase == PHASE_BEFORE && atomic_load(&f->freeze_asked)) {
+        f->phase = PHASE_AFTER;
+        atomic_store(&f->frozen, 1);
+        futex_wake(&f->frozen, 1);
+    }
+}
+
+static void sleep_until_event(struct faults *f)
+{
+    struct pollfd fds[2] = {{.fd = f->capture->uffd, .events = POLLIN},
+                            {.fd = f->control, .events = POLLIN}};
+    if (capture_failed(f->capture))
+        fds[0].fd = -1; /* nobody is served any more: protection is about to be dropped */
+    poll(fds, 2, -1);
+    if (fds[1].revents) {
+        uint64_t rings;
+        if (read(f->control, &rings, sizeof(rings)) < 0)
+            return;
+    }
+}
+
+static void *fault_thread(void *opaque)
+{
+    struct faults *f = opaque;
+    struct capture *c = f->capture;
+    prctl(PR_SET_NAME, "vmsnap-fault");
+    struct uffd_msg messages[BATCH_MESSAGES];
+    uint64_t busy_until = 0;
+    while (!atomic_load(&f->stop)) {
+        int n = capture_failed(c) ? 0 : uffd_read_messages(c->uffd, messages, BATCH_MESSAGES);
+        uint64_t now = clock_monotonic_ns();
+        if (n > 0) {
+            atomic_store(&c->held_since_ns, f->idle_since_ns);
+            serve_batch(f, messages, n);
+            busy_until = clock_monotonic_ns() + BUSY_READ_NS;
+            continue;
+        }
+        if (n < 0)
+            capture_fail(c, CAPTURE_PROTECT, n, 0);
+        f->idle_since_ns = now;
+        change_phase(f);
+        if (now >= busy_until || capture_failed(c)) {
+            sleep_until_event(f);
+            f->idle_since_ns = clock_monotonic_ns();
+        }
+    }
+    return NULL;
+}
+
+int faults_start(struct faults **out, struct capture *c, struct error *e)
+{
+    struct faults *f = calloc(1, sizeof(*f));
+    if (!f)
+        return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot start the fault thread");
+    f->capture = c;
+    f->control = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int ret = f->control < 0 ? -errno : thread_start(&f->thread, fault_thread, f);
+    if (ret) {
+        if (f->control >= 0)
+            close(f->control);
+        free(f);
+        return error_set(e, VMSNAP_EXIT_FAILED, -ret, "cannot start the fault thread");
+    }
+    *out = f;
+    return 0;
+}
+
+int faults_freeze(struct faults *f, int timeout_ms)
+{
+    uint64_t deadline = clock_monotonic_ns() + (uint64_t)timeout_ms * 1000000u;
+    atomic_store(&f->freeze_asked, 1);
+    eventfd_write(f->control, 1);
+    while (!atomic_load(&f->frozen)) {
+        int left = clock_ms_until(deadline);
+        if (left == 0 || capture_failed(f->capture))
+            return -ETIMEDOUT;
+        futex_wait(&f->frozen, 0, left < 100 ? (unsigned)left : 100);
+    }
+    return 0;
+}
+
+int faults_stop(struct faults *f)
+{
+    atomic_store(&f->stop, true);
+    eventfd_write(f->control, 1);
+    struct timespec limit;
+    clock_gettime(CLOCK_REALTIME, &limit);
+    limit.tv_sec += 2;
+    int err = pthread_timedjoin_np(f->thread, NULL, &limit);
+    if (err)
+        return -err;
+    close(f->control);
+    free(f);
+    return 0;
+}

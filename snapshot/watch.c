@@ -1,0 +1,93 @@
+#include "snapshot/watch.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/thread.h"
+#include "snapshot/arm.h"
+
+#define TICK_MS 50
+
+struct watch {
+    struct capture *capture;
+    const struct sink *sink;
+    struct guardian_board *board;
+    int stop_event;
+    pthread_t thread;
+};
+
+/* Frees the guest: whatever else happens to this snapshot, its writes wait no longer. */
+static void drop_protection(struct watch *w, enum capture_failure why, int err)
+{
+    struct capture *c = w->capture;
+    capture_fail(c, why, err, 0);
+    for (uint32_t i = 0; i < c->map.n_ranges; i++)
+        arm_release(c->uffd, c->map.ranges[i].region, 1);
+}
+
+static void look(struct watch *w)
+{
+    struct capture *c = w->capture;
+    uint64_t since = atomic_load(&c->held_since_ns);
+    uint64_t limit = (uint64_t)c->max_stall_ms * 1000000u;
+    int err;
+    atomic_fetch_add(&w->board->beat, 1);
+    if (capture_failed(c))
+        return;
+    if (since && clock_monotonic_ns() - since > limit)
+        drop_protection(w, CAPTURE_STALLED, 0);
+    else if ((err = sink_error(w->sink, NULL)) || (err = encoder_error(c->encoder)))
+        drop_protection(w, CAPTURE_OUTPUT, err);
+    else if (!target_alive(c->target))
+        capture_fail(c, CAPTURE_TARGET_GONE, -ESRCH, 0);
+}
+
+static void *watch_thread(void *opaque)
+{
+    struct watch *w = opaque;
+    prctl(PR_SET_NAME, "vmsnap-watch");
+    struct pollfd fds[2] = {{.fd = w->stop_event, .events = POLLIN},
+                            {.fd = w->capture->target->pidfd, .events = POLLIN}};
+    do {
+        look(w);
+        if (fds[1].revents)
+            fds[1].fd = -1; /* it has ended; seen once is enough */
+        poll(fds, 2, TICK_MS);
+    } while (!fds[0].revents);
+    return NULL;
+}
+
+int watch_start(struct watch **out, struct capture *capture, const struct sink *sink,
+                struct guardian_board *board, struct error *e)
+{
+    struct watch *w = calloc(1, sizeof(*w));
+    int ret = w ? 0 : -ENOMEM;
+    if (w) {
+        *w = (struct watch){.capture = capture, .sink = sink, .board = board};
+        w->stop_event = eventfd(0, EFD_CLOEXEC);
+        ret = w->stop_event < 0 ? -errno : thread_start(&w->thread, watch_thread, w);
+        if (ret && w->stop_event >= 0)
+            close(w->stop_event);
+    }
+    if (ret) {
+        free(w);
+        return error_set(e, VMSNAP_EXIT_FAILED, -ret, "cannot start the watch thread");
+    }
+    *out = w;
+    return 0;
+}
+
+void watch_stop(struct watch *w)
+{
+    if (!w)
+        return;
+    eventfd_write(w->stop_event, 1);
+    pthread_join(w->thread, NULL);
+    close(w->stop_event);
+    free(w);
+}

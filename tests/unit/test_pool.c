@@ -1,0 +1,66 @@
+/* The page buffers: the reserve that only faults may take, waiting, and giving up. */
+#include <criterion/criterion.h>
+
+#include "common/pool.h"
+
+Test(pool, sweep_leaves_the_reserve_to_faults)
+{
+    struct pool p;
+    cr_assert_eq(pool_init(&p, 8, 4096, 2), 0);
+    for (int i = 0; i < 6; i++)
+        cr_assert_neq(pool_try_take(&p, POOL_SWEEP), POOL_NONE);
+    cr_assert_eq(pool_try_take(&p, POOL_SWEEP), POOL_NONE);
+    uint32_t a = pool_try_take(&p, POOL_FAULT);
+    cr_assert_neq(a, POOL_NONE);
+    cr_assert_neq(pool_try_take(&p, POOL_FAULT), POOL_NONE);
+    cr_assert_eq(pool_try_take(&p, POOL_FAULT), POOL_NONE);
+    cr_assert_eq(pool_peak_bytes(&p), 8 * 4096);
+    pool_put(&p, a);
+    cr_assert_eq(pool_try_take(&p, POOL_SWEEP), POOL_NONE);
+    cr_assert_eq(pool_try_take(&p, POOL_FAULT), a);
+    pool_free(&p);
+}
+
+Test(pool, buffers_do_not_overlap)
+{
+    struct pool p;
+    cr_assert_eq(pool_init(&p, 16, 16384, 0), 0);
+    for (uint32_t i = 0; i < 16; i++) {
+        uint32_t b = pool_take(&p, POOL_SWEEP);
+        memset(pool_memory(&p, b), (int)b + 1, 16384);
+    }
+    for (uint32_t b = 0; b < 16; b++) {
+        unsigned char *m = pool_memory(&p, b);
+        cr_assert_eq(m[0], b + 1);
+        cr_assert_eq(m[16383], b + 1);
+    }
+    pool_free(&p);
+}
+
+Test(pool, cancel_ends_waiting)
+{
+    struct pool p;
+    cr_assert_eq(pool_init(&p, 1, 4096, 0), 0);
+    cr_assert_neq(pool_take(&p, POOL_FAULT), POOL_NONE);
+    pool_cancel(&p);
+    cr_assert_eq(pool_take(&p, POOL_FAULT), POOL_NONE);
+    pool_free(&p);
+}
+
+Test(ring, keeps_order_and_says_full_and_empty)
+{
+    struct ring r;
+    uint32_t v;
+    cr_assert_eq(ring_init(&r, 4), 0);
+    for (int round = 0; round < 100; round++) {
+        cr_assert_not(ring_pop(&r, &v));
+        for (uint32_t i = 0; i < 4; i++)
+            cr_assert(ring_push(&r, i));
+        cr_assert_not(ring_push(&r, 9));
+        for (uint32_t i = 0; i < 4; i++) {
+            cr_assert(ring_pop(&r, &v));
+            cr_assert_eq(v, i);
+        }
+    }
+    ring_free(&r);
+}
