@@ -26,17 +26,4 @@ int machine_describe(json_t **out, struct qmp *q, const struct target *t, int ti
  * and the first difference by name ("CPU feature avx2: recorded on, here off"). */
 int machine_compare(const json_t *recorded, const json_t *actual, struct error *e);
 
-/* A reason not to snapshot or restore, with the name that --allow takes. */
-struct hazard {
-    const char *name;  /* "disks", "vfio", "balloon", "ksm", ... static; docs list them */
-    bool found;
-    bool allowable;    /* --allow takes it; else it is always refused */
-    char reason[256];  /* what was seen, and what would go wrong */
-};
-#define HAZARD_MAX 32
-
-/* Looks for every hazard that can be seen from outside. Fills all known names, found or not. */
-int machine_hazards(struct hazard *out, size_t *count, struct qmp *q, const struct target *t,
-                    const json_t *described, int timeout_ms, struct error *e);
-
 #endif

@@ -20,9 +20,18 @@ struct qmp;
  * a second -qmp). */
 int qmp_connect(struct qmp **out, const char *path, int timeout_ms, struct error *e);
 
-/* The same on an fd that is connected already (taken over). */
+/* The same on an fd that is connected already (accepted from a VMM that connects to us). On success
+ * the fd is q's, on failure it stays the caller's. */
 int qmp_attach(struct qmp **out, int fd, int timeout_ms, struct error *e);
 
+/*
+ * The same on an fd whose user has died at any point of a command: a byte 0xFF clears what it may
+ * have half written, what it did not read is skipped. No negotiation: that is done once per
+ * connection. Sends nothing but that byte. The fd as with qmp_attach().
+ */
+int qmp_take_over(struct qmp **out, int fd, int timeout_ms, struct error *e);
+
+/* Closes the fd as well, however it came. */
 void qmp_close(struct qmp *q);
 int qmp_fd(const struct qmp *q);
 
@@ -32,7 +41,8 @@ int qmp_peer_pid(const struct qmp *q, pid_t *pid);
 /*
  * Runs a command. `arguments` (may be NULL) is stolen. *result (may be NULL) gets a new reference
  * to the "return" value. A QMP error reply: -EPROTO with the VMM's class and text in the message.
- * -ETIMEDOUT (exit code 17), -EPIPE: the VMM has gone (10). Events that arrive are kept.
+ * -ETIMEDOUT (exit code 17; its late reply is skipped by the next command), -EPIPE: the VMM has
+ * gone (10). After anything that is not QMP every later command fails. Events that arrive are kept.
  * `send_fd` >= 0 travels with the command (SCM_RIGHTS: getfd, add-fd).
  */
 int qmp_command(struct qmp *q, const char *command, json_t *arguments, int send_fd, int timeout_ms,
@@ -51,5 +61,16 @@ struct qmp_event {
  * caller ends with qmp_event_clear(). */
 int qmp_next_event(struct qmp *q, int timeout_ms, struct qmp_event *event);
 void qmp_event_clear(struct qmp_event *event);
+
+/* Takes the oldest kept event of that name, waiting for one; other events stay. -ETIMEDOUT. */
+int qmp_wait_event(struct qmp *q, const char *name, int timeout_ms, struct qmp_event *event,
+                   struct error *e);
+
+/* True once events had to be dropped: more than 256 came and nobody took them. */
+bool qmp_events_lost(const struct qmp *q);
+
+/* True when the last command failed by an error reply (-EPROTO) of this class
+ * ("CommandNotFound", "DeviceNotFound", ...): the connection is as good as before. */
+bool qmp_failed_with(const struct qmp *q, const char *error_class);
 
 #endif

@@ -1,0 +1,57 @@
+/*
+ * hazards.h - reasons not to snapshot a QEMU that can be seen from outside. Each has a published
+ * name, which never changes; --allow takes those that are allowable.
+ */
+#ifndef VMSNAP_COMMON_QEMU_HAZARDS_H
+#define VMSNAP_COMMON_QEMU_HAZARDS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "common/error.h"
+#include "common/qemu/qmp.h"
+#include "common/region.h"
+#include "common/target.h"
+
+/* What a name stands for: fixed. */
+struct hazard_kind {
+    const char *name;
+    bool allowable; /* --allow takes it; else it is always refused */
+    enum vmsnap_exit exit_code;
+    const char *what; /* one line for `vmsnap check --help` and the man page */
+};
+
+/* All kinds, in the order in which they are published. */
+const struct hazard_kind *hazard_kinds(size_t *count);
+
+/* True when `name` is a published name that --allow takes. */
+bool hazard_allowable(const char *name);
+
+struct hazard {
+    const struct hazard_kind *kind;
+    bool found;
+    bool warning;     /* found, but only told (exit code 3), not refused */
+    char reason[256]; /* what was seen, or that nothing was */
+};
+#define HAZARD_MAX 32
+
+/* What to look at. */
+struct hazard_scope {
+    struct qmp *q;
+    const struct target *t;
+    const struct region *regions;
+    size_t n_regions;
+    int timeout_ms; /* for all together */
+};
+
+/* Looks for every hazard. Fills all kinds, found or not; `out` has room for HAZARD_MAX. Blocks on
+ * QMP and /proc: not in the pause. */
+int hazards_find(struct hazard *out, size_t *count, const struct hazard_scope *scope,
+                 struct error *e);
+
+/* 0 when each one found is allowed or only a warning; else the first that is not, with its exit
+ * code and, where there is one, the word for --allow. `allowed` is NULL-terminated, may be NULL. */
+int hazards_refuse(const struct hazard *items, size_t count, const char *const *allowed,
+                   struct error *e);
+
+#endif
