@@ -1,7 +1,8 @@
 /*
  * kernel.h - what this kernel can do, asked once, in one place. `vmsnap check`, the tests' skips
  * and the code paths that have another way all use the same answer. Test builds can hide features
- * by their names (VMSNAP_MASK_FEATURES) to run the other way on a new kernel.
+ * by their names (VMSNAP_MASK_FEATURES: the names of kernel_list() without "kernel.", and
+ * "wp-unpopulated") to run the other way on a new kernel.
  *
  * Constants that Debian 12's <linux/userfaultfd.h> and <linux/fs.h> lack are in common/uffd.h.
  */
@@ -26,6 +27,7 @@ struct kernel_features {
     bool pagemap_scan;     /* PAGEMAP_SCAN (6.7+) */
     bool collapse;         /* MADV_COLLAPSE through process_madvise (6.1+) */
     bool pidfd_getfd;      /* 5.6+ */
+    bool pagemap_entries;  /* pagemap shows us frames and swap entries (CAP_SYS_ADMIN) */
 };
 
 struct kernel_item {
@@ -40,6 +42,9 @@ const struct kernel_features *kernel_probe(void);
 
 /* Lists every feature as an item for `vmsnap check`. Returns how many were written (<= max). */
 size_t kernel_list(struct kernel_item *items, size_t max);
+
+/* Opens /dev/userfaultfd (O_CLOEXEC), or -errno. The caller closes it. */
+int kernel_open_dev_userfaultfd(void);
 
 /* 0 when snapshot and restore can work here; else -ENOTSUP with exit code 12 and the cause. */
 int kernel_require(struct error *e);

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <sys/types.h>
 
 #include "common/error.h"
@@ -37,12 +38,12 @@ struct mapping {
     uint32_t dev_major, dev_minor;
     uint64_t page_bytes; /* KernelPageSize */
     uint64_t anon_huge_bytes; /* AnonHugePages + ShmemPmdMapped */
-    bool readable, writable, shared;
+    bool readable, writable, executable, shared;
     bool dontfork;    /* VmFlags dc: QEMU marks guest RAM so */
     bool mergeable;   /* mg: KSM */
     bool hugepage;    /* hg */
     bool locked;      /* lo */
-    bool uffd_missing, uffd_wp; /* um, uw: a userfaultfd has it already */
+    bool uffd_missing, uffd_wp, uffd_minor; /* um, uw, ui: a userfaultfd has it already */
     bool io, pfnmap;  /* io, pf: device memory */
     bool hugetlb;     /* ht */
     char name[256];   /* file name or [anon...] as the kernel prints it, cut */
@@ -56,6 +57,13 @@ struct mapping_list {
 /* Reads /proc/PID/smaps. Allocates; free with mapping_list_free(). Takes milliseconds for a big
  * process: not in the pause. */
 int target_mappings(const struct target *t, struct mapping_list *out, struct error *e);
+
+/* The same from /proc/PID/maps: address, permissions, file and name only (page_bytes is 4096, the
+ * VmFlags are all false). Tens of microseconds. */
+int target_mappings_brief(const struct target *t, struct mapping_list *out, struct error *e);
+
+/* Parses either file. -EINVAL: not such a file; -ESRCH: empty, the process has ended. */
+int mapping_list_parse(FILE *f, struct mapping_list *out);
 void mapping_list_free(struct mapping_list *list);
 
 /* The mapping that contains `hva`, or NULL. */
@@ -64,12 +72,16 @@ const struct mapping *mapping_find(const struct mapping_list *list, uint64_t hva
 /* What a pagemap entry says (kernel doc admin-guide/mm/pagemap, markers decoded). */
 enum page_presence {
     PAGE_ABSENT,   /* never touched here, or only a write-protect marker */
-    PAGE_PRESENT,  /* in memory or in swap */
-    PAGE_POISONED, /* a poison marker or hardware poison */
+    PAGE_PRESENT,  /* in memory or in swap (hardware poison too: it shows when read) */
+    PAGE_POISONED, /* a poison marker */
 };
 
-/* Looks `n_pages` (4 KiB each) up from `hva` on, without touching them. One pread per 4,096 pages.
- * Any thread; does not allocate. */
+enum page_presence target_decode_pagemap(uint64_t entry);
+
+/* Looks `n_pages` (4 KiB each) up from `hva` on, without touching them. One pread per 512 pages.
+ * Any thread; does not allocate. -ESRCH: the process has ended; -EFAULT: beyond its address space,
+ * or it runs another program now. Needs CAP_SYS_ADMIN (kernel_require() checks it): without it
+ * markers look like swapped pages. */
 int target_presence(const struct target *t, uint64_t hva, size_t n_pages,
                     enum page_presence *out);
 
@@ -82,5 +94,9 @@ ssize_t target_write(const struct target *t, uint64_t hva, const void *buf, size
 
 /* A "key:  value" line of /proc/PID/status, the value as a number. -ENOENT when absent. */
 int target_status_number(const struct target *t, const char *key, uint64_t *value);
+
+/* The same of another file below /proc/PID ("task/TID/status"), in another base. */
+int target_status_number_of(const struct target *t, const char *file, const char *key, int base,
+                            uint64_t *value);
 
 #endif

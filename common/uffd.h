@@ -31,6 +31,26 @@ struct uffdio_poison {
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
 
+/* PAGEMAP_SCAN (6.7+), from <linux/fs.h>. */
+#ifndef PAGEMAP_SCAN
+#include <linux/ioctl.h>
+struct pm_scan_arg {
+    __u64 size;
+    __u64 flags;
+    __u64 start;
+    __u64 end;
+    __u64 walk_end;
+    __u64 vec;
+    __u64 vec_len;
+    __u64 max_pages;
+    __u64 category_inverted;
+    __u64 category_mask;
+    __u64 category_anyof_mask;
+    __u64 return_mask;
+};
+#define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
+#endif
+
 #define UFFD_PIECE_BYTES (16ull << 20)
 
 /* UFFDIO_API handshake. -EINVAL on an fd that has had it (a taken-over one): the caller's to skip. */
@@ -58,6 +78,9 @@ int uffd_wake(int fd, uint64_t start, uint64_t len);
  * came: on -EEXIST the page at start + *done was present already, on -EAGAIN an event waits. */
 int uffd_copy(int fd, uint64_t dst, const void *src, uint64_t len, bool wake, uint64_t *done);
 int uffd_zeropage(int fd, uint64_t start, uint64_t len, bool wake, uint64_t *done);
+
+/* Maps pages of shared memory that are in the file already (MINOR); *done and errors as above. */
+int uffd_continue(int fd, uint64_t start, uint64_t len, bool wake, uint64_t *done);
 
 /* Marks absent pages as poisoned: an access gets SIGBUS. Needs kernel_features.poison. */
 int uffd_poison(int fd, uint64_t start, uint64_t len, uint64_t *done);
