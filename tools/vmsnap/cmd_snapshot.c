@@ -12,6 +12,7 @@
 #include "snapshot/snapshot.h"
 #include "tools/vmsnap/commands.h"
 #include "tools/vmsnap/defaults.h"
+#include "tools/vmsnap/hazard_option.h"
 #include "tools/vmsnap/report.h"
 
 static struct {
@@ -87,6 +88,7 @@ static const struct option_spec options[] = {
     {.name = "allow",
      .kind = OPTION_LIST,
      .to.list = &args.allow,
+     .choices_of = hazard_option_names,
      .argument = "HAZARD",
      .help = "go on in spite of this hazard (see 'vmsnap check --help'); may be repeated"},
     {.name = "overwrite",

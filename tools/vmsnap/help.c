@@ -28,7 +28,7 @@ static void print_wrapped(FILE *f, const char *text)
     fputc('\n', f);
 }
 
-static void print_entry(FILE *f, const char *left, const char *text)
+void option_print_entry(FILE *f, const char *left, const char *text)
 {
     fprintf(f, "%-*s", HELP_INDENT, left);
     if (strlen(left) > HELP_INDENT - 2)
@@ -45,7 +45,7 @@ static void print_options(FILE *f, const struct option_spec *specs)
             snprintf(letter, sizeof(letter), "-%c, ", specs->letter);
         snprintf(left, sizeof(left), "  %s--%s%s%s", letter, specs->name,
                  specs->argument ? " " : "", specs->argument ? specs->argument : "");
-        print_entry(f, left, specs->help);
+        option_print_entry(f, left, specs->help);
     }
 }
 
@@ -59,7 +59,7 @@ void option_print_help(const struct command *command, FILE *f)
     for (const struct operand *o = command->operands; o && o->name; o++) {
         char left[64];
         snprintf(left, sizeof(left), "  %s", o->name);
-        print_entry(f, left, o->help);
+        option_print_entry(f, left, o->help);
     }
     if (command->options && command->options->name) {
         fputs("\noptions:\n", f);

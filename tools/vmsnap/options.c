@@ -136,18 +136,24 @@ static int check_range(const struct option_spec *spec, int64_t value, int64_t ty
                               spec->name, value, unit, min, max, unit);
 }
 
+/* The names that an option takes, NULL-terminated; NULL: any. */
+static const char *const *choices_of(const struct option_spec *spec)
+{
+    return spec->choices_of ? spec->choices_of() : spec->choices;
+}
+
 static int find_choice(const struct option_spec *spec, const char *text, int *index,
                        struct error *e)
 {
+    const char *const *choices = choices_of(spec);
     char known[512] = "";
     size_t used = 0;
-    for (int i = 0; spec->choices[i]; i++) {
-        if (strcmp(spec->choices[i], text) == 0) {
+    for (int i = 0; choices[i]; i++) {
+        if (strcmp(choices[i], text) == 0) {
             *index = i;
             return 0;
         }
-        int n =
-            snprintf(known + used, sizeof(known) - used, "%s%s", i ? ", " : "", spec->choices[i]);
+        int n = snprintf(known + used, sizeof(known) - used, "%s%s", i ? ", " : "", choices[i]);
         if (n > 0 && used + (size_t)n < sizeof(known))
             used += (size_t)n;
     }
@@ -203,7 +209,7 @@ static int store_in_list(const struct option_spec *spec, const char *text, struc
 {
     struct option_list *list = spec->to.list;
     int index;
-    if (spec->choices) {
+    if (choices_of(spec)) {
         int rc = find_choice(spec, text, &index, e);
         if (rc)
             return rc;

@@ -65,6 +65,7 @@ struct option_spec {
     int64_t min, max;           /* INTEGER, COUNT, SIZE, DURATION (ms); both 0: what the type holds,
                                    from 0 on */
     const char *const *choices; /* CHOICE, LIST: NULL-terminated */
+    const char *const *(*choices_of)(void); /* the same, for a list made at run time */
     bool required;
     const char *argument; /* its name in the help: "SIZE", "FILE" (completed as a file) */
     const char *help;     /* no capital, no final stop */
@@ -118,6 +119,9 @@ int option_usage_error(struct error *e, const char *fmt, ...) __attribute__((for
 
 /* `vmsnap NAME --help`. */
 void option_print_help(const struct command *command, FILE *f);
+
+/* One entry of a help text: `left` ("  --level N"), and what it is, wrapped. */
+void option_print_entry(FILE *f, const char *left, const char *text);
 
 /* The values' own grammar: 0 or -EINVAL (not a number, no such unit), -ERANGE (too large). */
 int option_read_size(const char *text, uint64_t *bytes);
