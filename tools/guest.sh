@@ -1,0 +1,129 @@
+#!/bin/bash
+# Makes the guest that the demo and the tests boot: Debian's cloud kernel, unpacked from its package,
+# and an initramfs with busybox and the programs of tests/guest. Leaves in build/guest/:
+#
+#   vmlinuz  initramfs.gz   the Linux guest
+#   boot.img                the boot-sector guest (floppy image)
+#   kernel-version
+#
+# Does only what is missing or older than its source; needs the network only for the kernel package,
+# once. Installs nothing: without a tool it says which package has it, and exits 2.
+set -eu
+
+top=$(cd "$(dirname "$0")/.." && pwd)
+source=$top/tests/guest
+out=$top/build/guest
+work=
+
+say() {
+    echo "guest.sh: $*" >&2
+}
+
+# need COMMAND PACKAGE...: collects in `missing` the package of a command that is not there.
+missing=
+need() {
+    command -v "$1" >/dev/null || missing="$missing $2"
+}
+
+check_tools() {
+    need gcc gcc
+    need ld binutils
+    need cpio cpio
+    need dpkg-deb dpkg
+    need /bin/busybox busybox-static
+    [ -e /usr/lib/x86_64-linux-gnu/libc.a ] || missing="$missing libc6-dev"
+    if [ -z "$missing" ] && ldd /bin/busybox >/dev/null 2>&1; then
+        missing=" busybox-static"
+    fi
+    [ -z "$missing" ] && return
+    say "missing:$missing (apt-get install$missing)"
+    exit 2
+}
+
+# Fetches and unpacks the kernel package into build/guest/kernel (whole or not at all).
+fetch_kernel() {
+    [ -e "$out/kernel/done" ] && return
+    local package
+    package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+        sed -n 's/^ *Depends: *\(linux-image-[0-9].*\)/\1/p' | head -n 1)
+    if [ -z "$package" ]; then
+        say "apt knows no linux-image-cloud-amd64: run apt-get update (as root) and try again"
+        exit 1
+    fi
+    say "fetching $package"
+    if ! (cd "$work" && apt-get download -q "$package" >"$work/apt.log" 2>&1); then
+        sed 's/^/  /' "$work/apt.log" >&2
+        say "could not download $package (network? outdated lists? try apt-get update)"
+        exit 1
+    fi
+    dpkg-deb --fsys-tarfile "$work/$package"_*.deb | tar -x -C "$work" \
+        --wildcards './boot/vmlinuz-*' './lib/modules/*/kernel/drivers/virtio/*' \
+        './lib/modules/*/kernel/drivers/block/*' './lib/modules/*/kernel/drivers/char/*'
+    rm -rf "$out/kernel"
+    mkdir "$out/kernel"
+    mv "$work/boot" "$work/lib" "$out/kernel/"
+    basename "$out"/kernel/lib/modules/* >"$out/kernel/done"
+}
+
+# The modules the guest loads, in the order they need each other.
+modules="virtio/virtio_ring virtio/virtio virtio/virtio_pci_legacy_dev
+    virtio/virtio_pci_modern_dev virtio/virtio_pci virtio/virtio_balloon block/virtio_blk
+    block/loop char/virtio_console char/hw_random/virtio-rng"
+
+build_initramfs() {
+    local root=$work/root name version
+    version=$(cat "$out/kernel/done")
+    mkdir -p "$root/bin" "$root/dev" "$root/modules"
+    cp /bin/busybox "$root/bin/busybox"
+    install -m 755 "$source/init" "$root/init"
+    for name in selfcheck stepper vio; do
+        gcc -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -static -s -o "$root/bin/$name" \
+            "$source/$name.c"
+    done
+    for name in $modules; do
+        cp "$out/kernel/lib/modules/$version/kernel/drivers/$name.ko" "$root/modules/"
+        echo "${name##*/}.ko" >>"$root/modules/order"
+    done
+    (cd "$root" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) |
+        gzip -6n >"$work/initramfs.gz"
+    cp "$out/kernel/boot/vmlinuz-$version" "$work/vmlinuz"
+    mv "$work/vmlinuz" "$work/initramfs.gz" "$out/"
+    echo "$version" >"$out/kernel-version"
+}
+
+# A floppy image of 1.44 MB whose first sector is the boot-sector guest.
+build_boot_sector() {
+    gcc -c -m32 -o "$work/kvm_boot.o" "$source/kvm_boot.S"
+    ld -m elf_i386 -Ttext=0x7c00 -e _start --oformat binary -o "$work/boot.img" "$work/kvm_boot.o"
+    truncate -s 1474560 "$work/boot.img"
+    mv "$work/boot.img" "$out/"
+}
+
+# older FILE SOURCE...: true when FILE is missing or older than a source.
+older() {
+    local target=$1 file
+    shift
+    [ -e "$target" ] || return 0
+    for file in "$@"; do
+        [ "$file" -nt "$target" ] && return 0
+    done
+    return 1
+}
+
+mkdir -p "$out"
+exec 9>"$out/.lock" # two runs at the same time: the second finds all done
+flock 9
+work=$(mktemp -d "$out/.work-XXXXXX")
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+stale=
+older "$out/initramfs.gz" "$0" "$source"/{init,*.c,*.h} && stale="$stale initramfs"
+older "$out/boot.img" "$0" "$source/kvm_boot.S" && stale="$stale boot"
+[ -e "$out/vmlinuz" ] || stale="$stale initramfs"
+[ -z "$stale" ] && exit 0
+check_tools
+case $stale in *initramfs*) fetch_kernel && build_initramfs ;; esac
+case $stale in *boot*) build_boot_sector ;; esac
+say "ready: Linux $(cat "$out/kernel-version"), $(du -h "$out/initramfs.gz" | cut -f1) initramfs"
