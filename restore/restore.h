@@ -10,14 +10,14 @@
 
 struct restore_options {
     const char *image_path;
-    char *const *vmm_argv;      /* NULL: the recorded command line */
+    char *const *vmm_argv; /* NULL: the recorded command line */
     bool prefetch_hot;
-    bool no_fill;               /* serve faults only */
+    bool no_fill; /* serve faults only */
     unsigned n_threads;
-    bool paused;                /* load, do not run */
+    bool paused; /* load, do not run */
     bool detach;
     const char *pidfile;
-    const char *report_path;    /* JSON lines of a detached server */
+    const char *report_path; /* JSON lines of a detached server */
     int timeout_ms;
     const char *const *allowed; /* hazard names, NULL-terminated */
     bool json;

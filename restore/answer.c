@@ -1,0 +1,294 @@
+#include "restore/answer.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "common/testhook.h"
+#include "common/uffd.h"
+
+/* What is reported once per kind. */
+enum { SAID_NO_ROOM, SAID_VANISHED, SAID_STRAY };
+
+int answerer_init(struct answerer *a, int uffd)
+{
+    uint64_t unit = blocks_max_unit(a->blocks);
+    a->unit_first = UINT64_MAX;
+    a->codec = codec_new(1);
+    a->unit = malloc(unit);
+    if (!a->codec || !a->unit)
+        return -ENOMEM;
+    return installer_init(&a->installer, uffd, a->img, a->state, unit);
+}
+
+void answerer_free(struct answerer *a)
+{
+    installer_free(&a->installer);
+    codec_free(a->codec);
+    free(a->unit);
+}
+
+/* ---- what can't be answered ---- */
+
+static void report_damage(struct answerer *a, const struct block *b, uint64_t cluster, int err,
+                          const char *cause)
+{
+    if (page_state_get(a->state, cluster) == CLUSTER_DAMAGED)
+        return;
+    page_state_set(a->state, cluster, CLUSTER_DAMAGED);
+    a->counts.clusters_damaged++;
+    struct error e = {.guest = GUEST_RUNNING};
+    error_set(&e, err == -EBADMSG ? VMSNAP_EXIT_IMAGE : VMSNAP_EXIT_FAILED, 0,
+              "memory block '%s' at offset 0x%" PRIx64 " can't be restored: %s", b->region.name,
+              block_cluster_offset(b, cluster), cause);
+    error_hint(&e,
+               "the guest runs until it touches that memory, then it waits; 'vmsnap verify' lists "
+               "what else is damaged");
+    trouble_add(a->troubles, &e);
+}
+
+static void report_stray(struct answerer *a, uint64_t hva)
+{
+    struct error e = {.guest = GUEST_WAITING};
+    error_set(&e, VMSNAP_EXIT_FAILED, 0,
+              "the VMM waits for memory at address 0x%" PRIx64
+              " that is in no block of the image: it moved its memory",
+              hva);
+    trouble_add_once(a->troubles, &e, SAID_STRAY);
+}
+
+static void report_no_room(struct answerer *a, const struct block *b, int err)
+{
+    struct error e = {.guest = GUEST_WAITING};
+    error_set(&e, VMSNAP_EXIT_FAILED, -err, "no room for a page of memory block '%s'",
+              b->region.name);
+    error_hint(&e, "raise the VMM's memory limit or free space; it is tried again all the time");
+    trouble_add_once(a->troubles, &e, SAID_NO_ROOM);
+}
+
+/* ---- one fault ---- */
+
+static enum answer answer_from(struct answerer *a, const struct block *b, int rc)
+{
+    switch (rc) {
+    case 0:
+    case -ENOENT: /* unmapped meanwhile: the kernel has woken who waited */
+    case -ESRCH:
+        return ANSWERED;
+    case -EAGAIN:
+        return AGAIN_EVENT;
+    default:
+        report_no_room(a, b, rc);
+        return AGAIN_ROOM;
+    }
+}
+
+static void wake_page(struct answerer *a, const struct block *b, uint64_t offset)
+{
+    uffd_wake(a->installer.uffd, b->region.hva + offset, b->region.page_bytes);
+}
+
+static uint64_t clip(const struct block *b, uint64_t offset, uint64_t len)
+{
+    return offset + len > b->bytes ? b->bytes - offset : len;
+}
+
+static void settle(struct answerer *a, uint64_t cluster, uint64_t n, int rc)
+{
+    enum cluster_state to = rc == -ENOENT ? CLUSTER_GONE : CLUSTER_DONE;
+    for (uint64_t i = 0; i < n; i++)
+        page_state_set(a->state, cluster + i, to);
+}
+
+/* Decodes the unit that starts at `first` into a->unit, unless it is there already. */
+static int decode_unit(struct answerer *a, const struct block *b, uint64_t first, uint64_t n)
+{
+    if (a->unit_first == first)
+        return 0;
+    a->unit_first = UINT64_MAX;
+    for (uint64_t i = 0; i < n; i++) {
+        struct error e = {0};
+        int rc =
+            image_read_cluster(a->img, first + i, a->codec, a->unit + i * IMAGE_CLUSTER_BYTES, &e);
+        if (rc == 0)
+            continue;
+        report_damage(a, b, first + i, rc, e.message);
+        return rc;
+    }
+    a->unit_first = first;
+    return 0;
+}
+
+static bool is_zero_unit(const struct answerer *a, uint64_t first, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++)
+        if (image_index_entry(a->img, first + i) != IMAGE_INDEX_ZERO)
+            return false;
+    return true;
+}
+
+/* A pending unit: its content, all of it, then it is done. */
+static enum answer answer_pending(struct answerer *a, const struct block *b, uint64_t offset,
+                                  bool write)
+{
+    uint64_t start = offset - offset % b->unit_bytes;
+    uint64_t len = clip(b, start, b->unit_bytes);
+    uint64_t first = block_cluster_at(b, start);
+    uint64_t n = (len + IMAGE_CLUSTER_BYTES - 1) / IMAGE_CLUSTER_BYTES;
+    uint64_t present = 0;
+    int rc;
+    if (is_zero_unit(a, first, n)) {
+        rc = install_zeros(&a->installer, b, start, len,
+                           write ? INSTALL_ZERO_OWN : INSTALL_ZERO_SHARED, &present);
+    } else {
+        if (decode_unit(a, b, first, n))
+            return NEVER;
+        rc = install_data(&a->installer, b, start, a->unit, len, &present);
+    }
+    enum answer answer = answer_from(a, b, rc);
+    if (answer != ANSWERED)
+        return answer;
+    settle(a, first, n, rc);
+    a->counts.pages_on_demand += (len - present) / IMAGE_PAGE_BYTES;
+    if (present > 0) /* EEXIST wakes nobody */
+        wake_page(a, b, offset);
+    return ANSWERED;
+}
+
+/*
+ * A fault in a unit that is done. Mostly its message was read late: the page is there. If not, in
+ * shared memory a hole was punched (the guest gave the page back; that comes before the event, if
+ * there is one): zeros. Nothing else takes pages away without an event, so that in private memory
+ * an absent page is a fault of ours or the kernel's: then it waits, and the error says so.
+ */
+static enum answer answer_done(struct answerer *a, const struct block *b, uint64_t offset)
+{
+    uint64_t present = 0;
+    if (b->region.kind == REGION_SHARED) {
+        int rc = install_discarded(&a->installer, b, offset, &present);
+        if (present > 0)
+            wake_page(a, b, offset);
+        return answer_from(a, b, rc);
+    }
+    enum page_presence there;
+    int rc = target_presence(a->target, b->region.hva + offset, 1, &there);
+    if (rc == 0 && there == PAGE_ABSENT) {
+        struct error e = {.guest = GUEST_WAITING};
+        error_set(&e, VMSNAP_EXIT_FAILED, 0,
+                  "a page of memory block '%s' at offset 0x%" PRIx64 " has vanished",
+                  b->region.name, offset);
+        trouble_add_once(a->troubles, &e, SAID_VANISHED);
+        return NEVER;
+    }
+    wake_page(a, b, offset);
+    return ANSWERED;
+}
+
+static enum answer answer_discarded(struct answerer *a, const struct block *b, uint64_t offset)
+{
+    uint64_t present = 0;
+    int rc = install_discarded(&a->installer, b, offset, &present);
+    enum answer answer = answer_from(a, b, rc);
+    if (answer == ANSWERED && present > 0)
+        wake_page(a, b, offset);
+    return answer;
+}
+
+enum answer answer_fault(struct answerer *a, uint64_t hva, bool write)
+{
+    const struct block *b = blocks_find(a->blocks, hva);
+    if (!b) {
+        report_stray(a, hva);
+        return NEVER;
+    }
+    uint64_t offset = hva - b->region.hva;
+    offset -= offset % b->region.page_bytes;
+    uint64_t cluster = block_cluster_at(b, offset);
+    unsigned bit = 1u << (offset / IMAGE_PAGE_BYTES % IMAGE_CLUSTER_PAGES);
+    if (page_state_discarded(a->state, cluster) & bit)
+        return answer_discarded(a, b, offset);
+    switch (page_state_get(a->state, cluster)) {
+    case CLUSTER_PENDING:
+        return answer_pending(a, b, offset, write);
+    case CLUSTER_DONE:
+        return answer_done(a, b, offset);
+    case CLUSTER_GONE:
+        return ANSWERED;
+    case CLUSTER_DAMAGED:
+        break;
+    }
+    return NEVER;
+}
+
+/* ---- the workers' jobs ---- */
+
+static void count_job(struct answerer *a, const struct job *job, uint64_t pages)
+{
+    if (job->origin == JOB_PREFETCH)
+        a->counts.pages_prefetched += pages;
+    else
+        a->counts.pages_filled += pages;
+}
+
+/* Installs [from, to) of a job's clusters, which are all pending. */
+static enum answer install_part(struct answerer *a, const struct job *job,
+                                const unsigned char *data, uint32_t from, uint32_t to)
+{
+    const struct block *b = job->block;
+    uint64_t offset = block_cluster_offset(b, job->cluster + from);
+    uint64_t len = clip(b, offset, (uint64_t)(to - from) * IMAGE_CLUSTER_BYTES);
+    uint64_t present = 0;
+    int rc = job->zero ? install_zeros(&a->installer, b, offset, len, INSTALL_ZERO_OWN, &present)
+                       : install_data(&a->installer, b, offset,
+                                      data + (size_t)from * IMAGE_CLUSTER_BYTES, len, &present);
+    enum answer answer = answer_from(a, b, rc);
+    if (answer == ANSWERED) {
+        settle(a, job->cluster + from, to - from, rc);
+        count_job(a, job, (len - present) / IMAGE_PAGE_BYTES);
+    }
+    return answer;
+}
+
+enum answer answer_job(struct answerer *a, const struct job *job, const unsigned char *data)
+{
+    if (job->status) {
+        report_damage(a, job->block, job->damaged, job->status, job->cause);
+        return ANSWERED;
+    }
+    for (uint32_t from = 0; from < job->n_clusters;) {
+        uint32_t to = from;
+        while (to < job->n_clusters &&
+               page_state_get(a->state, job->cluster + to) == CLUSTER_PENDING)
+            to++;
+        if (to > from) {
+            enum answer answer = install_part(a, job, data, from, to);
+            if (answer != ANSWERED)
+                return answer;
+        }
+        from = to + 1;
+    }
+    return ANSWERED;
+}
+
+/* ---- events ---- */
+
+/* In shared memory MADV_DONTNEED alone would keep the content; but a VMM that gives a page of it
+ * back punches the hole in the file first (QEMU's ram_block_discard_range does), so that it is
+ * gone. */
+void answer_discard(struct answerer *a, uint64_t start, uint64_t end)
+{
+    if (TESTHOOK_BROKEN("discard-ignored"))
+        return;
+    for (uint32_t i = 0; i < a->blocks->count; i++) {
+        const struct block *b = &a->blocks->items[i];
+        uint64_t low = start > b->region.hva ? start : b->region.hva;
+        uint64_t high = end < b->region.hva + b->bytes ? end : b->region.hva + b->bytes;
+        if (low >= high)
+            continue;
+        uint64_t first =
+            b->first_cluster * IMAGE_CLUSTER_PAGES + (low - b->region.hva) / IMAGE_PAGE_BYTES;
+        uint64_t n = (high - low) / IMAGE_PAGE_BYTES;
+        page_state_discard(a->state, first, n);
+        a->counts.pages_discarded += n;
+    }
+}

@@ -1,0 +1,54 @@
+/*
+ * answer.h - what to do about one fault, one event or one decoded job. The server's thread calls;
+ * it is the only one that installs (install.h says why).
+ */
+#ifndef VMSNAP_RESTORE_ANSWER_H
+#define VMSNAP_RESTORE_ANSWER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/codec.h"
+#include "restore/install.h"
+#include "restore/queue.h"
+#include "restore/trouble.h"
+
+struct answer_counts {
+    uint64_t pages_on_demand, pages_prefetched, pages_filled, pages_discarded;
+    uint64_t clusters_damaged;
+};
+
+struct answerer {
+    struct installer installer;
+    const struct target *target;
+    const struct image *img;
+    const struct blocks *blocks;
+    struct page_state *state;
+    struct trouble_list *troubles; /* where damage is reported */
+    struct codec *codec;
+    unsigned char *unit; /* decoded content, of the largest unit */
+    uint64_t unit_first; /* the cluster that `unit` starts with; UINT64_MAX: nothing valid */
+    struct answer_counts counts;
+};
+
+/* Fill in the pointers first. 0 or -ENOMEM. */
+int answerer_init(struct answerer *a, int uffd);
+void answerer_free(struct answerer *a);
+
+enum answer {
+    ANSWERED,
+    AGAIN_EVENT, /* an event must be read first */
+    AGAIN_ROOM,  /* no memory for it now */
+    NEVER,       /* it waits for good: its content can't be had */
+};
+
+/* A MISSING fault. Decodes, installs the whole unit around it, wakes. */
+enum answer answer_fault(struct answerer *a, uint64_t hva, bool write);
+
+/* A job of the fill workers. */
+enum answer answer_job(struct answerer *a, const struct job *job, const unsigned char *data);
+
+/* An event: the guest gave [start, end) back, or the process unmapped or moved it. */
+void answer_discard(struct answerer *a, uint64_t start, uint64_t end);
+
+#endif

@@ -1,0 +1,56 @@
+/* blocks.h - the image's regions as they lie in the new process: the map from a fault's address to
+ * the cluster that holds its content. */
+#ifndef VMSNAP_RESTORE_BLOCKS_H
+#define VMSNAP_RESTORE_BLOCKS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/image_reader.h"
+#include "common/region.h"
+
+struct block {
+    struct region region;   /* in the new process; owned */
+    uint64_t bytes;         /* what is restored: the image's length of it */
+    uint64_t first_cluster; /* the image's number of its first cluster */
+    uint64_t n_clusters;
+    uint64_t unit_bytes; /* what is installed at once: a cluster, or the huge page */
+};
+
+struct blocks {
+    struct block *items; /* ascending by hva */
+    uint32_t count;
+};
+
+/*
+ * Matches the image's regions with those of the process by name, and checks lengths. Takes over
+ * `regions` (the array stays the caller's to free(), its contents are moved). A region that is
+ * missing on either side, or of another length, is exit code 15 and named.
+ */
+int blocks_match(struct blocks *out, const struct image *img, struct region *regions,
+                 uint32_t n_regions, struct error *e);
+void blocks_free(struct blocks *b);
+
+/* The block that contains `hva`, or NULL. */
+const struct block *blocks_find(const struct blocks *b, uint64_t hva);
+
+/* The block whose clusters contain this number, or NULL. */
+const struct block *blocks_find_cluster(const struct blocks *b, uint64_t cluster);
+
+/* Where a cluster starts in its block. */
+static inline uint64_t block_cluster_offset(const struct block *b, uint64_t cluster)
+{
+    return (cluster - b->first_cluster) * IMAGE_CLUSTER_BYTES;
+}
+
+/* The cluster that holds a byte of the block. */
+static inline uint64_t block_cluster_at(const struct block *b, uint64_t offset)
+{
+    return b->first_cluster + offset / IMAGE_CLUSTER_BYTES;
+}
+
+/* The largest unit of all blocks. */
+uint64_t blocks_max_unit(const struct blocks *b);
+
+#endif

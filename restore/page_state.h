@@ -1,0 +1,51 @@
+/*
+ * page_state.h - what has become of each page of the guest: one byte per cluster.
+ *
+ * state of a cluster | what the process has there           | leaves it
+ * -------------------+--------------------------------------+------------------------------------
+ * pending            | no page, but those already present   | all its pages installed: done
+ * done               | every page, but discarded ones       | nobody: the guest owns it
+ * damaged            | as pending; its content can't be read | nobody: a fault in it waits
+ * gone               | unmapped by the process              | nobody
+ *
+ * Beside the state stands a bit per page: discarded. The guest gave the page back (a balloon, free
+ * page reporting), so that its content is zero from then on: it is never installed again.
+ *
+ * One thread writes: the server's. Before it starts, the thread that attaches. Others may look, to
+ * save themselves work; only the server's look decides.
+ */
+#ifndef VMSNAP_RESTORE_PAGE_STATE_H
+#define VMSNAP_RESTORE_PAGE_STATE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/image_format.h"
+
+enum cluster_state {
+    CLUSTER_PENDING = 0,
+    CLUSTER_DONE = 1,
+    CLUSTER_DAMAGED = 2,
+    CLUSTER_GONE = 3,
+};
+
+struct page_state {
+    _Atomic uint8_t *bytes; /* bits 0-1: enum cluster_state; bits 4-7: discarded pages */
+    uint64_t n_clusters;
+};
+
+/* All pending, nothing discarded. 0 or -ENOMEM. */
+int page_state_init(struct page_state *s, uint64_t n_clusters);
+void page_state_free(struct page_state *s);
+
+enum cluster_state page_state_get(const struct page_state *s, uint64_t cluster);
+void page_state_set(struct page_state *s, uint64_t cluster, enum cluster_state state);
+
+/* Bit i: page i of the cluster is discarded. */
+unsigned page_state_discarded(const struct page_state *s, uint64_t cluster);
+
+/* Marks `n_pages` pages from page `first` (4 KiB, counted from cluster 0) on as discarded. */
+void page_state_discard(struct page_state *s, uint64_t first, uint64_t n_pages);
+
+#endif

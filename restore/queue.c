@@ -1,0 +1,86 @@
+#include "restore/queue.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+int queue_init(struct queue *q, uint32_t n_slots, uint64_t slot_bytes)
+{
+    *q = (struct queue){.slot_bytes = slot_bytes, .wake_fd = -1};
+    q->jobs = calloc(n_slots, sizeof(*q->jobs));
+    if (!q->jobs)
+        return -ENOMEM;
+    int rc = pool_init(&q->slots, n_slots, slot_bytes, 0);
+    if (rc == 0)
+        rc = ring_init(&q->ready, n_slots);
+    if (rc == 0) {
+        q->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        rc = q->wake_fd < 0 ? -errno : 0;
+    }
+    if (rc)
+        queue_free(q);
+    return rc;
+}
+
+void queue_free(struct queue *q)
+{
+    if (q->wake_fd >= 0)
+        close(q->wake_fd);
+    q->wake_fd = -1;
+    ring_free(&q->ready);
+    pool_free(&q->slots);
+    free(q->jobs);
+    q->jobs = NULL;
+}
+
+uint32_t queue_take(struct queue *q)
+{
+    return pool_take(&q->slots, POOL_FAULT);
+}
+
+void queue_release(struct queue *q, uint32_t slot)
+{
+    pool_put(&q->slots, slot);
+}
+
+void queue_cancel(struct queue *q)
+{
+    pool_cancel(&q->slots);
+}
+
+void queue_wake(struct queue *q)
+{
+    uint64_t one = 1;
+    /* Fails only when the counter is full: then it wakes already. */
+    ssize_t n = write(q->wake_fd, &one, sizeof(one));
+    (void)n;
+}
+
+void queue_submit(struct queue *q, uint32_t slot)
+{
+    ring_push(&q->ready, slot); /* can't be full: it has a place for every slot */
+    /* Orders the push before the look; pairs with the fence in queue_sleep_begin(). */
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load_explicit(&q->sleeping, memory_order_relaxed))
+        queue_wake(q);
+}
+
+bool queue_next(struct queue *q, uint32_t *slot)
+{
+    return ring_pop(&q->ready, slot);
+}
+
+void queue_sleep_begin(struct queue *q)
+{
+    atomic_store_explicit(&q->sleeping, true, memory_order_relaxed);
+    atomic_thread_fence(memory_order_seq_cst);
+}
+
+void queue_sleep_end(struct queue *q)
+{
+    atomic_store_explicit(&q->sleeping, false, memory_order_relaxed);
+    uint64_t n;
+    ssize_t got = read(q->wake_fd, &n, sizeof(n)); /* EAGAIN: nobody woke us */
+    (void)got;
+}

@@ -1,0 +1,426 @@
+/*
+ * serve.c - the fault thread.
+ *
+ * It alone reads the userfaultfd and it alone installs. That makes the rule about discards (a page
+ * that the guest gave back must not return) hold without a lock: no event is ever read between a
+ * look at the marks and the ioctl that acts on it, and while an event is unread the kernel refuses
+ * the ioctl with EAGAIN.
+ *
+ * In each turn:
+ *   1. read messages; note discards at once, put faults into `waiting`;
+ *   2. answer what waits: decode the cluster, install all of it, wake. A fault that got EAGAIN
+ * stays;
+ *   3. only if none waits, install one job of the fill workers (at most 64 KiB, about 21 us; a huge
+ *      page where the memory is made of those);
+ *   4. with nothing to do, go on reading for SPIN_NS after the last fault (a wakeup across CPUs
+ * costs more than the fault itself), then sleep in poll.
+ *
+ * A cluster that can't be read (damaged image, I/O error) is marked and reported; a fault in it is
+ * never answered: the guest waits, which it can survive, rather than reads a wrong byte.
+ */
+#include "restore/serve.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/thread.h"
+#include "common/uffd.h"
+#include "restore/answer.h"
+#include "restore/fill.h"
+
+#define SPIN_NS 200000u
+#define RETRY_NO_ROOM_MS 50
+#define MESSAGES_MAX 64
+#define WAITING_MAX 1024
+#define SERVER_NICE (-10)
+#define QUEUE_BYTES (4u << 20)
+#define MAX_THREADS 16u
+
+struct waiting_fault {
+    uint64_t hva;
+    uint64_t since_ns;
+    bool write;
+};
+
+struct server {
+    struct server_config config;
+    struct answerer answerer;
+    struct queue queue;
+    struct fill *fill;
+    pthread_t thread;
+    bool thread_started;
+
+    struct waiting_fault waiting[WAITING_MAX];
+    unsigned n_waiting;
+    bool has_job; /* a job that got EAGAIN and must be tried again */
+    uint32_t job_slot;
+    uint64_t last_fault_ns;
+    uint64_t last_empty_ns;
+    uint32_t release_block; /* server_release(): how far it is */
+    uint64_t release_offset;
+
+    struct trouble_list troubles;
+    uint64_t demand_faults;
+    struct histogram fault_times;
+    int event_fd;
+    atomic_int stage; /* enum server_stage */
+    atomic_bool prefetched, all_queued, release_wanted, stop;
+};
+
+static void notify(struct server *s)
+{
+    uint64_t one = 1;
+    ssize_t n = write(s->event_fd, &one, sizeof(one));
+    (void)n; /* full: readable already */
+}
+
+static void set_stage(struct server *s, enum server_stage stage)
+{
+    atomic_store(&s->stage, (int)stage);
+    notify(s);
+}
+
+/* ---- faults ---- */
+
+/* Answers what waits; keeps what must be tried again. True when something is kept for want of room.
+ */
+static bool answer_waiting(struct server *s)
+{
+    bool no_room = false;
+    unsigned kept = 0;
+    for (unsigned i = 0; i < s->n_waiting; i++) {
+        struct waiting_fault fault = s->waiting[i];
+        enum answer answer = answer_fault(&s->answerer, fault.hva, fault.write);
+        if (answer == ANSWERED) {
+            uint64_t now = clock_monotonic_ns();
+            s->last_fault_ns = now;
+            s->demand_faults++;
+            histogram_add(&s->fault_times, now - fault.since_ns);
+        } else if (answer != NEVER) {
+            no_room |= answer == AGAIN_ROOM;
+            s->waiting[kept++] = fault;
+        }
+    }
+    s->n_waiting = kept;
+    return no_room;
+}
+
+/* ---- messages ---- */
+
+static void take_message(struct server *s, const struct uffd_msg *m)
+{
+    switch (m->event) {
+    case UFFD_EVENT_PAGEFAULT:
+        assert(s->n_waiting < WAITING_MAX);
+        s->waiting[s->n_waiting++] = (struct waiting_fault){
+            .hva = m->arg.pagefault.address,
+            .since_ns = s->last_empty_ns,
+            .write = m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE,
+        };
+        break;
+    case UFFD_EVENT_REMOVE:
+    case UFFD_EVENT_UNMAP:
+        answer_discard(&s->answerer, m->arg.remove.start, m->arg.remove.end);
+        break;
+    case UFFD_EVENT_REMAP:
+        answer_discard(&s->answerer, m->arg.remap.from, m->arg.remap.from + m->arg.remap.len);
+        break;
+    default:
+        break;
+    }
+}
+
+/* Reads what there is, as far as there is room for the faults. Returns how many messages. */
+static int read_messages(struct server *s)
+{
+    struct uffd_msg messages[MESSAGES_MAX];
+    size_t room = WAITING_MAX - s->n_waiting;
+    if (room == 0)
+        return 0;
+    uint64_t now = clock_monotonic_ns();
+    int n = uffd_read_messages(s->config.uffd, messages, room < MESSAGES_MAX ? room : MESSAGES_MAX);
+    if (n <= 0) {
+        s->last_empty_ns = now;
+        return n;
+    }
+    for (int i = 0; i < n; i++)
+        take_message(s, &messages[i]);
+    return n;
+}
+
+/* ---- the workers' jobs ---- */
+
+/* Installs one job if there is one. *no_room: it could not. False: there is none. */
+static bool install_next_job(struct server *s, bool *no_room)
+{
+    if (!s->has_job && !queue_next(&s->queue, &s->job_slot))
+        return false;
+    enum answer answer =
+        answer_job(&s->answerer, &s->queue.jobs[s->job_slot], queue_buffer(&s->queue, s->job_slot));
+    s->has_job = answer == AGAIN_EVENT || answer == AGAIN_ROOM;
+    *no_room |= answer == AGAIN_ROOM;
+    if (!s->has_job)
+        queue_release(&s->queue, s->job_slot);
+    return true;
+}
+
+/* ---- the end ---- */
+
+/* Drops the registration of one piece. True while there is more. */
+static bool release_piece(struct server *s)
+{
+    const struct blocks *blocks = s->config.blocks;
+    if (s->release_block == blocks->count)
+        return false;
+    const struct block *b = &blocks->items[s->release_block];
+    uint64_t len = b->bytes - s->release_offset;
+    if (len > UFFD_PIECE_BYTES)
+        len = UFFD_PIECE_BYTES;
+    uffd_unregister_pieces(s->config.uffd, b->region.hva + s->release_offset, len);
+    s->release_offset += len;
+    if (s->release_offset == b->bytes) {
+        s->release_block++;
+        s->release_offset = 0;
+    }
+    return true;
+}
+
+/* What there is to do when neither faults nor jobs wait. True: it did something. */
+static bool advance_stage(struct server *s)
+{
+    switch (server_stage(s)) {
+    case SERVER_FILLING:
+        if (!atomic_load(&s->all_queued) || s->has_job)
+            return false;
+        /* Submitted before all_queued was set: one may have come in since we looked. */
+        if (queue_next(&s->queue, &s->job_slot)) {
+            s->has_job = true;
+            return true;
+        }
+        set_stage(s, s->answerer.counts.clusters_damaged ? SERVER_INCOMPLETE : SERVER_FILLED);
+        return true;
+    case SERVER_FILLED:
+        if (!atomic_load(&s->release_wanted))
+            return false;
+        if (!release_piece(s))
+            set_stage(s, SERVER_RELEASED);
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void sleep_for_more(struct server *s, int timeout_ms)
+{
+    struct pollfd fds[2] = {{.fd = s->config.uffd, .events = POLLIN},
+                            {.fd = s->queue.wake_fd, .events = POLLIN}};
+    poll(fds, 2, timeout_ms);
+}
+
+/* Sleeps until a message, a job or a command comes. */
+static void sleep_until_work(struct server *s)
+{
+    queue_sleep_begin(&s->queue);
+    bool job = queue_next(&s->queue, &s->job_slot);
+    s->has_job |= job;
+    bool command = atomic_load(&s->stop) ||
+                   (server_stage(s) == SERVER_FILLING && atomic_load(&s->all_queued)) ||
+                   (server_stage(s) == SERVER_FILLED && atomic_load(&s->release_wanted));
+    if (!job && !command)
+        sleep_for_more(s, -1);
+    queue_sleep_end(&s->queue);
+}
+
+/* One turn without a new message. */
+static void turn_without_message(struct server *s)
+{
+    bool no_room = answer_waiting(s);
+    if (s->n_waiting > 0) {
+        if (no_room)
+            sleep_for_more(s, RETRY_NO_ROOM_MS);
+        else
+            sched_yield(); /* the thread whose event we read must get its turn */
+        return;
+    }
+    if (install_next_job(s, &no_room)) {
+        if (no_room)
+            sleep_for_more(s, RETRY_NO_ROOM_MS);
+        return;
+    }
+    if (advance_stage(s))
+        return;
+    if (s->last_empty_ns - s->last_fault_ns > SPIN_NS)
+        sleep_until_work(s);
+}
+
+static void *run_server(void *opaque)
+{
+    struct server *s = opaque;
+    setpriority(PRIO_PROCESS, 0, SERVER_NICE); /* without the right to it: as it is */
+    while (!atomic_load_explicit(&s->stop, memory_order_relaxed)) {
+        if (read_messages(s) > 0)
+            answer_waiting(s);
+        else
+            turn_without_message(s);
+    }
+    return NULL;
+}
+
+/* ---- control, from the main thread ---- */
+
+static void on_prefetched(void *opaque)
+{
+    struct server *s = opaque;
+    atomic_store(&s->prefetched, true);
+    notify(s);
+}
+
+static void on_all_queued(void *opaque)
+{
+    struct server *s = opaque;
+    atomic_store(&s->all_queued, true);
+    queue_wake(&s->queue);
+}
+
+static int init_server(struct server *s)
+{
+    uint64_t slot = fill_slot_bytes(s->config.blocks);
+    uint64_t n_slots = QUEUE_BYTES / slot > 4 ? QUEUE_BYTES / slot : 4;
+    s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (s->event_fd < 0)
+        return -errno;
+    trouble_init(&s->troubles, s->event_fd);
+    s->answerer = (struct answerer){.target = s->config.target,
+                                    .img = s->config.img,
+                                    .blocks = s->config.blocks,
+                                    .state = s->config.state,
+                                    .troubles = &s->troubles};
+    int rc = answerer_init(&s->answerer, s->config.uffd);
+    if (rc == 0)
+        rc = queue_init(&s->queue, (uint32_t)n_slots, slot);
+    if (rc == 0)
+        rc = thread_start(&s->thread, run_server, s);
+    s->thread_started = rc == 0;
+    return rc;
+}
+
+static unsigned choose_threads(unsigned wanted)
+{
+    if (wanted == 0) {
+        long n = sysconf(_SC_NPROCESSORS_ONLN);
+        wanted = n > 0 ? (unsigned)n : 1;
+    }
+    return wanted > MAX_THREADS ? MAX_THREADS : wanted;
+}
+
+int server_start(struct server **out, const struct server_config *config, struct error *e)
+{
+    struct server *s = calloc(1, sizeof(*s));
+    if (!s) {
+        close(config->uffd);
+        return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory for the server of page faults");
+    }
+    s->config = *config;
+    s->config.n_threads = choose_threads(config->n_threads);
+    s->queue.wake_fd = -1;
+    s->last_empty_ns = clock_monotonic_ns();
+    int rc = init_server(s);
+    if (rc) {
+        server_stop(s);
+        return error_set(e, VMSNAP_EXIT_FAILED, -rc, "the server of page faults can't start");
+    }
+    *out = s;
+    return 0;
+}
+
+int server_begin_prefetch(struct server *s, struct error *e)
+{
+    struct fill_config config = {
+        .img = s->config.img,
+        .blocks = s->config.blocks,
+        .state = s->config.state,
+        .queue = &s->queue,
+        .n_threads = s->config.n_threads,
+        .prefetch_hot = s->config.prefetch_hot,
+        .prefetched = on_prefetched,
+        .finished = on_all_queued,
+        .opaque = s,
+    };
+    int rc = fill_start(&s->fill, &config);
+    if (rc)
+        return error_set(e, VMSNAP_EXIT_FAILED, -rc, "the fill threads can't start");
+    return 0;
+}
+
+void server_begin_fill(struct server *s)
+{
+    if (s->config.fill)
+        fill_allow_all(s->fill);
+}
+
+int server_event_fd(const struct server *s)
+{
+    return s->event_fd;
+}
+
+void server_clear_event(struct server *s)
+{
+    uint64_t n;
+    ssize_t got = read(s->event_fd, &n, sizeof(n));
+    (void)got;
+}
+
+enum server_stage server_stage(const struct server *s)
+{
+    return (enum server_stage)atomic_load(&s->stage);
+}
+
+bool server_prefetched(const struct server *s)
+{
+    return atomic_load(&s->prefetched);
+}
+
+bool server_take_error(struct server *s, struct error *e)
+{
+    return trouble_take(&s->troubles, e);
+}
+
+void server_release(struct server *s)
+{
+    atomic_store(&s->release_wanted, true);
+    queue_wake(&s->queue);
+}
+
+void server_get_stats(const struct server *s, struct server_stats *stats)
+{
+    *stats = (struct server_stats){
+        .demand_faults = s->demand_faults, .faults = s->fault_times, .counts = s->answerer.counts};
+}
+
+void server_stop(struct server *s)
+{
+    if (!s)
+        return;
+    fill_stop(s->fill);
+    if (s->thread_started) {
+        atomic_store(&s->stop, true);
+        queue_wake(&s->queue);
+        pthread_join(s->thread, NULL);
+    }
+    queue_free(&s->queue);
+    answerer_free(&s->answerer);
+    trouble_free(&s->troubles);
+    if (s->event_fd >= 0)
+        close(s->event_fd);
+    close(s->config.uffd);
+    free(s);
+}

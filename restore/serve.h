@@ -1,0 +1,72 @@
+/*
+ * serve.h - the server: the thread that answers the guest's faults and installs what the fill
+ * workers decode, until the last page is in or the VMM has ended.
+ */
+#ifndef VMSNAP_RESTORE_SERVE_H
+#define VMSNAP_RESTORE_SERVE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/histogram.h"
+#include "restore/answer.h"
+#include "restore/blocks.h"
+#include "restore/page_state.h"
+
+struct server;
+
+struct server_config {
+    int uffd; /* registered for MISSING on all blocks; taken over */
+    const struct target *target;
+    const struct image *img;
+    const struct blocks *blocks;
+    struct page_state *state; /* the server's alone from server_start() on */
+    unsigned n_threads;       /* fill workers; 0: as many as there are CPUs */
+    bool prefetch_hot;
+    bool fill;
+};
+
+/* Starts the fault thread: from here on every fault is answered. Exit code 1 when memory is short.
+ */
+int server_start(struct server **out, const struct server_config *config, struct error *e);
+
+/* Starts the workers on the hot list. */
+int server_begin_prefetch(struct server *s, struct error *e);
+
+/* Lets them bring in all the rest (if config.fill). */
+void server_begin_fill(struct server *s);
+
+/* Readable when something below has changed. server_clear_event() before looking. */
+int server_event_fd(const struct server *s);
+void server_clear_event(struct server *s);
+
+enum server_stage {
+    SERVER_FILLING,
+    SERVER_FILLED,     /* every page is in (or was given back by the guest) */
+    SERVER_INCOMPLETE, /* all that can be read is in; the damaged rest is served for ever */
+    SERVER_RELEASED,   /* unregistered: the guest's memory is its own */
+};
+enum server_stage server_stage(const struct server *s);
+bool server_prefetched(const struct server *s);
+
+/* The next thing that went wrong while serving (a damaged cluster, a stray fault): true and *e,
+ * which says what the guest does. Bounded: further ones are counted only. */
+bool server_take_error(struct server *s, struct error *e);
+
+/* After SERVER_FILLED: drops the registration, in pieces, still answering. SERVER_RELEASED follows.
+ */
+void server_release(struct server *s);
+
+struct server_stats {
+    uint64_t demand_faults;
+    struct histogram faults; /* from the last empty read before a fault to its wake */
+    struct answer_counts counts;
+};
+/* Exact once the stage is past SERVER_FILLING or after server_stop(); before, a glance. */
+void server_get_stats(const struct server *s, struct server_stats *stats);
+
+/* Ends all threads, closes the userfaultfd and frees. While faults are unanswered the guest goes on
+ * waiting only if somebody else holds the userfaultfd. NULL is allowed. */
+void server_stop(struct server *s);
+
+#endif
