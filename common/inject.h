@@ -48,12 +48,11 @@ int inject_end(struct injector *inj, struct error *e);
  * create one itself, a /dev/userfaultfd descriptor is passed in over a socket pair. Exit code 12
  * when the kernel refuses, 10 as inject_begin.
  */
-int inject_userfaultfd(const struct target *t, int *fd, int *keep, int timeout_ms,
-                       struct error *e);
+int inject_userfaultfd(const struct target *t, int *fd, int *keep, int timeout_ms, struct error *e);
 
 /* Runs madvise(advice) over [start, start+len) in pieces of `piece` bytes (0: one call). */
-int inject_madvise(const struct target *t, uint64_t start, uint64_t len, int advice,
-                   uint64_t piece, int timeout_ms, struct error *e);
+int inject_madvise(const struct target *t, uint64_t start, uint64_t len, int advice, uint64_t piece,
+                   int timeout_ms, struct error *e);
 
 /* close(fd) in the target. */
 int inject_close_fd(const struct target *t, int fd, int timeout_ms, struct error *e);

@@ -1,0 +1,84 @@
+/*
+ * inject_x86.h - what injection knows of x86-64: the registers of a stopped thread, code of the
+ * target that can be borrowed, and a signal frame that brings the thread back by itself.
+ * Private to common/inject*.c.
+ */
+#ifndef VMSNAP_COMMON_INJECT_X86_H
+#define VMSNAP_COMMON_INJECT_X86_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/user.h>
+
+#include "common/error.h"
+#include "common/target.h"
+
+/* Addresses in the target. */
+struct x86_code {
+    uint64_t syscall_ret; /* `syscall; ret` */
+    uint64_t restorer;    /* `mov $15,%rax; syscall`: libc's __restore_rt, or the same bytes */
+};
+
+/* Searches the target's executable mappings: the vdso and the C library first. -ENOENT: no such
+ * code. Reads at most the executable memory of the target, once. */
+int x86_find_code(struct x86_code *code, const struct target *t, const struct mapping_list *maps);
+
+/* What the kernel's registers of a stopped thread say. */
+struct x86_state {
+    struct user_regs_struct regs;
+    uint64_t sigmask;
+    uint8_t *xstate; /* XSAVE image, or the 512 bytes of FXSAVE on a CPU without XSAVE */
+    size_t xstate_bytes;
+    bool has_xsave;
+};
+
+/* Reads it all from a stopped thread. -errno of ptrace. Ends with x86_state_free(). */
+int x86_state_get(struct x86_state *s, pid_t tid);
+void x86_state_free(struct x86_state *s);
+
+int x86_get_regs(pid_t tid, struct user_regs_struct *regs);
+int x86_set_regs(pid_t tid, const struct user_regs_struct *regs);
+int x86_get_sigmask(pid_t tid, uint64_t *mask);
+int x86_set_sigmask(pid_t tid, uint64_t mask);
+
+/* True when a user shadow stack is on: a borrowed `ret` would end the thread. */
+bool x86_has_shadow_stack(pid_t tid);
+
+/* In a system call, in 64-bit code. */
+bool x86_in_syscall(const struct user_regs_struct *regs);
+
+/* True for a call that the kernel ends with EINTR when a debugger stops it, though no signal is
+ * there, and that can simply be made again: epoll_wait, rt_sigtimedwait, io_uring_enter, KVM_RUN.
+ */
+bool x86_eintr_restarts(const struct user_regs_struct *regs);
+
+/* The registers with which the kernel itself goes on or restarts the interrupted call, to be set
+ * in a stop inside signal delivery (PTRACE_EVENT_STOP). */
+struct user_regs_struct x86_natural_regs(const struct x86_state *s);
+
+/* Where things lie on the thread's stack, from high to low. */
+struct x86_frame {
+    uint64_t fpstate, frame, scratch; /* addresses in the target */
+    uint64_t end;                     /* one past the last byte written */
+    size_t bytes;                     /* of the image, from `frame` to `end` */
+};
+
+/* Plans a frame of this state below the red zone of its stack, with `scratch_bytes` below it. */
+void x86_frame_plan(struct x86_frame *f, const struct x86_state *s, size_t scratch_bytes);
+
+/* Makes the bytes of the frame; *out is malloc()ed. */
+int x86_frame_build(const struct x86_frame *f, const struct x86_state *s,
+                    const struct x86_code *code, uint8_t **out);
+
+/* A thread let go with these registers runs rt_sigreturn on the frame, and nothing else. */
+void x86_park(struct user_regs_struct *regs, const struct x86_code *code,
+              const struct x86_frame *f);
+
+/* Turns the parked thread's rt_sigreturn, at its entry, into another call that returns into the
+ * restorer. */
+void x86_set_call(struct user_regs_struct *regs, const struct x86_frame *f, long nr,
+                  const uint64_t args[6]);
+
+#endif
