@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "common/progress.h"
 #include "tools/vmsnap/commands.h"
 #include "tools/vmsnap/report.h"
 
@@ -83,9 +84,24 @@ static int run_command(const struct command *command, int argc, char **argv)
     return fail(&e, command->has_guest);
 }
 
+static void do_nothing(int number)
+{
+    (void)number;
+}
+
+/* A reader that went away is an error of write(). Not SIG_IGN: a VMM that we start would inherit
+ * that. SIGUSR1 asks for a progress line and never ends us. */
+static void setup_signals(void)
+{
+    struct sigaction action = {.sa_handler = do_nothing, .sa_flags = SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGPIPE, &action, NULL);
+    progress_catch_signal();
+}
+
 int main(int argc, char **argv)
 {
-    signal(SIGPIPE, SIG_IGN); /* a reader that went away is an error of write() */
+    setup_signals();
     report_setup(asks_for_json(argv), false);
     struct error e = {0};
     if (argc < 2) {
