@@ -14,6 +14,7 @@
 #define IMAGE_PAGE_BYTES 4096u
 #define IMAGE_CLUSTER_BYTES 16384u
 #define IMAGE_CLUSTER_PAGES (IMAGE_CLUSTER_BYTES / IMAGE_PAGE_BYTES)
+#define IMAGE_FRAME_MAX 16512u /* bytes of one cluster's zstd frame: the worst case, rounded up */
 
 #define IMAGE_VERSION 1u        /* what this program writes */
 #define IMAGE_COMPAT_VERSION 1u /* the oldest reader version that can read it */

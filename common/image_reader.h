@@ -2,6 +2,8 @@
  * image_reader.h - opens and checks an image; hands out clusters that have passed their checksum.
  * Everything but the clusters is read into private memory and checked once at open; every length
  * is bounded by the file's size before it is believed. Errors: exit code 13 with the file offset.
+ * After image_open() all calls but image_close() may be made by any thread at once. Pointers that
+ * are handed out live until image_close().
  */
 #ifndef VMSNAP_COMMON_IMAGE_READER_H
 #define VMSNAP_COMMON_IMAGE_READER_H
@@ -15,6 +17,11 @@
 struct image;
 
 int image_open(struct image **out, const char *path, struct error *e);
+
+/* The same on an open descriptor, which is the image's from then on, also on failure. `name` is for
+ * messages. */
+int image_open_fd(struct image **out, int fd, const char *name, struct error *e);
+
 void image_close(struct image *img);
 
 int image_fd(const struct image *img);
@@ -28,6 +35,9 @@ const void *image_device_state(const struct image *img, uint64_t *bytes);
 const char *image_description(const struct image *img); /* JSON text, zero-terminated */
 
 uint64_t image_index_entry(const struct image *img, uint64_t cluster);
+
+/* The region of a cluster, and where in it the cluster starts. */
+uint32_t image_cluster_region(const struct image *img, uint64_t cluster, uint64_t *offset);
 
 /* Bytes the cluster decodes to: IMAGE_CLUSTER_BYTES, less at the end of a region. */
 uint32_t image_cluster_bytes(const struct image *img, uint64_t cluster);
@@ -48,10 +58,17 @@ int image_read_cluster(const struct image *img, uint64_t cluster, struct codec *
 typedef void image_damage_fn(void *opaque, uint64_t cluster, uint64_t offset, const char *what);
 
 struct image_verify_result {
-    uint64_t pages_checked, pages_damaged, bytes_read;
+    uint64_t pages_checked; /* pages of the guest, zero ones included */
+    uint64_t pages_damaged;
+    uint64_t places_damaged; /* calls of `damage` */
+    uint64_t bytes_read;
 };
 
-/* Walks every byte of the file front to back, checks every checksum and decodes every record. */
+/*
+ * Walks every byte of the file, checks every checksum and decodes every record, also those that the
+ * index no longer names. `damage` (may be NULL) is called by one thread at a time. 0 when all is
+ * well; -EBADMSG with exit code 13 when anything is damaged; else what kept it from reading.
+ */
 int image_verify(const struct image *img, unsigned n_threads, image_damage_fn *damage,
                  void *opaque, struct image_verify_result *result, struct error *e);
 

@@ -1,4 +1,9 @@
-/* image_writer.h - makes an image front to back. Workers add clusters in any order. */
+/*
+ * image_writer.h - makes an image front to back. Workers add clusters in any order.
+ *
+ * Threads: add and add_zero from any thread at once (two calls for the same cluster must be ordered
+ * by the caller); open, finish, totals and close from one thread, while no other uses it.
+ */
 #ifndef VMSNAP_COMMON_IMAGE_WRITER_H
 #define VMSNAP_COMMON_IMAGE_WRITER_H
 
@@ -12,9 +17,13 @@
 struct image_writer;
 
 /* Starts an image on `sink` (not owned) for these regions (copied) and appends the header.
- * Assigns first_cluster in order: cluster numbers are those of image_cluster_number(). */
+ * Assigns first_cluster in order: see image_writer_cluster(). A region's name is printable ASCII and
+ * unique, its length a multiple of 4096 and not 0: else -EINVAL. */
 int image_writer_open(struct image_writer **out, struct sink *sink, const struct region *regions,
                       uint32_t n_regions, struct error *e);
+
+/* The number in the image of the cluster that holds byte `offset` of a region. */
+uint64_t image_writer_cluster(const struct image_writer *w, uint32_t region, uint64_t offset);
 
 uint64_t image_writer_n_clusters(const struct image_writer *w);
 const uint8_t *image_writer_id(const struct image_writer *w); /* 16 bytes */

@@ -11,6 +11,7 @@
 
 /* In the order of `vmsnap --help`. */
 static const struct command *const commands[] = {
+    &command_snapshot,
     NULL,
 };
 

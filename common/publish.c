@@ -1,0 +1,210 @@
+/*
+ * publish.c - O_TMPFILE and linkat(2) where the file system has them; a hidden temporary name and
+ * renameat2(2) where not. With `overwrite` the unnamed file first gets the hidden name and is then
+ * renamed over the old one, since linkat(2) never replaces.
+ */
+#include "common/publish.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/testhook.h"
+
+#define FILE_MODE 0600
+
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+static int refuse_existing(const char *path, struct error *e)
+{
+    error_set(e, VMSNAP_EXIT_FAILED, 0, "%s exists", path);
+    error_hint(e, "choose another name, or replace it with --overwrite");
+    if (e)
+        e->err = EEXIST;
+    return -EEXIST;
+}
+
+/* Settles the final path: refuses what must not be replaced and follows a symbolic link. */
+static int settle_path(struct publish *p, const char *path, struct error *e)
+{
+    struct stat st;
+    int n = snprintf(p->path, sizeof(p->path), "%s", path);
+    const char *name = base_name(path);
+    if (n < 0 || (size_t)n >= sizeof(p->path) - 32)
+        return error_set(e, VMSNAP_EXIT_FAILED, ENAMETOOLONG, "%.200s...", path);
+    if (*name == '\0' || strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
+        return error_set(e, VMSNAP_EXIT_FAILED, EISDIR, "'%s' is no name for a file", path);
+    if (lstat(path, &st) < 0)
+        return errno == ENOENT ? 0 : error_set(e, VMSNAP_EXIT_FAILED, errno, "%s", path);
+    if (!p->overwrite)
+        return refuse_existing(path, e);
+    if (!realpath(path, p->path) || stat(p->path, &st) < 0)
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "%s", path);
+    if (!S_ISREG(st.st_mode)) {
+        error_set(e, VMSNAP_EXIT_FAILED, 0, "%s is not a regular file", path);
+        error_hint(e, "only a regular file is replaced; to write to a pipe use -");
+        return -EINVAL;
+    }
+    return 0;
+}
+
+/* The hidden name stands in the same directory, so that it can be renamed. */
+static void name_temporary(struct publish *p, size_t dir_bytes)
+{
+    memcpy(p->temporary, p->path, dir_bytes);
+    snprintf(p->temporary + dir_bytes, sizeof(p->temporary) - dir_bytes, ".%.200s.vmsnap-%d",
+             base_name(p->path), (int)getpid());
+}
+
+static int open_directory(struct publish *p, struct error *e)
+{
+    char dir[PATH_MAX];
+    size_t dir_bytes = (size_t)(base_name(p->path) - p->path);
+    snprintf(dir, sizeof(dir), "%.*s", (int)dir_bytes, p->path);
+    p->dir_fd = open(dir_bytes ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (p->dir_fd < 0)
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "opening directory %s",
+                         dir_bytes ? dir : ".");
+    name_temporary(p, dir_bytes);
+    return 0;
+}
+
+/* How kernels and file systems say that they have no O_TMPFILE (open(2), "BUGS" included). */
+static bool lacks_tmpfile(int err)
+{
+    return err == EOPNOTSUPP || err == EISDIR || err == EINVAL || err == ENOENT;
+}
+
+static int open_file(struct publish *p, struct error *e)
+{
+    errno = EOPNOTSUPP;
+    if (!TESTHOOK_MASKED("file.tmpfile"))
+        p->fd = openat(p->dir_fd, ".", O_RDWR | O_TMPFILE | O_CLOEXEC, FILE_MODE);
+    p->unnamed = p->fd >= 0;
+    if (p->fd < 0 && lacks_tmpfile(errno)) {
+        p->fd = openat(p->dir_fd, base_name(p->temporary), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC,
+                       FILE_MODE);
+        p->linked = p->fd >= 0;
+    }
+    if (p->fd < 0) {
+        int err = errno;
+        enum vmsnap_exit code =
+            err == ENOSPC || err == EDQUOT ? VMSNAP_EXIT_NO_SPACE : VMSNAP_EXIT_FAILED;
+        return error_set(e, code, err, "creating a file for %s", p->path);
+    }
+    return 0;
+}
+
+int publish_open(struct publish *p, const char *path, bool overwrite, struct error *e)
+{
+    *p = (struct publish){.fd = -1, .dir_fd = -1, .overwrite = overwrite};
+    int r = settle_path(p, path, e);
+    if (r == 0)
+        r = open_directory(p, e);
+    if (r == 0)
+        r = open_file(p, e);
+    if (r < 0)
+        publish_close(p);
+    return r;
+}
+
+/* linkat(2) of an fd: by AT_EMPTY_PATH (needs CAP_DAC_READ_SEARCH before Linux 6.10), else through
+ * /proc. */
+static int link_fd(const struct publish *p, const char *name)
+{
+    char proc[32];
+    if (linkat(p->fd, "", p->dir_fd, name, AT_EMPTY_PATH) == 0)
+        return 0;
+    if (errno == EEXIST)
+        return -EEXIST;
+    snprintf(proc, sizeof(proc), "/proc/self/fd/%d", p->fd);
+    return linkat(AT_FDCWD, proc, p->dir_fd, name, AT_SYMLINK_FOLLOW) == 0 ? 0 : -errno;
+}
+
+/* From the hidden name to the final one, which must not exist. File systems without
+ * RENAME_NOREPLACE (NFS) have hard links. */
+static int rename_to_free_name(struct publish *p)
+{
+    const char *from = base_name(p->temporary), *to = base_name(p->path);
+    if (renameat2(p->dir_fd, from, p->dir_fd, to, RENAME_NOREPLACE) == 0) {
+        p->linked = false;
+        return 0;
+    }
+    if (errno != EINVAL && errno != ENOSYS)
+        return -errno;
+    return linkat(p->dir_fd, from, p->dir_fd, to, 0) == 0 ? 0 : -errno;
+}
+
+static int rename_over(struct publish *p)
+{
+    const char *hidden = base_name(p->temporary);
+    if (!p->linked) {
+        int r = link_fd(p, hidden);
+        if (r == -EEXIST && unlinkat(p->dir_fd, hidden, 0) == 0) /* of a dead process of our pid */
+            r = link_fd(p, hidden);
+        if (r < 0)
+            return r;
+        p->linked = true;
+    }
+    TESTHOOK_POINT("sink-before-rename");
+    if (renameat(p->dir_fd, hidden, p->dir_fd, base_name(p->path)) < 0)
+        return -errno;
+    p->linked = false;
+    return 0;
+}
+
+static int sync_directory(const struct publish *p, struct error *e)
+{
+    if (fsync(p->dir_fd) == 0 || errno == EINVAL || errno == ENOTSUP)
+        return 0; /* some file systems have no fsync for directories */
+    int err = errno;
+    if (!p->overwrite)
+        unlinkat(p->dir_fd, base_name(p->path), 0);
+    return error_set(e, VMSNAP_EXIT_FAILED, err, "flushing the directory of %s", p->path);
+}
+
+int publish_link(struct publish *p, struct error *e)
+{
+    int r;
+    TESTHOOK_POINT("sink-before-link");
+    if (p->overwrite)
+        r = rename_over(p);
+    else if (p->unnamed)
+        r = link_fd(p, base_name(p->path));
+    else
+        r = rename_to_free_name(p);
+    if (r == -EEXIST)
+        return refuse_existing(p->path, e);
+    if (r < 0)
+        return error_set(e, VMSNAP_EXIT_FAILED, -r, "giving the finished file its name %s",
+                         p->path);
+    TESTHOOK_POINT("sink-after-link");
+    return sync_directory(p, e);
+}
+
+int publish_commit(struct publish *p, struct error *e)
+{
+    if (fsync(p->fd) < 0)
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "flushing %s", p->path);
+    return publish_link(p, e);
+}
+
+void publish_close(struct publish *p)
+{
+    if (p->linked)
+        unlinkat(p->dir_fd, base_name(p->temporary), 0);
+    if (p->fd >= 0)
+        close(p->fd);
+    if (p->dir_fd >= 0)
+        close(p->dir_fd);
+    p->linked = false;
+    p->fd = p->dir_fd = -1;
+}

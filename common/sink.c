@@ -1,0 +1,390 @@
+/*
+ * sink.c - the front of a sink: buffers, back-pressure, the I/O thread's loop.
+ *
+ * Appenders copy into the current 1 MiB buffer and hand it over when it is full. The I/O thread
+ * takes filled buffers in order, starts their writes (several in flight where the end can do that)
+ * and puts them back on the free stack when they are written. It sleeps in poll() on an eventfd
+ * that handed-over buffers, completions and cancels all signal, so no wake-up is lost and no lock
+ * is held while it waits.
+ *
+ * The thread lives until the first of: all is published, a failure, a cancel. A failure is kept in
+ * one atomic and ends every append at once; nothing is retried. The thread may hang in the kernel
+ * for good (a dead NFS server, a frozen file system). So whoever cancels never waits for it: after
+ * a grace period sink_close() leaves it, with everything it can reach, to the end of the process.
+ *
+ * A process that ends with such a thread does not close its files before the I/O is over: what must
+ * be let go of (the guest's write protection) is to be let go of explicitly before exiting.
+ */
+#include "common/sink_internal.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/thread.h"
+
+#define CLOSE_GRACE_NS 1000000000ull
+
+static void wake_io_thread(struct sink *s)
+{
+    eventfd_write(s->event_fd, 1); /* EAGAIN (the counter is full) also means it will wake up */
+}
+
+/* Notes the first failure and ends all waits. Caller holds s->lock. */
+static void fail_locked(struct sink *s, int r, const char *step, uint64_t offset)
+{
+    if (sink_failure(s) == 0) {
+        s->failed_step = step;
+        s->failed_offset = offset;
+        atomic_store_explicit(&s->failure, r, memory_order_release);
+    }
+    pthread_cond_broadcast(&s->changed);
+}
+
+static void fail(struct sink *s, int r, const char *step, uint64_t offset)
+{
+    pthread_mutex_lock(&s->lock);
+    fail_locked(s, r, step, offset);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void set_state(struct sink *s, enum sink_state state)
+{
+    pthread_mutex_lock(&s->lock);
+    s->state = state;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+int sink_wait(struct sink *s, int fd)
+{
+    struct pollfd fds[2] = {{.fd = s->event_fd, .events = POLLIN}, {.fd = fd, .events = POLLOUT}};
+    if (poll(fds, 2, -1) < 0)
+        return errno == EINTR ? 0 : -errno;
+    eventfd_t count;
+    if (fds[0].revents & POLLIN)
+        eventfd_read(s->event_fd, &count);
+    return fds[1].revents != 0;
+}
+
+/* ---- the I/O thread ---- */
+
+static void give_back(struct sink *s, struct sink_buffer *b)
+{
+    pthread_mutex_lock(&s->lock);
+    b->used_bytes = 0;
+    s->free[s->n_free++] = b;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Takes back what has been written. */
+static int reap_all(struct sink *s)
+{
+    while (s->in_flight > 0) {
+        struct sink_buffer *b = NULL;
+        int r = s->ops->reap(s, &b);
+        if (b) {
+            s->in_flight--;
+            if (r < 0)
+                fail(s, r, "writing", b->offset);
+            give_back(s, b);
+        }
+        if (r <= 0)
+            return r;
+    }
+    return 0;
+}
+
+static struct sink_buffer *next_filled(struct sink *s, enum sink_state *state)
+{
+    struct sink_buffer *b = NULL;
+    pthread_mutex_lock(&s->lock);
+    *state = s->state;
+    if (s->n_filled > 0 && s->in_flight < s->depth) {
+        b = s->filled[s->first_filled];
+        s->first_filled = (s->first_filled + 1) % s->n_buffers;
+        s->n_filled--;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return b;
+}
+
+static void start_write(struct sink *s, struct sink_buffer *b)
+{
+    int r = s->ops->write(s, b);
+    if (r == 0) {
+        s->in_flight++;
+        return;
+    }
+    if (r < 0)
+        fail(s, r, "writing", b->offset);
+    give_back(s, b);
+}
+
+/* From "written" to "published", unless a cancel came first. */
+static void finish(struct sink *s)
+{
+    int r = s->ops->flush(s);
+    if (r < 0) {
+        fail(s, r, "flushing", sink_offset(s));
+        return;
+    }
+    pthread_mutex_lock(&s->lock);
+    bool cancelled = sink_failure(s) != 0;
+    if (!cancelled)
+        s->state = SINK_PUBLISHING;
+    pthread_mutex_unlock(&s->lock);
+    if (cancelled)
+        return;
+    if (s->ops->publish) {
+        r = s->ops->publish(s, &s->publish_error);
+        if (r < 0) {
+            fail(s, r, NULL, 0);
+            return;
+        }
+    }
+    set_state(s, SINK_DONE);
+}
+
+static void *io_thread(void *opaque)
+{
+    struct sink *s = opaque;
+    while (sink_failure(s) == 0) {
+        enum sink_state state;
+        reap_all(s);
+        struct sink_buffer *b = next_filled(s, &state);
+        if (b) {
+            start_write(s, b);
+        } else if (state == SINK_COMMITTING && s->in_flight == 0) {
+            finish(s);
+            return NULL;
+        } else {
+            sink_wait(s, -1);
+        }
+    }
+    while (s->in_flight > 0) { /* the kernel still reads from these buffers */
+        if (reap_all(s) == 0 && s->in_flight > 0)
+            sink_wait(s, -1);
+    }
+    return NULL;
+}
+
+/* ---- appenders ---- */
+
+/* Waits for a free buffer: this is the back-pressure. Caller holds append_lock. */
+static int take_buffer(struct sink *s)
+{
+    pthread_mutex_lock(&s->lock);
+    while (s->n_free == 0 && sink_failure(s) == 0)
+        pthread_cond_wait(&s->changed, &s->lock);
+    int r = sink_failure(s);
+    if (r == 0) {
+        s->current = s->free[--s->n_free];
+        s->current->offset = sink_offset(s);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return r;
+}
+
+/* Caller holds append_lock. */
+static void hand_over(struct sink *s)
+{
+    pthread_mutex_lock(&s->lock);
+    s->filled[(s->first_filled + s->n_filled) % s->n_buffers] = s->current;
+    s->n_filled++;
+    pthread_mutex_unlock(&s->lock);
+    s->current = NULL;
+    wake_io_thread(s);
+}
+
+int sink_append(struct sink *s, const void *data, size_t len, uint64_t *offset)
+{
+    const uint8_t *from = data;
+    pthread_mutex_lock(&s->append_lock);
+    if (offset)
+        *offset = sink_offset(s);
+    int r = sink_failure(s);
+    while (len > 0 && r == 0) {
+        if (!s->current && (r = take_buffer(s)) < 0)
+            break;
+        size_t room = SINK_BUFFER_BYTES - s->current->used_bytes, n = len < room ? len : room;
+        memcpy(s->current->data + s->current->used_bytes, from, n);
+        s->current->used_bytes += n;
+        atomic_fetch_add_explicit(&s->offset, n, memory_order_relaxed);
+        from += n;
+        len -= n;
+        if (s->current->used_bytes == SINK_BUFFER_BYTES)
+            hand_over(s);
+        r = sink_failure(s);
+    }
+    pthread_mutex_unlock(&s->append_lock);
+    return r;
+}
+
+uint64_t sink_buffer_bytes(const struct sink *s)
+{
+    return (uint64_t)s->n_buffers * SINK_BUFFER_BYTES;
+}
+
+uint64_t sink_offset(const struct sink *s)
+{
+    return atomic_load_explicit(&s->offset, memory_order_relaxed);
+}
+
+int sink_error(const struct sink *s, struct error *e)
+{
+    int r = sink_failure(s);
+    if (r == 0 || !e)
+        return r;
+    if (!s->failed_step) {
+        e->exit_code = s->publish_error.exit_code;
+        e->err = s->publish_error.err;
+        memcpy(e->message, s->publish_error.message, sizeof(e->message));
+        memcpy(e->hint, s->publish_error.hint, sizeof(e->hint));
+        return r;
+    }
+    bool full = r == -ENOSPC || r == -EDQUOT;
+    error_set(e, full ? VMSNAP_EXIT_NO_SPACE : VMSNAP_EXIT_FAILED, -r, "%s %s at byte %llu",
+              s->failed_step, s->name, (unsigned long long)s->failed_offset);
+    if (full)
+        error_hint(e, "make room there, or write to another file system; nothing was published");
+    else if (r == -EPIPE)
+        error_hint(e, "the reader of the pipe has ended; see what it says");
+    return r;
+}
+
+int sink_commit(struct sink *s, struct error *e)
+{
+    pthread_mutex_lock(&s->append_lock);
+    if (s->current)
+        hand_over(s);
+    set_state(s, SINK_COMMITTING);
+    pthread_mutex_unlock(&s->append_lock);
+    wake_io_thread(s);
+
+    pthread_mutex_lock(&s->lock);
+    while (s->state != SINK_DONE && sink_failure(s) == 0)
+        pthread_cond_wait(&s->changed, &s->lock);
+    pthread_mutex_unlock(&s->lock);
+    return sink_error(s, e);
+}
+
+/* ---- life ---- */
+
+void sink_cancel(struct sink *s)
+{
+    pthread_mutex_lock(&s->lock);
+    if (s->state == SINK_OPEN || s->state == SINK_COMMITTING)
+        fail_locked(s, -ECANCELED, "writing", sink_offset(s));
+    pthread_mutex_unlock(&s->lock);
+    wake_io_thread(s);
+}
+
+const char *sink_temporary_path(const struct sink *s)
+{
+    return s->temporary_path;
+}
+
+static void free_sink(struct sink *s)
+{
+    if (s->ops)
+        s->ops->close(s);
+    if (s->event_fd >= 0)
+        close(s->event_fd);
+    if (s->arena)
+        munmap(s->arena, (size_t)s->n_buffers * SINK_BUFFER_BYTES);
+    pthread_mutex_destroy(&s->append_lock);
+    pthread_mutex_destroy(&s->lock);
+    pthread_cond_destroy(&s->changed);
+    free(s->buffers);
+    free(s->free);
+    free(s->filled);
+    free(s->name);
+    free(s);
+}
+
+int sink_close(struct sink *s)
+{
+    if (!s)
+        return 0;
+    sink_cancel(s);
+    uint64_t until = clock_monotonic_ns() + CLOSE_GRACE_NS;
+    struct timespec deadline = {.tv_sec = (time_t)(until / 1000000000u),
+                                .tv_nsec = (long)(until % 1000000000u)};
+    if (pthread_clockjoin_np(s->thread, NULL, CLOCK_MONOTONIC, &deadline) != 0) {
+        pthread_detach(s->thread);
+        return -EBUSY;
+    }
+    free_sink(s);
+    return 0;
+}
+
+static int allocate_buffers(struct sink *s, unsigned n)
+{
+    s->n_buffers = n;
+    s->buffers = calloc(n, sizeof(*s->buffers));
+    s->free = calloc(n, sizeof(*s->free));
+    s->filled = calloc(n, sizeof(*s->filled));
+    void *arena = mmap(NULL, (size_t)n * SINK_BUFFER_BYTES, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (arena == MAP_FAILED || !s->buffers || !s->free || !s->filled) {
+        if (arena != MAP_FAILED)
+            munmap(arena, (size_t)n * SINK_BUFFER_BYTES);
+        return -ENOMEM;
+    }
+    s->arena = arena;
+    for (unsigned i = 0; i < n; i++) {
+        s->buffers[i].data = s->arena + (size_t)i * SINK_BUFFER_BYTES;
+        s->free[s->n_free++] = &s->buffers[i];
+    }
+    return 0;
+}
+
+static int start_thread(struct sink *s)
+{
+    s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (s->event_fd < 0)
+        return -errno;
+    return thread_start(&s->thread, io_thread, s);
+}
+
+int sink_start(struct sink **out, const struct sink_ops *ops, void *end, const char *name,
+               const char *temporary_path, unsigned depth, const struct sink_options *options,
+               struct error *e)
+{
+    struct sink *s = calloc(1, sizeof(*s));
+    if (!s) {
+        struct sink only_end = {.end = end};
+        ops->close(&only_end);
+        return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "writing %s", name);
+    }
+    *s = (struct sink){.ops = ops,
+                       .end = end,
+                       .temporary_path = temporary_path,
+                       .depth = depth,
+                       .event_fd = -1,
+                       .append_lock = PTHREAD_MUTEX_INITIALIZER,
+                       .lock = PTHREAD_MUTEX_INITIALIZER,
+                       .changed = PTHREAD_COND_INITIALIZER};
+    s->name = strdup(name);
+    int r = s->name ? 0 : -ENOMEM;
+    if (r == 0 && options->n_buffers < SINK_MIN_BUFFERS)
+        r = -EINVAL;
+    if (r == 0)
+        r = allocate_buffers(s, options->n_buffers);
+    if (r == 0)
+        r = start_thread(s);
+    if (r < 0) {
+        error_set(e, VMSNAP_EXIT_FAILED, -r, "getting ready to write %s", name);
+        free_sink(s);
+        return r;
+    }
+    *out = s;
+    return 0;
+}

@@ -1,0 +1,96 @@
+/*
+ * sink_internal.h - between the front of a sink (sink.c) and its ends (sink_file.c, sink_pipe.c).
+ * The operations below run on the sink's I/O thread, except close.
+ */
+#ifndef VMSNAP_COMMON_SINK_INTERNAL_H
+#define VMSNAP_COMMON_SINK_INTERNAL_H
+
+#include <libaio.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "common/sink.h"
+
+struct sink_buffer {
+    struct iocb cb; /* sink_file.c's; its `data` points back here */
+    uint8_t *data;  /* SINK_BUFFER_BYTES, page-aligned */
+    size_t used_bytes;
+    size_t write_bytes; /* used_bytes, padded where the end needs that */
+    uint64_t offset;    /* in the file */
+};
+
+struct sink_ops {
+    /* Starts to write a buffer. 1: written whole; 0: in flight, to be reaped; -errno. May wait,
+     * but must come back with -ECANCELED once sink_failure() is set. */
+    int (*write)(struct sink *s, struct sink_buffer *b);
+    /* Takes one finished buffer without waiting: 1 and *b, 0 when none has finished, -errno. A
+     * completion is also told through s->event_fd. NULL: nothing is ever in flight. */
+    int (*reap)(struct sink *s, struct sink_buffer **b);
+    /* Every byte is written: makes it durable. */
+    int (*flush)(struct sink *s);
+    /* Gives it its name; *e is filled on failure. NULL: it has none. */
+    int (*publish)(struct sink *s, struct error *e);
+    /* Releases s->end. The I/O thread has ended. */
+    void (*close)(struct sink *s);
+};
+
+enum sink_state {
+    SINK_OPEN,
+    SINK_COMMITTING, /* no more appends; the I/O thread writes the rest and flushes */
+    SINK_PUBLISHING, /* too late for a cancel */
+    SINK_DONE,
+};
+
+struct sink {
+    const struct sink_ops *ops;
+    void *end;  /* the ops' own */
+    char *name; /* for messages */
+    const char *temporary_path;
+    unsigned depth; /* how many buffers may be in flight */
+
+    uint8_t *arena; /* all buffers */
+    struct sink_buffer *buffers;
+    unsigned n_buffers;
+    int event_fd; /* wakes the I/O thread: a job, a completion, a cancel */
+    pthread_t thread;
+
+    /* Held over a whole append, waits included, so that its bytes stay together. Taken before
+     * `lock`. */
+    pthread_mutex_t append_lock;
+    struct sink_buffer *current;
+    _Atomic uint64_t offset; /* written under append_lock */
+
+    /* Short sections only. */
+    pthread_mutex_t lock;
+    pthread_cond_t changed;      /* a buffer is free, or the state or failure changed */
+    struct sink_buffer **free;   /* stack */
+    struct sink_buffer **filled; /* ring of n_buffers, first in first out */
+    unsigned n_free, first_filled, n_filled;
+    enum sink_state state;
+
+    /* Set once: -errno. The fields behind it are written before it. */
+    _Atomic int failure;
+    const char *failed_step;
+    uint64_t failed_offset;
+    struct error publish_error;
+
+    /* The I/O thread's own. */
+    unsigned in_flight;
+};
+
+static inline int sink_failure(const struct sink *s)
+{
+    return atomic_load_explicit(&s->failure, memory_order_acquire);
+}
+
+/* Waits until something happened on event_fd, or `fd` (may be -1) can be written to (or is broken).
+ * 1: `fd` is ready, 0: not yet, -errno. */
+int sink_wait(struct sink *s, int fd);
+
+/* Builds the front around an end and starts the I/O thread. Takes `end` over: it is closed on
+ * failure too. */
+int sink_start(struct sink **out, const struct sink_ops *ops, void *end, const char *name,
+               const char *temporary_path, unsigned depth, const struct sink_options *options,
+               struct error *e);
+
+#endif
