@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "common/cleanup.h"
+#include "tools/vmsnap/closing.h"
 #include "tools/vmsnap/report.h"
 
 /* Collects what `say` reports as a string. */
@@ -71,4 +72,43 @@ Test(report, strings_that_are_not_utf8_are_mended)
     string_becomes("\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd");       /* surrogate */
     string_becomes("end\xf0\x9f\x98", "end\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"); /* cut off */
     string_becomes("\xff\xf0\x9f\x98\x80", "\xef\xbf\xbd\xf0\x9f\x98\x80");
+}
+
+static json_t *summary;
+
+static void say_closing(void)
+{
+    closing_snapshot(summary);
+}
+
+/* The closing line of a snapshot whose summary differs from an ordinary one in `changes`. */
+static void closing_is(const char *changes, const char *expected)
+{
+    summary = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "pause_ns", (json_int_t)3100000,
+                        "wall_ns", (json_int_t)3900000000, "ram_bytes", (json_int_t)4 << 30,
+                        "image_bytes", (json_int_t)1193046471, "write_faults", (json_int_t)2210,
+                        "fault_p99_ns", (json_int_t)71000, "accelerator", "kvm", "guest_state",
+                        "running");
+    json_t *more = json_loads(changes, 0, NULL);
+    cr_assert_eq(json_object_update(summary, more), 0);
+    json_decref(more);
+    char *text CLEANUP_FREE = collect(false, false, say_closing);
+    cr_assert_str_eq(text, expected);
+    json_decref(summary);
+}
+
+Test(report, the_closing_line_is_as_published)
+{
+    closing_is("{}", "paused 3.1 ms (KVM); 4.0 GiB RAM, 1.1 GiB stored (3.6:1) in 3.9 s; "
+                     "2210 write faults, p99 71 us; guest running\n");
+}
+
+Test(report, the_closing_line_fits_other_guests)
+{
+    closing_is("{\"guest_state\": \"paused\", \"write_faults\": 0, \"accelerator\": \"tcg\"}",
+               "was paused already (TCG); 4.0 GiB RAM, 1.1 GiB stored (3.6:1) in 3.9 s; "
+               "0 write faults; guest paused\n");
+    closing_is("{\"write_faults\": 1, \"image_bytes\": 0}",
+               "paused 3.1 ms (KVM); 4.0 GiB RAM, 0 B stored (0.0:1) in 3.9 s; "
+               "1 write fault, p99 71 us; guest running\n");
 }

@@ -1,7 +1,6 @@
 /* cmd_snapshot.c - `vmsnap snapshot`: options in, one live snapshot, the line for the ticket out.
  */
 #include <errno.h>
-#include <inttypes.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +9,7 @@
 #include "common/format.h"
 #include "common/log.h"
 #include "snapshot/snapshot.h"
+#include "tools/vmsnap/closing.h"
 #include "tools/vmsnap/commands.h"
 #include "tools/vmsnap/defaults.h"
 #include "tools/vmsnap/hazard_option.h"
@@ -98,54 +98,6 @@ static const struct option_spec options[] = {
     {.name = NULL},
 };
 
-static uint64_t get_number(const json_t *summary, const char *key)
-{
-    json_int_t n = json_integer_value(json_object_get(summary, key));
-    return n > 0 ? (uint64_t)n : 0;
-}
-
-static const char *get_text(const json_t *summary, const char *key, const char *otherwise)
-{
-    const char *text = json_string_value(json_object_get(summary, key));
-    return text ? text : otherwise;
-}
-
-/* "KVM", "TCG": as people write it. */
-static const char *accelerator_words(const json_t *summary)
-{
-    const char *name = get_text(summary, "accelerator", "unknown accelerator");
-    return strcmp(name, "kvm") == 0 ? "KVM" : strcmp(name, "tcg") == 0 ? "TCG" : name;
-}
-
-/* "paused 3.1 ms (KVM)". A guest that was paused before was not paused by us. */
-static void pause_words(char *out, size_t size, const json_t *summary)
-{
-    char pause[FORMAT_MAX];
-    const char *accelerator = accelerator_words(summary);
-    if (strcmp(get_text(summary, "guest_state", "running"), "paused") == 0)
-        snprintf(out, size, "was paused already (%s)", accelerator);
-    else
-        snprintf(out, size, "paused %s (%s)",
-                 format_duration(pause, get_number(summary, "pause_ns")), accelerator);
-}
-
-/* The line that people paste into tickets: it leads with the pause. */
-static void print_closing(const json_t *summary)
-{
-    char pause[128], ram[FORMAT_MAX], stored[FORMAT_MAX], wall[FORMAT_MAX], p99[FORMAT_MAX];
-    uint64_t ram_bytes = get_number(summary, "ram_bytes");
-    uint64_t image_bytes = get_number(summary, "image_bytes");
-    uint64_t faults = get_number(summary, "write_faults");
-    double ratio = image_bytes ? (double)ram_bytes / (double)image_bytes : 0;
-    pause_words(pause, sizeof(pause), summary);
-    report_closing("%s; %s RAM, %s stored (%.1f:1) in %s; %" PRIu64 " write fault%s%s%s; guest %s",
-                   pause, format_bytes(ram, ram_bytes), format_bytes(stored, image_bytes), ratio,
-                   format_duration(wall, get_number(summary, "wall_ns")), faults,
-                   faults == 1 ? "" : "s", faults ? ", p99 " : "",
-                   faults ? format_duration(p99, get_number(summary, "fault_p99_ns")) : "",
-                   get_text(summary, "guest_state", "running"));
-}
-
 static bool print_warnings(const json_t *summary)
 {
     json_t *warnings = json_object_get(summary, "warnings");
@@ -199,7 +151,7 @@ static int run(const struct command_line *line, struct error *e)
     if (rc)
         return rc;
     bool warned = print_warnings(summary);
-    print_closing(summary);
+    closing_snapshot(summary);
     report_object("summary", summary);
     return warned ? VMSNAP_EXIT_WARNINGS : VMSNAP_EXIT_DONE;
 }
