@@ -10,7 +10,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from case import TOP, case, main, tool  # noqa: E402
 
-VMSNAP = os.path.join(tool("VMSNAP_BUILD"), "vmsnap")
+VMSNAP = tool("vmsnap")
 
 
 def refused(t, words, code, cause, hint=None):
