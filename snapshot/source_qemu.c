@@ -16,6 +16,7 @@
 #include "common/inject.h"
 #include "common/log.h"
 #include "common/qemu/hazards.h"
+#include "common/qemu/machine.h"
 #include "common/testhook.h"
 
 /* A piece holds the VM's mmap_lock for about half a millisecond (6-10 ms per GiB measured). */
@@ -92,13 +93,16 @@ static int qemu_describe(struct source *base, json_t **description, json_t *warn
                          struct error *e)
 {
     struct source_qemu *s = source_qemu_of(base);
-    (void)warnings;
-    json_t *result = NULL;
-    int r = qmp_command(s->q, "query-version", NULL, -1, base->timeout_ms, &result, e);
+    int r = machine_describe(description, s->q, &base->target, base->timeout_ms, e);
     if (r < 0)
         return r;
-    *description = json_pack("{s:s, s:o}", "vmm", "qemu", "version", result);
-    return *description ? 0 : error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot describe the VM");
+    CLEANUP_FREE char *late = machine_hotplugged(*description);
+    if (late)
+        json_array_append_new(
+            warnings, json_sprintf("plugged since the VM's start, so not on its command line: %s; "
+                                   "a restore needs `-- VMM ARG...` with them",
+                                   late));
+    return 0;
 }
 
 static int qemu_refuse_hazards(struct source *base, const char *const *allowed, struct error *e)

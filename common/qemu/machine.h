@@ -2,10 +2,17 @@
  * machine.h - what a QEMU is: how it was started, and the machine that the guest sees. Recorded in
  * the image at a snapshot, compared before the guest runs at a restore. One JSON object:
  *
- *   vm_name, vmm ("qemu"), vmm_version, machine (the versioned name), accelerator ("kvm"/"tcg"),
- *   cpus: [{type, model features as the guest sees them}], topology {sockets, cores, threads, ...},
- *   devices: [{path, type, hotplugged}], disks: [{device, file, writable}],
- *   launch: {argv, executable, cwd, uid, gid, groups, environment {NAME: value}, fds: [...]}
+ *   vmm          "qemu"
+ *   vmm_version  "7.2.22 (Debian ...)"
+ *   vm_name      of -name; "" without
+ *   status       run state when it was asked, e.g. "running", "paused"
+ *   machine      the versioned machine type, e.g. "pc-i440fx-7.2"
+ *   accelerator  "kvm" or "tcg"
+ *   topology     {cpus, maxcpus, sockets, dies, cores, threads, ...}
+ *   memory       {size, max-size, slots}
+ *   cpus         machine_cpu.h
+ *   devices, pci, disks   machine_devices.h
+ *   launch       launch.h
  *
  * docs/format.md lists every key.
  */
@@ -22,8 +29,14 @@
 int machine_describe(json_t **out, struct qmp *q, const struct target *t, int timeout_ms,
                      struct error *e);
 
+/* The devices that came after the start, as a text ("virtio-net-pci (id net1), ..."); the caller
+ * free()s it. NULL when there are none. */
+char *machine_hotplugged(const json_t *described);
+
 /* Compares what the guest of `recorded` depends on with `actual`: 0, or -EINVAL with exit code 15
- * and the first difference by name ("CPU feature avx2: recorded on, here off"). */
+ * and the first difference by name ("CPU feature avx2: recorded on, here off"). Order of devices
+ * does not matter, nor do disks' files, paths and everything else that the guest can't see.
+ * `recorded` comes from a file: whatever it holds does no harm. */
 int machine_compare(const json_t *recorded, const json_t *actual, struct error *e);
 
 #endif

@@ -51,14 +51,20 @@ static void *add_item(void **items, size_t *count, size_t item_bytes)
     return memset(grown + (*count)++ * item_bytes, 0, item_bytes);
 }
 
-/* Takes the last blank-separated word off a line. NULL when there is none. */
-static char *take_last_word(char *line)
+/* Cuts blanks off the end; returns the length that is left. */
+static size_t trim_end(char *line)
 {
     size_t end = strlen(line);
     while (end > 0 && line[end - 1] == ' ')
         end--;
     line[end] = '\0';
-    size_t start = end;
+    return end;
+}
+
+/* Takes the last blank-separated word off a line. NULL when there is none. */
+static char *take_last_word(char *line)
+{
+    size_t end = trim_end(line), start = end;
     while (start > 0 && line[start - 1] != ' ')
         start--;
     if (start == end)
@@ -113,8 +119,9 @@ static bool parse_block(char *line, bool has_hva, bool has_ro, struct ramblock_l
     const char *number = take_last_word(line);
     if (!parse_page_size(number, unit, &b->page_bytes))
         return false;
+    trim_end(line);
     const char *name = line + strspn(line, " ");
-    if (number == name)
+    if (number == line)
         name = ""; /* the number was the first word */
     if (strlen(name) >= sizeof(b->name))
         return false;

@@ -284,7 +284,7 @@ int placement_rest(struct placement *items, size_t count, struct span_list *span
         return 0;
     const struct span *any;
     size_t n = spans_of_size(spans, p->block->total, &any);
-    error_set(e, VMSNAP_EXIT_TARGET, EINVAL,
+    error_set(e, VMSNAP_EXIT_TARGET, 0,
               "cannot tell where the ramblock \"%s\" (%llu bytes) lies in process %d: %zu mappings "
               "come into question",
               p->block->name, (unsigned long long)p->block->total, (int)t->pid, n);
