@@ -2,10 +2,35 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <sched.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "common/futex.h"
+
+static void push(struct pool *p, uint32_t buffer)
+{
+    uint64_t top = atomic_load_explicit(&p->top, memory_order_relaxed);
+    uint64_t next;
+    do {
+        __atomic_store_n(&p->below[buffer], (uint32_t)top, __ATOMIC_RELAXED);
+        next = ((top >> 32) + 1) << 32 | buffer;
+    } while (!atomic_compare_exchange_weak_explicit(&p->top, &top, next, memory_order_release,
+                                                    memory_order_relaxed));
+}
+
+/* The stack is known not to be empty: whoever counted a buffer as available has pushed it. */
+static uint32_t pop(struct pool *p)
+{
+    uint64_t top = atomic_load_explicit(&p->top, memory_order_acquire);
+    uint64_t next;
+    do {
+        /* May read what another taker is changing; the swap then fails on the turn. */
+        uint32_t under = __atomic_load_n(&p->below[(uint32_t)top], __ATOMIC_RELAXED);
+        next = ((top >> 32) + 1) << 32 | under;
+    } while (!atomic_compare_exchange_weak_explicit(&p->top, &top, next, memory_order_acquire,
+                                                    memory_order_acquire));
+    return (uint32_t)top;
+}
 
 int pool_init(struct pool *p, uint32_t n_buffers, size_t buffer_bytes, uint32_t reserve)
 {
@@ -16,13 +41,13 @@ int pool_init(struct pool *p, uint32_t n_buffers, size_t buffer_bytes, uint32_t 
         p->memory = NULL;
         return -ENOMEM;
     }
-    int ret = ring_init(&p->idle, n_buffers);
-    if (ret) {
+    p->below = calloc(n_buffers, sizeof(*p->below));
+    if (!p->below) {
         pool_free(p);
-        return ret;
+        return -ENOMEM;
     }
     for (uint32_t i = 0; i < n_buffers; i++)
-        ring_push(&p->idle, i);
+        push(p, i);
     atomic_init(&p->available, (int)n_buffers);
     atomic_init(&p->lowest, (int)n_buffers);
     return 0;
@@ -33,7 +58,8 @@ void pool_free(struct pool *p)
     if (p->memory)
         munmap(p->memory, (size_t)p->n_buffers * p->buffer_bytes);
     p->memory = NULL;
-    ring_free(&p->idle);
+    free(p->below);
+    p->below = NULL;
 }
 
 static void note_lowest(struct pool *p, int now)
@@ -52,11 +78,7 @@ uint32_t pool_try_take(struct pool *p, enum pool_class class)
             return POOL_NONE;
     } while (!atomic_compare_exchange_weak(&p->available, &have, have - 1));
     note_lowest(p, have - 1);
-    uint32_t buffer;
-    /* One is promised to us; its pusher may still be between its two stores. */
-    while (!ring_pop(&p->idle, &buffer))
-        sched_yield();
-    return buffer;
+    return pop(p);
 }
 
 uint32_t pool_take(struct pool *p, enum pool_class class)
@@ -78,7 +100,7 @@ uint32_t pool_take(struct pool *p, enum pool_class class)
 
 void pool_put(struct pool *p, uint32_t buffer)
 {
-    ring_push(&p->idle, buffer);
+    push(p, buffer);
     atomic_fetch_add(&p->available, 1);
     if (atomic_load(&p->waiters) > 0) {
         atomic_fetch_add(&p->returns, 1);

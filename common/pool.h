@@ -11,8 +11,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "common/ring.h"
-
 #define POOL_NONE UINT32_MAX
 
 struct pool {
@@ -20,10 +18,13 @@ struct pool {
     size_t buffer_bytes;
     uint32_t n_buffers;
     uint32_t reserve; /* buffers that only faults may take */
-    struct ring idle;
-    atomic_int available; /* buffers in `idle` that nobody has been promised */
-    atomic_int lowest;    /* the least that was ever available */
-    atomic_uint returns;  /* futex word: counts returns while someone waits */
+    /* Idle buffers: a lock-free stack, so that the one used last, still in the cache, is used
+     * next, and a taker never waits for a giver that was preempted half-way. */
+    atomic_uint_fast64_t top; /* turn << 32 | buffer; the turn keeps a stale swap from passing */
+    uint32_t *below;          /* by buffer: the one under it */
+    atomic_int available;     /* buffers on the stack that nobody has been promised */
+    atomic_int lowest;        /* the least that was ever available */
+    atomic_uint returns;      /* futex word: counts returns while someone waits */
     atomic_int waiters;
     atomic_bool cancelled;
 };

@@ -11,6 +11,7 @@
 #include "common/clock.h"
 #include "common/codec.h"
 #include "common/futex.h"
+#include "common/ring.h"
 #include "common/thread.h"
 
 /* Compressors give way to the guest's vCPUs: a slower image, not a slower guest. */

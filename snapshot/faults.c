@@ -15,6 +15,11 @@
  * The wake-up of a sleeping thread is most of the cost of a fault, so after each fault the thread
  * goes on reading for a while before it sleeps in poll. While nothing else waits it also saves the
  * neighbours of the last fault, so that sequential writers fault rarely.
+ *
+ * The thread runs as SCHED_RR where that is allowed: on a host whose CPUs are all busy (with our
+ * own compressors, to begin with) that cut the 99th percentile of a fault from 2-4 ms to 15-75 us.
+ * So it must never spin until a thread of lower priority has done something: it sleeps in poll or
+ * futex instead.
  */
 #include "snapshot/faults.h"
 
@@ -22,12 +27,15 @@
 #include <poll.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "common/clock.h"
 #include "common/futex.h"
+#include "common/log.h"
 #include "common/testhook.h"
 #include "common/thread.h"
 #include "common/uffd.h"
@@ -51,8 +59,9 @@ struct faults {
 
 static void serve_layout_event(struct faults *f, const struct uffd_msg *m);
 
-/* Drops events other than faults out of the way while an ioctl is refused with EAGAIN. Faults that
- * come with them are sent again by the kernel when their waiters are woken: wake them all later. */
+/* Reads what is in the way of an ioctl that was refused with EAGAIN: an event other than a fault.
+ * Faults that come along are woken unserved; the kernel sends them again. The kernel refuses until
+ * the event's sender has run, so it is given the CPU. */
 static int drain_events(struct faults *f)
 {
     struct uffd_msg messages[BATCH_MESSAGES];
@@ -63,6 +72,8 @@ static int drain_events(struct faults *f)
         else
             uffd_wake(f->capture->uffd, messages[i].arg.pagefault.address & ~4095ull, 4096);
     }
+    if (n == 0)
+        poll(NULL, 0, 1);
     return n < 0 ? n : 0;
 }
 
@@ -328,11 +339,23 @@ static void sleep_until_event(struct faults *f)
     }
 }
 
+/* Ahead of everything that is not real-time; the kernel's real-time throttling bounds it. */
+static void raise_priority(void)
+{
+    struct sched_param lowest_real_time = {.sched_priority = 1};
+    if (sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &lowest_real_time) &&
+        setpriority(PRIO_PROCESS, 0, -20))
+        log_info("the fault thread runs at normal priority (%s): on a busy host writes of the "
+                 "guest wait longer",
+                 strerror(errno));
+}
+
 static void *fault_thread(void *opaque)
 {
     struct faults *f = opaque;
     struct capture *c = f->capture;
     prctl(PR_SET_NAME, "vmsnap-fault");
+    raise_priority();
     struct uffd_msg messages[BATCH_MESSAGES];
     uint64_t busy_until = 0;
     while (!atomic_load(&f->stop)) {

@@ -2,6 +2,7 @@
 #include <criterion/criterion.h>
 
 #include "common/pool.h"
+#include "common/ring.h"
 
 Test(pool, sweep_leaves_the_reserve_to_faults)
 {
