@@ -18,7 +18,7 @@ packages_build=(gcc libc6-dev make cmake pkg-config
 packages_guest=(qemu-system-x86 binutils busybox-static cpio zstd python3)
 
 # To test: the unit test library, the independent image reader's modules, the checkers.
-packages_test=(libcriterion-dev python3-zstandard python3-xxhash gdb procps
+packages_test=(strace libcriterion-dev python3-zstandard python3-xxhash gdb procps
     git clang-format clang-tidy cppcheck shellcheck groff-base)
 
 say() {
