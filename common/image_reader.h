@@ -69,7 +69,7 @@ struct image_verify_result {
  * index no longer names. `damage` (may be NULL) is called by one thread at a time. 0 when all is
  * well; -EBADMSG with exit code 13 when anything is damaged; else what kept it from reading.
  */
-int image_verify(const struct image *img, unsigned n_threads, image_damage_fn *damage,
-                 void *opaque, struct image_verify_result *result, struct error *e);
+int image_verify(const struct image *img, unsigned n_threads, image_damage_fn *damage, void *opaque,
+                 struct image_verify_result *result, struct error *e);
 
 #endif

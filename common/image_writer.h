@@ -17,8 +17,8 @@
 struct image_writer;
 
 /* Starts an image on `sink` (not owned) for these regions (copied) and appends the header.
- * Assigns first_cluster in order: see image_writer_cluster(). A region's name is printable ASCII and
- * unique, its length a multiple of 4096 and not 0: else -EINVAL. */
+ * Assigns first_cluster in order: see image_writer_cluster(). A region's name is printable ASCII
+ * and unique, its length a multiple of 4096 and not 0: else -EINVAL. */
 int image_writer_open(struct image_writer **out, struct sink *sink, const struct region *regions,
                       uint32_t n_regions, struct error *e);
 
