@@ -12,27 +12,34 @@ struct restore_options {
     const char *image_path;
     char *const *vmm_argv; /* NULL: the recorded command line */
     bool prefetch_hot;
-    bool no_fill; /* serve faults only */
-    unsigned n_threads;
-    bool paused; /* load, do not run */
+    bool no_fill;       /* serve faults only */
+    unsigned n_threads; /* 0: as many as there are CPUs */
+    bool paused;        /* load, do not run */
     bool detach;
-    const char *pidfile;
-    const char *report_path; /* JSON lines of a detached server */
-    int timeout_ms;
+    const char *pidfile;        /* the VMM's pid goes here; may be NULL */
+    int timeout_ms;             /* for each wait on the VMM */
     const char *const *allowed; /* hazard names, NULL-terminated */
-    bool json;
-    bool progress;
+
+    /*
+     * Called on the main thread. `report` gets "running" when the guest runs (or is loaded, with
+     * `paused`), "summary" when the last page is in, and in the foreground "exit" at the end; it
+     * steals the object. `trouble`: what went wrong while serving, without ending it. `detached`
+     * (only with `detach`): in the server's own process, once the caller's has been told that the
+     * guest runs; `report` and `trouble` are called there from then on.
+     */
+    void (*report)(void *opaque, const char *type, json_t *object);
+    void (*trouble)(void *opaque, const struct error *e);
+    void (*detached)(void *opaque);
+    void *opaque;
 };
 
 /*
- * Launches and serves. `running` is called once, with the object of "type":"running", when the
- * guest runs (or is loaded, with `paused`). In the foreground returns when the VMM has ended:
- * *vmm_status is its exit status as a shell would give it (128+N for a signal). With `detach`
- * returns as soon as the guest runs. *summary (new reference) when the last page is in.
+ * Launches and serves. In the foreground returns when the VMM has ended: *vmm_status is its exit
+ * status as a shell would give it (128+N for a signal). With `detach` returns as soon as the guest
+ * runs (the server's process never returns from here). Must be called before any thread is started.
+ * On failure nothing that was started is left.
  */
-int restore_run(const struct restore_options *options,
-                void (*running)(void *opaque, json_t *object), void *opaque, json_t **summary,
-                int *vmm_status, struct error *e);
+int restore_run(const struct restore_options *options, int *vmm_status, struct error *e);
 
 /* --print-command: the line that would run, quoted for a shell. *line is the caller's to free. */
 int restore_print_command(const char *image_path, char **line, struct error *e);

@@ -12,6 +12,7 @@
 /* In the order of `vmsnap --help`. */
 static const struct command *const commands[] = {
     &command_snapshot,
+    &command_restore,
     NULL,
 };
 

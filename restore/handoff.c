@@ -1,0 +1,131 @@
+/*
+ * handoff.c - see handoff.h.
+ *
+ * A huge page is put together (MADV_COLLAPSE, Linux 6.1) where the process would have had one from
+ * its first touch: the system gives them always, or on madvise and the memory asked; and only where
+ * half of it is in use, so that collapsing does not make a guest's untouched memory real.
+ */
+#include "restore/handoff.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/inject.h"
+#include "common/kernel.h"
+#include "common/log.h"
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* Linux 6.1; Debian 12's headers lack it */
+#endif
+
+#define HUGE_BYTES (2ull << 20)
+#define HUGE_CLUSTERS (HUGE_BYTES / IMAGE_CLUSTER_BYTES)
+#define STEP_HUGE_PAGES 4u
+
+int handoff_close_fd(const struct target *t, int fd, int timeout_ms, struct error *e)
+{
+    char name[32], link[64];
+    snprintf(name, sizeof(name), "fd/%d", fd);
+    ssize_t n = readlinkat(t->proc_fd, name, link, sizeof(link) - 1);
+    if (n < 0)
+        return errno == ENOENT || errno == ESRCH ? 0 : -errno;
+    link[n] = '\0';
+    if (strcmp(link, "anon_inode:[userfaultfd]") != 0)
+        return 0; /* the process has closed it itself */
+    return inject_close_fd(t, fd, timeout_ms, e);
+}
+
+/* Reads a setting like "always [madvise] never". */
+static bool setting_is(const char *path, const char *word)
+{
+    char text[128], wanted[32];
+    CLEANUP_STREAM FILE *f = fopen(path, "re");
+    size_t n = f ? fread(text, 1, sizeof(text) - 1, f) : 0;
+    text[n] = '\0';
+    snprintf(wanted, sizeof(wanted), "[%s]", word);
+    return strstr(text, wanted) != NULL;
+}
+
+/* Whether a block's memory would have had huge pages without us. */
+static bool wants_huge(const struct target *t, const struct block *b)
+{
+    if (b->region.page_bytes != IMAGE_PAGE_BYTES || b->bytes < HUGE_BYTES)
+        return false;
+    const char *setting = b->region.kind == REGION_SHARED
+                              ? "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+                              : "/sys/kernel/mm/transparent_hugepage/enabled";
+    if (setting_is(setting, "always"))
+        return true;
+    if (!setting_is(setting, b->region.kind == REGION_SHARED ? "advise" : "madvise"))
+        return false;
+    struct mapping_list maps = {0};
+    struct error ignored = {0};
+    if (target_mappings(t, &maps, &ignored))
+        return false;
+    const struct mapping *m = mapping_find(&maps, b->region.hva);
+    bool asked = m && m->hugepage;
+    mapping_list_free(&maps);
+    return asked;
+}
+
+static void next_block(struct collapse *c)
+{
+    if (c->block == c->blocks->count)
+        return;
+    const struct block *b = &c->blocks->items[c->block];
+    c->block_wanted = wants_huge(c->target, b);
+    c->offset = (HUGE_BYTES - b->region.hva % HUGE_BYTES) % HUGE_BYTES;
+}
+
+void collapse_begin(struct collapse *c, const struct target *t, const struct image *img,
+                    const struct blocks *blocks)
+{
+    *c = (struct collapse){.target = t, .img = img, .blocks = blocks};
+    if (!kernel_probe()->collapse)
+        c->block = blocks->count;
+    next_block(c);
+}
+
+/* Whether half of the huge page at `offset` holds something. */
+static bool is_used(const struct collapse *c, const struct block *b, uint64_t offset)
+{
+    uint64_t first = block_cluster_at(b, offset);
+    unsigned used = 0;
+    for (unsigned i = 0; i < HUGE_CLUSTERS; i++)
+        used += image_index_entry(c->img, first + i) != IMAGE_INDEX_ZERO;
+    return used >= HUGE_CLUSTERS / 2;
+}
+
+static void collapse_one(const struct collapse *c, const struct block *b, uint64_t offset)
+{
+    struct iovec v = {.iov_base = (void *)(b->region.hva + offset), .iov_len = HUGE_BYTES};
+    /* May fail for want of a free huge page: then it stays as it is, and khugepaged may do it. */
+    if (syscall(SYS_process_madvise, c->target->pidfd, &v, 1ul, MADV_COLLAPSE, 0u) < 0)
+        log_debug("memory block '%s': no huge page at 0x%llx: %s", b->region.name,
+                  (unsigned long long)offset, strerror(errno));
+}
+
+bool collapse_step(struct collapse *c)
+{
+    unsigned done = 0;
+    while (c->block < c->blocks->count && done < STEP_HUGE_PAGES) {
+        const struct block *b = &c->blocks->items[c->block];
+        if (!c->block_wanted || c->offset + HUGE_BYTES > b->bytes) {
+            c->block++;
+            next_block(c);
+            continue;
+        }
+        if (is_used(c, b, c->offset)) {
+            collapse_one(c, b, c->offset);
+            done++;
+        }
+        c->offset += HUGE_BYTES;
+    }
+    return c->block < c->blocks->count;
+}

@@ -1,0 +1,29 @@
+/* handoff.h - leaves the guest's memory as if we had never been there: the process's own copy of
+ * the userfaultfd is closed, and huge pages are put together again. */
+#ifndef VMSNAP_RESTORE_HANDOFF_H
+#define VMSNAP_RESTORE_HANDOFF_H
+
+#include <stdbool.h>
+
+#include "restore/blocks.h"
+
+/* Closes descriptor `fd` of the process, if it still is a userfaultfd. After unregistering. */
+int handoff_close_fd(const struct target *t, int fd, int timeout_ms, struct error *e);
+
+/* Pages come in one by one, so that memory which would have had huge pages has none. */
+struct collapse {
+    const struct target *target;
+    const struct image *img;
+    const struct blocks *blocks;
+    uint32_t block;
+    uint64_t offset;
+    bool block_wanted;
+};
+
+void collapse_begin(struct collapse *c, const struct target *t, const struct image *img,
+                    const struct blocks *blocks);
+
+/* Collapses the next few huge pages, some milliseconds. False: nothing is left to do. */
+bool collapse_step(struct collapse *c);
+
+#endif

@@ -1,0 +1,484 @@
+/*
+ * restore.c - the sequence of a restore.
+ *
+ *     open the image (all its metadata is checked)       nothing was started yet: a refusal costs
+ *     plan the launch, look for reasons to refuse        nothing
+ *     start the VMM; it connects to our private socket
+ *     compare the machine; match the memory blocks       the guest can't run: -S -incoming defer
+ *     make its memory ours (attach.c)
+ *     serve faults (serve.c)                             from here on its memory is right
+ *     load the device state
+ *     prefetch; let the guest run: "running"
+ *     fill; unregister; hand off: "summary"
+ *     wait for the VMM: "exit"
+ *
+ * Threads: the main thread runs the sequence; signals.c has one, the server one, the fill workers
+ * the rest. Until the guest runs, any failure ends the VMM that was started. Afterwards none does:
+ * a page that can't be served makes the guest wait.
+ *
+ * If this process is killed, the VMM waits at the next absent page: its own copy of the userfaultfd
+ * keeps the memory registered, so that it never reads zeros instead.
+ */
+#include "restore/restore.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "common/image_reader.h"
+#include "common/kernel.h"
+#include "common/log.h"
+#include "common/progress.h"
+#include "common/qemu/machine.h"
+#include "common/qemu/qmp.h"
+#include "common/qemu/ramblock.h"
+#include "common/testhook.h"
+#include "restore/attach.h"
+#include "restore/detach.h"
+#include "restore/handoff.h"
+#include "restore/image_owner.h"
+#include "restore/qemu/load.h"
+#include "restore/qemu/refuse.h"
+#include "restore/qemu/relaunch.h"
+#include "restore/qemu/stream.h"
+#include "restore/serve.h"
+#include "restore/signals.h"
+#include "restore/vmm.h"
+
+struct restore {
+    const struct restore_options *o;
+    struct image *img;
+    json_t *description;
+    struct relaunch launch;
+    struct vmm vmm;
+    struct signals *signals;
+    struct qmp *qmp;
+    json_t *actual; /* the machine that was started */
+    struct blocks blocks;
+    struct page_state state;
+    struct attach attach;
+    struct server *server;
+    struct progress progress;
+    uint64_t running_ns;  /* from launch */
+    uint64_t complete_ns; /* from launch; 0: not yet */
+    bool vmm_prepared, summarized;
+};
+
+/* ---- before anything is started ---- */
+
+static int open_image(struct restore *r, struct error *e)
+{
+    int rc = image_open(&r->img, r->o->image_path, e);
+    if (rc)
+        return rc;
+    json_error_t why;
+    r->description = json_loads(image_description(r->img), 0, &why);
+    if (json_is_object(r->description))
+        return 0;
+    error_set(e, VMSNAP_EXIT_IMAGE, EBADMSG, "%s: its description can't be read (%s)",
+              r->o->image_path, r->description ? "no object" : why.text);
+    return -EBADMSG;
+}
+
+/* Descriptors of ours are all close-on-exec: any other came from our caller. */
+static bool is_inherited(int fd)
+{
+    int flags = fcntl(fd, F_GETFD);
+    return flags >= 0 && !(flags & FD_CLOEXEC);
+}
+
+static int plan(struct restore *r, struct error *e)
+{
+    int rc = kernel_require(e);
+    if (rc == 0)
+        rc = attach_check_kernel(r->img, e);
+    if (rc == 0 && !r->o->vmm_argv)
+        rc = image_owner_check(image_fd(r->img), r->o->image_path, e);
+    if (rc == 0)
+        rc = relaunch_plan(&r->launch, r->description, r->o->vmm_argv, e);
+    if (rc == 0)
+        rc = relaunch_refuse(&r->launch, r->description, r->o->allowed, is_inherited, e);
+    return rc;
+}
+
+/* ---- the VMM, stopped ---- */
+
+static int start_vmm(struct restore *r, struct error *e)
+{
+    int rc = vmm_prepare(&r->vmm, e);
+    if (rc)
+        return rc;
+    r->vmm_prepared = true;
+    rc = signals_start(&r->signals, &r->vmm, e);
+    if (rc == 0)
+        rc = relaunch_add_private(&r->launch, r->vmm.socket_path, e);
+    if (rc == 0)
+        rc = vmm_start(&r->vmm, &r->launch, r->o->detach, e);
+    if (rc)
+        return rc;
+    TESTHOOK_POINT("restore-launched");
+    int fd = -1;
+    rc = vmm_accept(&r->vmm, &fd, r->o->timeout_ms, e);
+    if (rc)
+        return rc;
+    rc = qmp_attach(&r->qmp, fd, r->o->timeout_ms, e);
+    if (rc)
+        close(fd);
+    return rc;
+}
+
+static int compare_machine(struct restore *r, struct error *e)
+{
+    int rc = machine_describe(&r->actual, r->qmp, &r->vmm.target, r->o->timeout_ms, e);
+    return rc ? rc : machine_compare(r->description, r->actual, e);
+}
+
+static int match_blocks(struct restore *r, struct error *e)
+{
+    struct ramblocks found = {0};
+    int rc = ramblocks_find(&found, r->qmp, &r->vmm.target, r->o->timeout_ms, e);
+    if (rc)
+        return rc;
+    rc = blocks_match(&r->blocks, r->img, found.items, found.count, e);
+    ramblocks_free(&found);
+    if (rc == 0 && page_state_init(&r->state, image_get_trailer(r->img)->n_clusters))
+        rc = error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory for the page states");
+    return rc;
+}
+
+static int attach_and_serve(struct restore *r, struct error *e)
+{
+    r->attach = (struct attach){.target = &r->vmm.target,
+                                .img = r->img,
+                                .blocks = &r->blocks,
+                                .state = &r->state,
+                                .timeout_ms = r->o->timeout_ms};
+    int rc = attach_memory(&r->attach, e);
+    if (rc)
+        return rc;
+    struct server_config config = {.uffd = r->attach.uffd,
+                                   .target = &r->vmm.target,
+                                   .img = r->img,
+                                   .blocks = &r->blocks,
+                                   .state = &r->state,
+                                   .n_threads = r->o->n_threads,
+                                   .prefetch_hot = r->o->prefetch_hot,
+                                   .fill = !r->o->no_fill};
+    return server_start(&r->server, &config, e);
+}
+
+static int load(struct restore *r, struct error *e)
+{
+    uint64_t state_bytes;
+    uint32_t n_regions;
+    const void *state = image_device_state(r->img, &state_bytes);
+    const struct image_region *regions = image_regions(r->img, &n_regions);
+    const char *machine = json_string_value(json_object_get(r->description, "machine"));
+    CLEANUP_FREE void *stream = NULL;
+    size_t len;
+    int rc = stream_build(&stream, &len, state, state_bytes, machine, regions, n_regions, e);
+    if (rc == 0)
+        rc = load_state(r->qmp, &r->vmm.target, stream, len, r->o->timeout_ms, e);
+    if (rc == 0)
+        TESTHOOK_POINT("restore-state-loaded");
+    return rc;
+}
+
+static bool leaves_paused(const struct restore *r)
+{
+    return r->o->paused || !r->launch.resumes;
+}
+
+static int let_run(struct restore *r, struct error *e)
+{
+    int rc = server_begin_prefetch(r->server, e);
+    if (rc == 0 && !leaves_paused(r))
+        rc = load_continue(r->qmp, r->o->timeout_ms, e);
+    r->running_ns = clock_monotonic_ns() - r->vmm.launched_ns;
+    return rc;
+}
+
+static int write_pidfile(struct restore *r, struct error *e)
+{
+    if (!r->o->pidfile)
+        return 0;
+    CLEANUP_STREAM FILE *f = fopen(r->o->pidfile, "we");
+    if (!f || fprintf(f, "%d\n", (int)r->vmm.target.pid) < 0 || fflush(f))
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't write %s", r->o->pidfile);
+    return 0;
+}
+
+/* ---- what is reported ---- */
+
+static void add_copy(json_t *to, const char *key, const json_t *from)
+{
+    json_t *v = json_object_get(from, key);
+    if (v)
+        json_object_set(to, key, v);
+}
+
+static json_t *describe_running(const struct restore *r)
+{
+    uint64_t now = clock_realtime_ns(), instant = image_get_trailer(r->img)->instant_ns;
+    json_t *o = json_pack("{s:I, s:i, s:I, s:s}", "launch_to_running_ns", (json_int_t)r->running_ns,
+                          "vmm_pid", (int)r->vmm.target.pid, "clock_behind_ns",
+                          (json_int_t)(now > instant ? now - instant : 0), "guest_state",
+                          leaves_paused(r) ? "paused" : "running");
+    add_copy(o, "accelerator", r->actual);
+    add_copy(o, "vm_name", r->description);
+    return o;
+}
+
+static json_t *describe_summary(const struct restore *r)
+{
+    struct server_stats s;
+    server_get_stats(r->server, &s);
+    json_t *o = json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i}", "launch_to_running_ns",
+        (json_int_t)r->running_ns, "demand_faults", (json_int_t)s.demand_faults, "fault_p50_ns",
+        (json_int_t)histogram_quantile(&s.faults, 0.5), "fault_p99_ns",
+        (json_int_t)histogram_quantile(&s.faults, 0.99), "fault_max_ns",
+        (json_int_t)s.faults.max_ns, "pages_on_demand", (json_int_t)s.counts.pages_on_demand,
+        "pages_prefetched", (json_int_t)s.counts.pages_prefetched, "pages_filled",
+        (json_int_t)s.counts.pages_filled, "pages_discarded", (json_int_t)s.counts.pages_discarded,
+        "clusters_damaged", (json_int_t)s.counts.clusters_damaged, "vmm_pid",
+        (int)r->vmm.target.pid);
+    if (o)
+        json_object_set_new(o, "complete_ns",
+                            r->complete_ns ? json_integer((json_int_t)r->complete_ns)
+                                           : json_null());
+    add_copy(o, "accelerator", r->actual);
+    return o;
+}
+
+static void report_summary(struct restore *r)
+{
+    if (!r->summarized)
+        r->o->report(r->o->opaque, "summary", describe_summary(r));
+    r->summarized = true;
+}
+
+/* ---- the guest runs ---- */
+
+static void report_troubles(struct restore *r)
+{
+    struct error e;
+    while (server_take_error(r->server, &e))
+        r->o->trouble(r->o->opaque, &e);
+}
+
+/* The registration is gone: the guest's memory is its own. */
+static void hand_off(struct restore *r, struct collapse *collapse)
+{
+    struct error e = {0};
+    /* Never fails the restore: all that could be left is an idle descriptor in the VMM. */
+    if (handoff_close_fd(&r->vmm.target, r->attach.target_fd, r->o->timeout_ms, &e))
+        log_warn("the VMM keeps an idle descriptor: %s", e.message);
+    report_summary(r);
+    collapse_begin(collapse, &r->vmm.target, r->img, &r->blocks);
+}
+
+static uint64_t bytes_to_fill(const struct restore *r)
+{
+    return image_get_trailer(r->img)->pages_stored * IMAGE_PAGE_BYTES;
+}
+
+static void show_progress(struct restore *r)
+{
+    struct server_stats s;
+    server_get_stats(r->server, &s);
+    uint64_t pages = s.counts.pages_on_demand + s.counts.pages_prefetched + s.counts.pages_filled;
+    progress_update(&r->progress, pages * IMAGE_PAGE_BYTES, bytes_to_fill(r), s.demand_faults);
+}
+
+/* Acts on the server's stage. True while huge pages are left to collapse. */
+static bool follow_server(struct restore *r, struct collapse *collapse)
+{
+    report_troubles(r);
+    switch (server_stage(r->server)) {
+    case SERVER_FILLED:
+        if (r->complete_ns)
+            return false;
+        r->complete_ns = clock_monotonic_ns() - r->vmm.launched_ns;
+        TESTHOOK_POINT("restore-filled");
+        server_release(r->server);
+        return false;
+    case SERVER_RELEASED:
+        if (!r->summarized) {
+            hand_off(r, collapse);
+            TESTHOOK_POINT("restore-handed-off");
+        }
+        return collapse_step(collapse);
+    default:
+        return false;
+    }
+}
+
+/* Serves until the VMM has ended, or (detached) until there is nothing left to do. */
+static void serve_to_the_end(struct restore *r)
+{
+    struct collapse collapse = {0};
+    bool prefetched = false;
+    int vmm_fd = r->vmm.target.pidfd;
+    for (;;) {
+        server_clear_event(r->server);
+        bool more = follow_server(r, &collapse);
+        if (!prefetched && server_prefetched(r->server)) {
+            prefetched = true;
+            TESTHOOK_POINT("restore-prefetched");
+        }
+        if (vmm_reap(&r->vmm))
+            return;
+        if (!more && r->o->detach && server_stage(r->server) == SERVER_RELEASED)
+            return;
+        struct pollfd fds[2] = {{.fd = server_event_fd(r->server), .events = POLLIN},
+                                {.fd = vmm_fd, .events = POLLIN}};
+        /* With the VMM gone only its wrapper is waited for. */
+        bool waiting_for_wrapper = fds[1].fd < 0;
+        poll(fds, 2, more ? 0 : waiting_for_wrapper ? 20 : 1000);
+        if (fds[1].revents)
+            vmm_fd = -1;
+        show_progress(r);
+    }
+}
+
+/* ---- the whole ---- */
+
+static int bring_up(struct restore *r, struct error *e)
+{
+    static int (*const steps[])(struct restore * r, struct error * e) = {
+        open_image,       plan, start_vmm,     compare_machine, match_blocks,
+        attach_and_serve, load, write_pidfile, let_run,
+    };
+    for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
+        int rc = steps[i](r, e);
+        int sig = signals_caught(r->signals);
+        if (sig) {
+            e->hint[0] = '\0';
+            return error_set(e, (enum vmsnap_exit)(128 + sig), EINTR, "interrupted by signal %d",
+                             sig);
+        }
+        if (rc)
+            return rc;
+    }
+    TESTHOOK_POINT("restore-running");
+    return 0;
+}
+
+/* A failure before the guest runs: says whether the VMM's end is the cause, and ends it. */
+static void give_up(struct restore *r, struct error *e)
+{
+    bool broken_off = e->err == EPIPE || e->err == ECONNRESET || e->err == ESRCH;
+    if (r->vmm.has_target && broken_off)
+        vmm_explain_end(&r->vmm, e);
+    if (r->vmm_prepared)
+        vmm_end(&r->vmm);
+    if (r->o->pidfile && r->running_ns)
+        unlink(r->o->pidfile);
+    e->guest = GUEST_NOT_STARTED;
+}
+
+static void tear_down(struct restore *r)
+{
+    server_stop(r->server);
+    if (r->vmm_prepared)
+        vmm_leave(&r->vmm);
+    signals_stop(r->signals);
+    if (r->qmp)
+        qmp_close(r->qmp);
+    blocks_free(&r->blocks);
+    page_state_free(&r->state);
+    relaunch_free(&r->launch);
+    json_decref(r->actual);
+    json_decref(r->description);
+    if (r->img)
+        image_close(r->img);
+}
+
+/* The guest runs: everything up to the VMM's end. */
+static void accompany(struct restore *r)
+{
+    qmp_close(r->qmp);
+    r->qmp = NULL;
+    server_begin_fill(r->server);
+    progress_start(&r->progress, "filled", false);
+    serve_to_the_end(r);
+    report_summary(r);
+}
+
+static int run_foreground(struct restore *r, int *vmm_status, struct error *e)
+{
+    int rc = bring_up(r, e);
+    if (rc) {
+        give_up(r, e);
+    } else {
+        r->o->report(r->o->opaque, "running", describe_running(r));
+        accompany(r);
+        *vmm_status = vmm_exit_status(&r->vmm);
+        r->o->report(r->o->opaque, "exit", json_pack("{s:i}", "exit_status", *vmm_status));
+    }
+    tear_down(r);
+    return rc;
+}
+
+/* In the server's process. */
+static _Noreturn void run_server(struct restore *r, int fd)
+{
+    struct error e = {0};
+    int rc = bring_up(r, &e);
+    json_t *running = rc ? NULL : describe_running(r);
+    if (rc == 0 && detach_tell_running(fd, running)) {
+        /* Whoever wanted it is gone, and nobody knows of this VM. */
+        rc = error_set(&e, VMSNAP_EXIT_FAILED, EPIPE, "the caller has gone away");
+        fd = -1;
+    }
+    if (rc) {
+        give_up(r, &e);
+        if (fd >= 0)
+            detach_tell_error(fd, &e);
+        _exit(e.exit_code);
+    }
+    r->o->detached(r->o->opaque);
+    r->o->report(r->o->opaque, "running", running);
+    accompany(r);
+    tear_down(r);
+    _exit(0);
+}
+
+int restore_run(const struct restore_options *options, int *vmm_status, struct error *e)
+{
+    struct restore r = {.o = options};
+    if (!options->detach)
+        return run_foreground(&r, vmm_status, e);
+    int fd, rc;
+    json_t *running;
+    if (detach_fork(&fd, &running, &rc, e))
+        run_server(&r, fd);
+    if (rc == 0)
+        options->report(options->opaque, "running", running);
+    *vmm_status = 0;
+    return rc;
+}
+
+int restore_print_command(const char *image_path, char **line, struct error *e)
+{
+    struct restore_options o = {.image_path = image_path};
+    struct restore r = {.o = &o};
+    int rc = open_image(&r, e);
+    if (rc == 0)
+        rc = relaunch_plan(&r.launch, r.description, NULL, e);
+    if (rc == 0) {
+        *line = relaunch_quote(&r.launch);
+        if (!*line)
+            rc = error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory for the command line");
+    }
+    tear_down(&r);
+    return rc;
+}

@@ -1,0 +1,98 @@
+#include "restore/signals.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "common/thread.h"
+
+struct signals {
+    struct vmm *vmm;
+    int signal_fd, stop_fd;
+    pthread_t thread;
+    atomic_int caught;
+};
+
+static void pass_on(struct signals *s, int sig)
+{
+    if (atomic_load(&s->caught) == 0) {
+        atomic_store(&s->caught, sig);
+        vmm_signal(s->vmm, sig);
+    } else {
+        vmm_signal(s->vmm, SIGKILL);
+    }
+}
+
+static void *run_signals(void *opaque)
+{
+    struct signals *s = opaque;
+    for (;;) {
+        struct pollfd fds[2] = {{.fd = s->signal_fd, .events = POLLIN},
+                                {.fd = s->stop_fd, .events = POLLIN}};
+        if (poll(fds, 2, -1) < 0)
+            continue;
+        if (fds[1].revents)
+            return NULL;
+        struct signalfd_siginfo info;
+        if (read(s->signal_fd, &info, sizeof(info)) == (ssize_t)sizeof(info))
+            pass_on(s, (int)info.ssi_signo);
+    }
+}
+
+static void free_signals(struct signals *s)
+{
+    if (s->signal_fd >= 0)
+        close(s->signal_fd);
+    if (s->stop_fd >= 0)
+        close(s->stop_fd);
+    free(s);
+}
+
+int signals_start(struct signals **out, struct vmm *v, struct error *e)
+{
+    struct signals *s = calloc(1, sizeof(*s));
+    if (!s)
+        return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory");
+    s->vmm = v;
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    sigaddset(&set, SIGQUIT);
+    s->signal_fd = signalfd(-1, &set, SFD_CLOEXEC);
+    s->stop_fd = eventfd(0, EFD_CLOEXEC);
+    int rc = s->signal_fd < 0 || s->stop_fd < 0 ? -errno : 0;
+    if (rc == 0) {
+        pthread_sigmask(SIG_BLOCK, &set, NULL);
+        rc = thread_start(&s->thread, run_signals, s);
+    }
+    if (rc) {
+        free_signals(s);
+        return error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't take over signals");
+    }
+    *out = s;
+    return 0;
+}
+
+int signals_caught(const struct signals *s)
+{
+    return s ? atomic_load(&s->caught) : 0;
+}
+
+void signals_stop(struct signals *s)
+{
+    if (!s)
+        return;
+    uint64_t one = 1;
+    ssize_t n = write(s->stop_fd, &one, sizeof(one));
+    (void)n; /* a fresh counter is never full */
+    pthread_join(s->thread, NULL);
+    free_signals(s);
+}

@@ -1,0 +1,22 @@
+/*
+ * signals.h - Ctrl-C ends both: a signal that would end us goes to the VMM, which we outlive, since
+ * its memory comes through us; the second one ends the VMM with SIGKILL.
+ */
+#ifndef VMSNAP_RESTORE_SIGNALS_H
+#define VMSNAP_RESTORE_SIGNALS_H
+
+#include "common/error.h"
+#include "restore/vmm.h"
+
+struct signals;
+
+/* Blocks SIGINT, SIGTERM, SIGHUP and SIGQUIT here and in threads started later, and starts a thread
+ * that takes them. Before any other thread. */
+int signals_start(struct signals **out, struct vmm *v, struct error *e);
+
+/* The first such signal that came, or 0. */
+int signals_caught(const struct signals *s);
+
+void signals_stop(struct signals *s);
+
+#endif

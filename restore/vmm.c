@@ -1,0 +1,424 @@
+/*
+ * vmm.c - see vmm.h.
+ *
+ * We listen in a directory of our own and the VMM connects to us, so that no socket of the VM has
+ * to be free or known, and a wrapper can stand between: whoever connects is asked for his pid
+ * (SO_PEERCRED), and only a descendant of ours is let in. We are a subreaper, so that a VMM whose
+ * wrapper has ended becomes our child and its status is ours to see.
+ *
+ * The directory may be entered by all and the socket be written by all, since the VMM may run as
+ * another user; its name is random and it is gone as soon as the VMM has connected.
+ */
+#include "restore/vmm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/clock.h"
+
+#define END_GRACE_MS 2000
+#define END_KILL_MS 10000
+#define MAX_DEPTH 32 /* of wrappers between us and the VMM */
+
+/* ---- the private socket ---- */
+
+static void remove_directory(struct vmm *v)
+{
+    if (!v->directory[0])
+        return;
+    unlink(v->socket_path);
+    rmdir(v->directory);
+    v->directory[0] = '\0';
+}
+
+static int make_directory(struct vmm *v)
+{
+    static const char *const places[] = {"/run", "/tmp"};
+    int rc = -ENOENT;
+    for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
+        snprintf(v->directory, sizeof(v->directory), "%s/" RELAUNCH_PRIVATE_PREFIX "XXXXXX",
+                 places[i]);
+        if (mkdtemp(v->directory) && chmod(v->directory, 0711) == 0)
+            return 0;
+        rc = -errno;
+        v->directory[0] = '\0';
+    }
+    return rc;
+}
+
+static int listen_privately(struct vmm *v)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(v->socket_path, sizeof(v->socket_path), "%s/" RELAUNCH_PRIVATE_SOCKET, v->directory);
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s", v->socket_path);
+    v->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (v->listen_fd < 0 || bind(v->listen_fd, (struct sockaddr *)&address, sizeof(address)) ||
+        chmod(v->socket_path, 0666) || listen(v->listen_fd, 8))
+        return -errno;
+    return 0;
+}
+
+int vmm_prepare(struct vmm *v, struct error *e)
+{
+    *v = (struct vmm){.listen_fd = -1, .child_status = -1, .vmm_status = -1};
+    int rc = make_directory(v);
+    if (rc == 0)
+        rc = listen_privately(v);
+    if (rc) {
+        vmm_end(v);
+        return error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't make a private socket for the VMM");
+    }
+    return 0;
+}
+
+/* ---- starting ---- */
+
+enum start_stage { START_USER, START_DIRECTORY, START_EXEC };
+
+struct start_failure {
+    enum start_stage stage;
+    int err;
+};
+
+static _Noreturn void fail_start(int fd, enum start_stage stage)
+{
+    struct start_failure f = {.stage = stage, .err = errno};
+    if (write(fd, &f, sizeof(f)) != sizeof(f))
+        _exit(126);
+    _exit(127);
+}
+
+/* Takes on the recorded user: the kernel lets us give rights up, never gain any. */
+static int become(const struct relaunch *l)
+{
+    if (!l->as_user)
+        return 0;
+    if (geteuid() != 0) {
+        if (l->uid == geteuid() && l->gid == getegid())
+            return 0;
+        errno = EPERM;
+        return -1;
+    }
+    return setgroups(l->n_groups, l->groups) || setresgid(l->gid, l->gid, l->gid) ||
+                   setresuid(l->uid, l->uid, l->uid)
+               ? -1
+               : 0;
+}
+
+static void reset_signals(void)
+{
+    struct sigaction action = {.sa_handler = SIG_DFL};
+    for (int sig = 1; sig < NSIG; sig++)
+        sigaction(sig, &action, NULL);
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+/* Detached: nothing of the caller's stays open in the VMM. */
+static void replace_stdio(int stderr_fd)
+{
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null >= 0) {
+        dup2(null, STDIN_FILENO);
+        dup2(null, STDOUT_FILENO);
+    }
+    dup2(stderr_fd, STDERR_FILENO);
+}
+
+static _Noreturn void run_child(const struct relaunch *l, int stderr_fd, int report_fd)
+{
+    reset_signals();
+    if (stderr_fd >= 0)
+        replace_stdio(stderr_fd);
+    if (become(l))
+        fail_start(report_fd, START_USER);
+    if (l->cwd && chdir(l->cwd))
+        fail_start(report_fd, START_DIRECTORY);
+    if (l->environment)
+        environ = l->environment;
+    if (l->executable)
+        execv(l->executable, l->argv);
+    else
+        execvp(l->argv[0], l->argv);
+    fail_start(report_fd, START_EXEC);
+}
+
+static int explain_failure(const struct relaunch *l, const struct start_failure *f, struct error *e)
+{
+    const char *program = l->executable ? l->executable : l->argv[0];
+    switch (f->stage) {
+    case START_USER:
+        error_set(e, VMSNAP_EXIT_MISMATCH, f->err,
+                  "the VM ran as user %u, group %u, which we may not become", (unsigned)l->uid,
+                  (unsigned)l->gid);
+        error_hint(e, "run vmsnap as root, or give the command line after --");
+        break;
+    case START_DIRECTORY:
+        error_set(e, VMSNAP_EXIT_MISMATCH, f->err, "the VM's working directory %s can't be entered",
+                  l->cwd);
+        error_hint(e, "make that directory, or give the command line after --");
+        break;
+    case START_EXEC:
+        error_set(e, VMSNAP_EXIT_VMM, f->err, "%s can't be run", program);
+        error_hint(e, "install it, or give another command line after --");
+        break;
+    }
+    return -f->err;
+}
+
+int vmm_start(struct vmm *v, const struct relaunch *l, bool detached, struct error *e)
+{
+    int fds[2];
+    CLEANUP_FD int stderr_fd = -1;
+    if (pipe2(fds, O_CLOEXEC))
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't make a pipe");
+    if (detached && relay_start(&v->relay, &stderr_fd)) {
+        close(fds[0]);
+        close(fds[1]);
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't take the VMM's stderr");
+    }
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+    v->launched_ns = clock_monotonic_ns();
+    pid_t child = fork();
+    if (child == 0)
+        run_child(l, stderr_fd, fds[1]);
+    int err = errno;
+    close(fds[1]);
+    CLEANUP_FD int from_child = fds[0];
+    if (child < 0)
+        return error_set(e, VMSNAP_EXIT_VMM, err, "can't start a process for the VMM");
+    atomic_store(&v->child, child);
+    struct start_failure f;
+    ssize_t n;
+    do
+        n = read(from_child, &f, sizeof(f)); /* 0: it runs another program now */
+    while (n < 0 && errno == EINTR);
+    return n == (ssize_t)sizeof(f) ? explain_failure(l, &f, e) : 0;
+}
+
+/* ---- who connects ---- */
+
+static pid_t parent_of(pid_t pid)
+{
+    char path[64], text[512];
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    CLEANUP_STREAM FILE *f = fopen(path, "re");
+    size_t n = f ? fread(text, 1, sizeof(text) - 1, f) : 0;
+    text[n] = '\0';
+    char *name_end = strrchr(text, ')'); /* the name before it may hold anything */
+    int parent;
+    return name_end && sscanf(name_end + 1, " %*c %d", &parent) == 1 ? parent : 0;
+}
+
+static bool is_descendant(pid_t pid)
+{
+    for (int depth = 0; depth < MAX_DEPTH && pid > 1; depth++) {
+        pid = parent_of(pid);
+        if (pid == getpid())
+            return true;
+    }
+    return false;
+}
+
+/* The next connection of a descendant: its fd and *pid; -EAGAIN: none now. */
+static int accept_descendant(struct vmm *v, pid_t *pid)
+{
+    int fd = accept4(v->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    if (fd < 0)
+        return errno == EINTR || errno == ECONNABORTED ? -EAGAIN : -errno;
+    struct ucred peer;
+    socklen_t len = sizeof(peer);
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0 && is_descendant(peer.pid)) {
+        *pid = peer.pid;
+        return fd;
+    }
+    close(fd);
+    return -EAGAIN;
+}
+
+static int wait_for_connection(struct vmm *v, int child_fd, uint64_t deadline_ns, pid_t *pid)
+{
+    for (;;) {
+        struct pollfd fds[2] = {{.fd = v->listen_fd, .events = POLLIN},
+                                {.fd = child_fd, .events = POLLIN}};
+        int n = poll(fds, 2, clock_ms_until(deadline_ns));
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        if (n == 0)
+            return -ETIMEDOUT;
+        if (fds[0].revents) {
+            int fd = accept_descendant(v, pid);
+            if (fd != -EAGAIN)
+                return fd;
+        } else if (fds[1].revents) {
+            /* A wrapper may end and leave the VMM to us; if we have no child left, it is over. */
+            if (vmm_reap(v))
+                return -ECHILD;
+            child_fd = -1;
+        }
+    }
+}
+
+int vmm_accept(struct vmm *v, int *fd, int timeout_ms, struct error *e)
+{
+    CLEANUP_FD int child_fd = (int)syscall(SYS_pidfd_open, atomic_load(&v->child), 0);
+    pid_t pid = 0;
+    uint64_t deadline = clock_monotonic_ns() + (uint64_t)timeout_ms * 1000000u;
+    int rc = wait_for_connection(v, child_fd, deadline, &pid);
+    if (rc == -ECHILD) {
+        error_set(e, VMSNAP_EXIT_VMM, 0, "the VMM did not start");
+        vmm_explain_end(v, e);
+        return -ECHILD;
+    }
+    if (rc == -ETIMEDOUT) {
+        error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT, "the VMM has not come up within %d ms",
+                  timeout_ms);
+        error_hint(e, "its command line may wait for something (a server socket with wait=on); "
+                      "--timeout gives it longer");
+        return rc;
+    }
+    if (rc < 0)
+        return error_set(e, VMSNAP_EXIT_FAILED, -rc, "waiting for the VMM failed");
+    *fd = rc;
+    close(v->listen_fd);
+    v->listen_fd = -1;
+    remove_directory(v);
+    rc = target_open(&v->target, pid, e);
+    if (rc) {
+        close(*fd);
+        *fd = -1;
+        return rc;
+    }
+    v->has_target = true;
+    atomic_store(&v->pid, pid);
+    return 0;
+}
+
+/* ---- the end ---- */
+
+bool vmm_reap(struct vmm *v)
+{
+    /* Looked at first: if it ends in between, its status is here the next time. */
+    bool vmm_gone = v->has_target && !target_alive(&v->target);
+    int status;
+    pid_t pid;
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        if (pid == atomic_load(&v->pid))
+            v->vmm_status = status;
+        if (pid == atomic_load(&v->child)) {
+            v->child_status = status;
+            atomic_store(&v->child, 0);
+        }
+    }
+    if (!v->has_target)
+        vmm_gone = pid < 0;
+    return vmm_gone && atomic_load(&v->child) == 0;
+}
+
+static int shell_status(int status)
+{
+    return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+int vmm_exit_status(const struct vmm *v)
+{
+    int status = v->vmm_status != -1 ? v->vmm_status : v->child_status;
+    return status == -1 ? VMSNAP_EXIT_FAILED : shell_status(status);
+}
+
+void vmm_explain_end(struct vmm *v, struct error *e)
+{
+    uint64_t deadline =
+        clock_monotonic_ns() + 500000000u; /* a peer that hangs up is about to end */
+    while (!vmm_reap(v)) {
+        if (clock_ms_until(deadline) == 0)
+            return;
+        usleep(5000);
+    }
+    int status = vmm_exit_status(v);
+    char doing[sizeof(e->message)];
+    snprintf(doing, sizeof(doing), "%s", e->message);
+    e->hint[0] = '\0';
+    if (status > 128)
+        error_set(e, VMSNAP_EXIT_VMM, 0, "the VMM was ended by signal %d (%s)", status - 128,
+                  strsignal(status - 128));
+    else
+        error_set(e, VMSNAP_EXIT_VMM, 0, "the VMM ended with status %d", status);
+    error_wrap(e, "%.400s", doing);
+    error_hint(e, "what it wrote to stderr, above, tells the cause");
+}
+
+void vmm_signal(struct vmm *v, int sig)
+{
+    int pid = atomic_load(&v->pid);
+    int child = atomic_load(&v->child);
+    if (pid > 0)
+        kill(pid, sig);
+    else if (child > 0)
+        kill(child, sig);
+}
+
+/* Every process that is our child now: descendants whose parents have ended come to us. */
+static void kill_children(int sig)
+{
+    CLEANUP_STREAM FILE *f = fopen("/proc/thread-self/children", "re");
+    int pid;
+    while (f && fscanf(f, "%d", &pid) == 1)
+        kill(pid, sig);
+}
+
+static bool wait_gone(struct vmm *v, int timeout_ms)
+{
+    uint64_t deadline = clock_monotonic_ns() + (uint64_t)timeout_ms * 1000000u;
+    while (!vmm_reap(v)) {
+        if (clock_ms_until(deadline) == 0)
+            return false;
+        usleep(2000);
+    }
+    return true;
+}
+
+static void close_all(struct vmm *v)
+{
+    if (v->listen_fd >= 0)
+        close(v->listen_fd);
+    v->listen_fd = -1;
+    remove_directory(v);
+    if (v->has_target)
+        target_close(&v->target);
+    v->has_target = false;
+    relay_stop(&v->relay);
+}
+
+void vmm_end(struct vmm *v)
+{
+    if (atomic_load(&v->child) > 0 || v->has_target) {
+        vmm_signal(v, SIGTERM);
+        if (!wait_gone(v, END_GRACE_MS)) {
+            vmm_signal(v, SIGKILL);
+            kill_children(SIGKILL);
+            wait_gone(v, END_KILL_MS);
+        }
+    }
+    close_all(v);
+}
+
+void vmm_leave(struct vmm *v)
+{
+    close_all(v);
+}

@@ -1,0 +1,258 @@
+/* cmd_restore.c - `vmsnap restore`: options in, a running guest out, then its exit status. */
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/format.h"
+#include "common/log.h"
+#include "common/qemu/hazards.h"
+#include "restore/qemu/refuse.h"
+#include "restore/restore.h"
+#include "tools/vmsnap/commands.h"
+#include "tools/vmsnap/defaults.h"
+#include "tools/vmsnap/hazard_option.h"
+#include "tools/vmsnap/report.h"
+
+enum { PREFETCH_HOT, PREFETCH_NONE };
+static const char *const prefetch_orders[] = {"hot", "none", NULL};
+
+static struct {
+    int prefetch, timeout_ms;
+    unsigned n_threads;
+    bool print_command, no_fill, paused, detach;
+    const char *pidfile, *report_path;
+    struct option_list allow;
+} args = {.timeout_ms = DEFAULT_TIMEOUT_MS};
+
+static FILE *report_file; /* a detached server's */
+static bool detached;     /* this is its process */
+
+static const char *const usage[] = {
+    "IMAGE [OPTIONS] [-- VMM ARG...]",
+    "--print-command IMAGE",
+    NULL,
+};
+
+static const struct operand operands[] = {
+    {.name = "IMAGE", .help = "an image that vmsnap snapshot made"},
+    {.name = NULL},
+};
+
+/* The names that --allow takes here. */
+static const char *const *allowable_names(void)
+{
+    static const char *names[HAZARD_MAX + 1];
+    size_t count, n = 0;
+    const struct restore_hazard_kind *kinds = restore_hazard_kinds(&count);
+    for (size_t i = 0; i < count && n < HAZARD_MAX; i++)
+        if (kinds[i].allowable)
+            names[n++] = kinds[i].name;
+    names[n] = NULL;
+    return names;
+}
+
+static const struct option_spec options[] = {
+    {.name = "print-command",
+     .kind = OPTION_FLAG,
+     .to.flag = &args.print_command,
+     .help = "print the command line that would run, quoted for a shell, and start nothing"},
+    {.name = "prefetch",
+     .kind = OPTION_CHOICE,
+     .to.choice = &args.prefetch,
+     .choices = prefetch_orders,
+     .argument = "ORDER",
+     .help = "what comes in before it is touched: hot, the pages that the guest wrote after the "
+             "snapshot (default), or none"},
+    {.name = "no-fill",
+     .kind = OPTION_FLAG,
+     .to.flag = &args.no_fill,
+     .help = "serve only what the guest touches; the server stays as long as the guest"},
+    {.name = "threads",
+     .kind = OPTION_COUNT,
+     .to.count = &args.n_threads,
+     .min = 1,
+     .max = 256,
+     .argument = "N",
+     .help = "decompressor threads (default: one per CPU)"},
+    {.name = "paused",
+     .kind = OPTION_FLAG,
+     .to.flag = &args.paused,
+     .help = "load the machine and leave it paused"},
+    {.name = "detach",
+     .kind = OPTION_FLAG,
+     .to.flag = &args.detach,
+     .help = "return once the guest runs; a server stays until the last page is in"},
+    {.name = "pidfile",
+     .kind = OPTION_STRING,
+     .to.string = &args.pidfile,
+     .argument = "FILE",
+     .help = "write the VMM's process id there"},
+    {.name = "report",
+     .kind = OPTION_STRING,
+     .to.string = &args.report_path,
+     .argument = "FILE",
+     .help = "where the server of --detach writes its JSON lines"},
+    {.name = "timeout",
+     .kind = OPTION_DURATION,
+     .to.duration_ms = &args.timeout_ms,
+     .min = 1,
+     .max = INT_MAX,
+     .argument = "DURATION",
+     .help = "for everything that waits on QEMU (default 30s)"},
+    {.name = "allow",
+     .kind = OPTION_LIST,
+     .to.list = &args.allow,
+     .choices_of = allowable_names,
+     .argument = "HAZARD",
+     .help = "go on in spite of this hazard; may be repeated"},
+    {.name = NULL},
+};
+
+static void print_hazards(FILE *f)
+{
+    size_t count;
+    const struct restore_hazard_kind *kinds = restore_hazard_kinds(&count);
+    fputs("hazards of a command line (* can be allowed with --allow):\n", f);
+    for (size_t i = 0; i < count; i++) {
+        char left[64];
+        snprintf(left, sizeof(left), "  %s%s", kinds[i].name, kinds[i].allowable ? " *" : "");
+        option_print_entry(f, left, kinds[i].what);
+    }
+}
+
+static uint64_t get_number(const json_t *o, const char *key)
+{
+    json_int_t n = json_integer_value(json_object_get(o, key));
+    return n > 0 ? (uint64_t)n : 0;
+}
+
+static const char *get_text(const json_t *o, const char *key)
+{
+    const char *text = json_string_value(json_object_get(o, key));
+    return text ? text : "unknown";
+}
+
+static void print_running(const json_t *o)
+{
+    char after[FORMAT_MAX], behind[FORMAT_MAX];
+    report_line("guest %s after %s (%s), process %" PRIu64 "; its clock is %s behind",
+                get_text(o, "guest_state"),
+                format_duration(after, get_number(o, "launch_to_running_ns")),
+                get_text(o, "accelerator"), get_number(o, "vmm_pid"),
+                format_duration(behind, get_number(o, "clock_behind_ns")));
+}
+
+static void print_summary(const json_t *o)
+{
+    char complete[FORMAT_MAX], p99[FORMAT_MAX];
+    uint64_t faults = get_number(o, "demand_faults");
+    bool whole = json_is_integer(json_object_get(o, "complete_ns"));
+    report_closing("%s%s; %" PRIu64 " pages prefetched, %" PRIu64 " filled, %" PRIu64
+                   " on demand in %" PRIu64 " fault%s, p99 %s",
+                   whole ? "all memory is in after " : "memory is not all in",
+                   whole ? format_duration(complete, get_number(o, "complete_ns")) : "",
+                   get_number(o, "pages_prefetched"), get_number(o, "pages_filled"),
+                   get_number(o, "pages_on_demand"), faults, faults == 1 ? "" : "s",
+                   format_duration(p99, get_number(o, "fault_p99_ns")));
+}
+
+static void on_report(void *opaque, const char *type, json_t *object)
+{
+    (void)opaque;
+    if (strcmp(type, "running") == 0)
+        print_running(object);
+    else if (strcmp(type, "summary") == 0)
+        print_summary(object);
+    report_object(type, object);
+}
+
+/* The detached server has no stderr: its errors stand among its other lines. */
+static void on_trouble(void *opaque, const struct error *e)
+{
+    (void)opaque;
+    if (!detached) {
+        report_error(e, true);
+        return;
+    }
+    report_object("error", json_pack("{s:i, s:o, s:s, s:o}", "exit_code", e->exit_code, "message",
+                                     report_string(e->message), "guest_state",
+                                     guest_state_name(e->guest), "hint", report_string(e->hint)));
+}
+
+static void on_detached(void *opaque)
+{
+    (void)opaque;
+    detached = true;
+    report_setup(report_file != NULL, true);
+    report_to_stream(report_file);
+}
+
+static int check_args(const struct command_line *line, struct error *e)
+{
+    if (args.print_command && line->rest)
+        return option_usage_error(e, "--print-command shows the recorded command line: nothing "
+                                     "can follow --");
+    if (args.report_path && !args.detach)
+        return option_usage_error(e, "--report is for the server of --detach");
+    return 0;
+}
+
+static int print_command(const char *image_path, struct error *e)
+{
+    char *text = NULL;
+    int rc = restore_print_command(image_path, &text, e);
+    if (rc)
+        return rc;
+    report_line("%s", text);
+    report_object("summary", json_pack("{s:o}", "command", report_string(text)));
+    free(text);
+    return VMSNAP_EXIT_DONE;
+}
+
+static int run(const struct command_line *line, struct error *e)
+{
+    int rc = check_args(line, e);
+    if (rc)
+        return rc;
+    e->guest = GUEST_NOT_STARTED;
+    if (args.print_command)
+        return print_command(line->operand[0], e);
+    if (args.report_path) {
+        report_file = fopen(args.report_path, "we");
+        if (!report_file)
+            return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't write %s", args.report_path);
+    }
+    struct restore_options o = {
+        .image_path = line->operand[0],
+        .vmm_argv = line->rest,
+        .prefetch_hot = args.prefetch == PREFETCH_HOT,
+        .no_fill = args.no_fill,
+        .n_threads = args.n_threads ? args.n_threads : default_threads(),
+        .paused = args.paused,
+        .detach = args.detach,
+        .pidfile = args.pidfile,
+        .timeout_ms = args.timeout_ms,
+        .allowed = args.allow.items,
+        .report = on_report,
+        .trouble = on_trouble,
+        .detached = on_detached,
+    };
+    int status = 0;
+    rc = restore_run(&o, &status, e);
+    return rc ? rc : status;
+}
+
+const struct command command_restore = {
+    .name = "restore",
+    .summary = "start a guest from an image; its memory comes in as it is touched",
+    .usage = usage,
+    .operands = operands,
+    .options = options,
+    .rest = "VMM ARG...",
+    .more_help = print_hazards,
+    .has_guest = true,
+    .publishes = true,
+    .run = run,
+};
