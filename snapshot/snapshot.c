@@ -163,9 +163,10 @@ static int prepare(struct job *j, struct error *e)
 static int attach(struct job *j, struct error *e)
 {
     struct source *s = j->source;
-    int ret = s->ops->prepare_memory(s, e);
+    /* Said beforehand: it must be undone even if we die half-way through. */
     j->unmerged = true;
     atomic_store(&j->board->unmerged, true);
+    int ret = s->ops->prepare_memory(s, e);
     if (ret)
         return ret;
     TESTHOOK_POINT("snapshot-unmerged");
