@@ -98,8 +98,20 @@ static void explain_death(const struct guardian_board *b, int status, int interr
         error_set(e, code, 0, "the worker ended with status %d%s", WEXITSTATUS(status), published);
 }
 
+/* The error of a worker that ended by itself, without having resumed the VM. */
+static bool has_told_error(int status, int result_fd, struct error *e)
+{
+    json_t *summary = NULL;
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+        return false;
+    bool told = take_over(result_fd, &summary, e) != 0;
+    json_decref(summary);
+    return told;
+}
+
 /* Puts in order what a worker left that died (or could not resume the VM). */
-static int clean_up_after(struct guardian *g, int status, int interrupted_by, struct error *e)
+static int clean_up_after(struct guardian *g, int status, int interrupted_by, int result_fd,
+                          struct error *e)
 {
     struct guardian_board *b = g->board;
     bool touched = atomic_load(&b->protected) || atomic_load(&b->finishing);
@@ -107,7 +119,13 @@ static int clean_up_after(struct guardian *g, int status, int interrupted_by, st
                              : atomic_load(&b->paused_before) ? GUEST_PAUSED
                                                               : GUEST_RUNNING;
     struct error problem = {0};
-    explain_death(b, status, interrupted_by, e);
+    if (!has_told_error(status, result_fd, e))
+        explain_death(b, status, interrupted_by, e);
+    else if (e->guest == GUEST_ENDED) {
+        if (b->temporary[0])
+            unlink(b->temporary);
+        return -EIO;
+    }
     if (atomic_load(&b->paused)) {
         guest = GUEST_RUNNING;
         if (g->resume(g->opaque, &problem)) {
@@ -202,7 +220,7 @@ int guardian_run(struct guardian *g, json_t **summary, struct error *e)
         if (orderly && !atomic_load(&g->board->paused))
             ret = take_over(result_fd, summary, e);
         else
-            ret = clean_up_after(g, status, interrupted_by, e);
+            ret = clean_up_after(g, status, interrupted_by, result_fd, e);
     }
     sigprocmask(SIG_SETMASK, &old, NULL);
     munmap(g->board, sizeof(*g->board));

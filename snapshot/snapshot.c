@@ -487,11 +487,12 @@ static void explain_stages(const struct job *j)
 static void give_up(struct job *j, struct error *e)
 {
     struct source *s = j->source;
+    bool alive = target_alive(&s->target);
     if (j->capture_ready) {
         capture_fail(&j->capture, CAPTURE_CANCELLED, 0, 0);
         arm_release(j->uffd, s->regions, s->n_regions);
     }
-    if (atomic_load(&j->board->paused)) {
+    if (alive && atomic_load(&j->board->paused)) {
         struct error problem = {0};
         if (s->ops->resume(s, &problem) == 0)
             atomic_store(&j->board->paused, false);
@@ -505,7 +506,7 @@ static void give_up(struct job *j, struct error *e)
     else if (j->uffd >= 0)
         close(j->uffd);
     struct error problem = {0};
-    if (remerge(j, &problem))
+    if (alive && remerge(j, &problem))
         log_warn("KSM stays off for the VM's memory: %s", problem.message);
     if (e->guest == GUEST_UNTOUCHED && j->capture_ready)
         e->guest = !target_alive(&s->target)               ? GUEST_ENDED
