@@ -3,10 +3,11 @@
  * random pages a new generation at a set rate, and checks: every page before it is rewritten, and
  * all pages in rounds. A page that is wrong, stale or lost is an ERROR line and is counted.
  *
- *   selfcheck [mib=64] [rate=2000] [check=0] [interval=100] [owner=0]
+ *   selfcheck [mib=64] [rate=2000] [check=0] [interval=100] [owner=0] [phys=0]
  *
  * rate: pages rewritten per second; 0: as many as it can. check: pages checked per second in the
- * rounds; 0: one round per second. Every `interval` ms it prints:
+ * rounds; 0: one round per second. phys: use the physical memory from there on (through /dev/mem;
+ * the kernel must not use it), 0: memory of its own. Every `interval` ms it prints:
  *
  *   SELFCHECK 0 up=12.345 rounds=3 checked=51234 rewritten=2468 errors=0 gap_ms=1.250
  *
@@ -14,6 +15,7 @@
  * clock. That clock stands still while the VM is stopped; what it sees are waits for pages.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 
 #include "pattern.h"
@@ -142,9 +144,11 @@ static void work(struct selfcheck *s, uint64_t rate, uint64_t check, uint64_t in
     }
 }
 
-static void *allocate(size_t bytes)
+static void *allocate(size_t bytes, uint64_t phys)
 {
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int fd = phys ? open("/dev/mem", O_RDWR | O_CLOEXEC) : -1;
+    void *p = phys ? mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)phys)
+                   : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED)
         report_die("selfcheck", "mmap");
     return p;
@@ -162,8 +166,8 @@ int main(int argc, char **argv)
         errno = EINVAL;
         report_die("selfcheck", "mib");
     }
-    s.words = allocate(s.n_pages * PATTERN_PAGE_BYTES);
-    s.generation = allocate(s.n_pages * sizeof(*s.generation));
+    s.words = allocate(s.n_pages * PATTERN_PAGE_BYTES, report_option(argc, argv, "phys", 0));
+    s.generation = allocate(s.n_pages * sizeof(*s.generation), 0);
     fill_all(&s);
     report_line("SELFCHECK %u ready mib=%llu rate=%llu", s.owner,
                 (unsigned long long)(s.n_pages / 256), (unsigned long long)rate);

@@ -6,6 +6,7 @@ a temporary directory of its own, processes that are ended whatever happens, che
 (exit status 77). Python's standard library only.
 """
 
+import copy
 import ctypes
 import os
 import shutil
@@ -40,8 +41,9 @@ def case(name, labels="qemu", timeout=120, lock=None):
     """Registers a test. labels: comma separated; timeout: seconds for the whole case; lock: a
     RESOURCE_LOCK, for what the host has only once."""
     def register(function):
-        assert name not in _cases, name
-        _cases[name] = (function, labels, timeout, lock)
+        if function.__module__ == "__main__": # not what a file imports from another
+            assert name not in _cases, name
+            _cases[name] = (function, labels, timeout, lock)
         return function
     return register
 
@@ -105,6 +107,13 @@ class Case:
         self.began = time.monotonic()
         self._deferred = []
         self._count = 0
+
+    def sub(self):
+        """The same case with a directory of its own inside, for a check that is run again."""
+        other = copy.copy(self)
+        other.dir = os.path.join(self.dir, self.unique("sub"))
+        os.mkdir(other.dir)
+        return other
 
     def path(self, name):
         return os.path.join(self.dir, name)

@@ -81,15 +81,16 @@ class Guest:
 
     def __init__(self, t, name="vm", memory_mib=512, machine="pc", cpus=1, accel="tcg", ram="anon",
                  boot="linux", work="selfcheck,vio", user=None, sandbox=False, extra=(),
-                 boot_pages=4096, devices=("rng", "disk"), **options):
+                 boot_pages=4096, devices=("rng", "disk"), thp=True, **options):
         self.t = t
         self._shape = {"memory_mib": memory_mib, "machine": machine, "cpus": cpus, "accel": accel,
                        "ram": ram, "boot": boot, "work": work, "user": user, "sandbox": sandbox,
-                       "extra": extra, "boot_pages": boot_pages, "devices": devices, **options}
+                       "extra": extra, "boot_pages": boot_pages, "devices": devices, "thp": thp,
+                       **options}
         self.name = t.unique(name)
         self.memory_mib, self.machine, self.cpus = memory_mib, machine, cpus
         self.accel, self.ram, self.boot, self.work = accel, ram, boot, work
-        self.user, self.sandbox, self.extra = user, sandbox, list(extra)
+        self.user, self.sandbox, self.extra, self.thp = user, sandbox, list(extra), thp
         self.devices = devices if boot == "linux" else ()
         self.boot_pages = boot_pages
         self.options = {"mib": 64, **options}
@@ -134,6 +135,8 @@ class Guest:
                     "-boot", "a"]
         words = ["console=ttyS0 quiet panic=-1 tsc=reliable", f"vmsnap.work={self.work}"]
         words += [f"vmsnap.{k}={v}" for k, v in self.options.items()]
+        if "phys" in self.options:
+            words.append(f"memmap=16M${self.options['phys']}")
         return ["-kernel", guest_file("vmlinuz"), "-initrd", self.options.get("initrd")
                 or guest_file("initramfs.gz"), "-append", " ".join(words)]
 
@@ -196,6 +199,15 @@ class Guest:
                                  "resourcecontrol=deny"]
         return argv + self.extra
 
+    def wrapper(self):
+        """What stands before QEMU on the command line: QEMU asks for huge pages by itself, and
+        without them means PR_SET_THP_DISABLE, which survives exec."""
+        if self.thp:
+            return []
+        return ["/usr/bin/python3", "-c",
+                "import ctypes, os, sys; ctypes.CDLL(None).prctl(41, 1, 0, 0, 0); "
+                "os.execvp(sys.argv[1], sys.argv[1:])"]
+
     def start(self):
         """Starts QEMU and connects to its QMP socket; does not wait for the guest."""
         if not os.path.exists(guest_file("vmlinuz")):
@@ -205,10 +217,13 @@ class Guest:
         if self.ram.startswith("shm"):
             self.t.defer(_remove, self.shm_path())
         with open(self.stderr_path, "ab") as err:
-            self.process = self.t.spawn(self.argv(), user=self.user, stderr=err,
+            self.process = self.t.spawn(self.wrapper() + self.argv(), user=self.user, stderr=err,
                                         stdout=subprocess.DEVNULL)
         self.pid = self.process.pid
         try:
+            wait_until(lambda: os.path.exists(self.test_qmp_path) or not is_alive(self.pid), 30,
+                       "the QMP socket")
+            self.check_alive()
             self.connect()
         except QmpGone as error:
             raise Failed(f"{self.name}: QEMU does not start: {error}\n{self.stderr()}") from error
@@ -245,7 +260,8 @@ class Guest:
         starts = []
         for name in self.work.split(","):
             if name == "selfcheck":
-                starts += [f"SELFCHECK {i} up=" for i in range(self.options.get("procs", 1))]
+                n = self.options.get("procs", 1) + ("phys" in self.options)
+                starts += [f"SELFCHECK {i} up=" for i in range(n)]
             elif name in ("stepper", "vio"):
                 starts.append(name.upper() + " up=")
         return starts
@@ -336,6 +352,21 @@ class Guest:
         if best is None:
             raise Failed(f"{self.name}: no mapping of {self.memory_mib} MiB")
         return best
+
+    def smaps(self):
+        """The numbers and flags of the main memory's mapping: {"Rss": bytes..., "VmFlags": set}"""
+        start, _ = self.ram_mapping()
+        fields, inside = {}, False
+        with open(f"/proc/{self.pid}/smaps", encoding="ascii", errors="replace") as f:
+            for line in f:
+                first, _, rest = line.partition(":")
+                if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                    inside = line.startswith(f"{start:x}-")
+                elif inside and first == "VmFlags":
+                    fields[first] = set(rest.split())
+                elif inside and rest.strip().endswith("kB"):
+                    fields[first] = int(rest.split()[0]) * 1024
+        return fields
 
     # ---- how it ends
 

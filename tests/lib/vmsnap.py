@@ -1,5 +1,6 @@
 """Runs the `vmsnap` program under test: commands that end, and restores that stay."""
 
+import contextlib
 import json
 import os
 import re
@@ -8,7 +9,7 @@ import subprocess
 import threading
 import time
 
-from case import Failed, end_process, is_alive, tool, wait_until, where_it_hangs
+from case import TOP, Failed, descendants, end_process, is_alive, tool, wait_until, where_it_hangs
 from guest import Guest
 
 COMMAND_SECONDS = 60
@@ -54,10 +55,25 @@ def json_lines(text):
     return found
 
 
+_broken_rules = []
+
+
+@contextlib.contextmanager
+def broken(rule):
+    """Inside, every vmsnap that is run breaks the rule (common/testhook.h)."""
+    _broken_rules.append(rule)
+    try:
+        yield
+    finally:
+        _broken_rules.pop()
+
+
 def environment(hooks):
-    """The environment with the test hooks named: break_="..." sets VMSNAP_BREAK."""
+    """The environment with the test hooks named: kill_at="..." sets VMSNAP_KILL_AT."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("VMSNAP_")}
-    env.update({"VMSNAP_" + k.rstrip("_").upper(): str(v) for k, v in (hooks or {}).items()})
+    env.update({"VMSNAP_" + k.upper(): str(v) for k, v in (hooks or {}).items()})
+    if _broken_rules:
+        env["VMSNAP_BREAK"] = ",".join(_broken_rules)
     return env
 
 
@@ -118,7 +134,7 @@ class Restore:
         self.t, self.guest = t, guest
         command = ["restore", *args, image]
         if not recorded:
-            command += ["--", *wrapper, *guest.argv()]
+            command += ["--", *wrapper, *guest.wrapper(), *guest.argv()]
         self.mark = guest.console.size()
         self.began = time.monotonic()
         self.process = start_vmsnap(t, *command, hooks=hooks)
@@ -175,6 +191,14 @@ class Restore:
             raise
         return self.result().summary
 
+    def give_up(self):
+        """Ends vmsnap and everything below it at once."""
+        for pid in [self.process.pid, *descendants(self.process.pid)]:
+            _kill(pid)
+        if self.pid:
+            _kill(self.pid)
+        self.process.wait(20)
+
     def end(self, seconds=20):
         """Asks the VMM to quit and waits for vmsnap; returns its Result."""
         self.guest.qmp.command("quit")
@@ -223,3 +247,24 @@ def _kill(pid):
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+
+
+def hooks_in_sources(macro):
+    """The names that the sources give to a hook, so that a new one is tested without anyone
+    thinking of it."""
+    found = set()
+    for folder in ("common", "snapshot", "restore", "tools"):
+        for path, _, files in os.walk(os.path.join(TOP, folder)):
+            for name in files:
+                if name.endswith(".c"):
+                    with open(os.path.join(path, name), encoding="utf-8") as f:
+                        found.update(re.findall(macro + r'\("([^"]+)"\)', f.read()))
+    return found
+
+
+def hook_points(*prefixes):
+    """The names of all pause points in the sources that begin with one of `prefixes`."""
+    chosen = sorted(n for n in hooks_in_sources("TESTHOOK_POINT") if n.startswith(prefixes))
+    if not chosen:
+        raise Failed(f"no pause points named {prefixes}")
+    return chosen

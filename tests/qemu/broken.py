@@ -1,0 +1,51 @@
+#!/usr/bin/python3
+"""The suite can fail. Test builds can break one rule each (VMSNAP_BREAK); for each rule the ordinary
+check that is there to catch it is run on such a vmsnap and must go red."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+import badimage  # noqa: E402
+import instant  # noqa: E402
+from case import Failed, case, main  # noqa: E402
+from vmsnap import broken, hooks_in_sources  # noqa: E402
+
+# rule -> (the ordinary check, how often it is tried: some faults need a writer at the right moment)
+RULES = {
+    "release-before-save": (lambda t: instant.series(t, 1), 4),
+    "unprotected-block": (lambda t: instant.series(t, 1), 2),
+    "discard-ignored": (instant.discards, 1),
+    "phase-early": (instant.first_touch, 3),
+    "present-taken-for-absent": (instant.stopped_reference, 1),
+    "checksum-ignored": (lambda t: badimage.verify_random(t, 20), 1),
+}
+
+
+def register(rule, check, tries):
+    @case(f"qemu.broken.{rule}", "qemu", 60 + 60 * tries)
+    def run(t):
+        for _ in range(tries):
+            try:
+                with broken(rule):
+                    check(t.sub())
+            except Failed as red:
+                t.say(f"red, as it must be: {str(red)[:300]}")
+                return
+        t.check(False, f"{rule} is broken, and nothing went red in {tries} tries")
+
+
+for _rule, (_check, _tries) in RULES.items():
+    register(_rule, _check, _tries)
+
+
+@case("qemu.broken.all-rules", "cli", 10)
+def all_rules(t):
+    """Every rule that a test build can break has its check above."""
+    there = hooks_in_sources("TESTHOOK_BROKEN")
+    t.equal(sorted(there), sorted(RULES), "rules that can be broken")
+
+
+if __name__ == "__main__":
+    main()
