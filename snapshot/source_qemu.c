@@ -17,6 +17,7 @@
 #include "common/log.h"
 #include "common/qemu/hazards.h"
 #include "common/qemu/machine.h"
+#include "common/qemu/qom.h"
 #include "common/testhook.h"
 
 /* A piece holds the VM's mmap_lock for about half a millisecond (6-10 ms per GiB measured). */
@@ -89,23 +90,36 @@ static int find_memory(struct source_qemu *s, bool pid_given, struct error *e)
     return 0;
 }
 
-static int qemu_describe(struct source *base, json_t **description, json_t *warnings,
-                         struct error *e)
+int source_qemu_list_plugged(struct qmp *q, int timeout_ms, json_t **plugged, struct error *e)
 {
-    struct source_qemu *s = source_qemu_of(base);
-    int r = machine_describe(description, s->q, &base->target, base->timeout_ms, e);
+    static const char *const nodes[] = {"/machine/peripheral", "/machine/peripheral-anon"};
+    struct qom m = qom_within(q, timeout_ms);
+    json_t *all = json_array();
+    int r = 0;
+    for (size_t i = 0; i < sizeof(nodes) / sizeof(*nodes) && r == 0; i++) {
+        json_t *list = NULL;
+        r = qom_list(&m, nodes[i], &list, e);
+        if (r == 0)
+            json_array_append_new(all, list);
+    }
     if (r < 0)
-        return r;
-    CLEANUP_FREE char *late = machine_hotplugged(*description);
-    if (late)
-        json_array_append_new(
-            warnings, json_sprintf("plugged since the VM's start, so not on its command line: %s; "
-                                   "a restore needs `-- VMM ARG...` with them",
-                                   late));
-    return 0;
+        json_decref(all);
+    else
+        *plugged = all;
+    return r;
 }
 
-static int qemu_refuse_hazards(struct source *base, const char *const *allowed, struct error *e)
+/* Hazards that are only told: exit code 3. */
+static void tell_warnings(const struct source_qemu *s, json_t *warnings)
+{
+    for (size_t i = 0; i < s->n_hazards; i++)
+        if (s->hazards[i].found && s->hazards[i].warning)
+            json_array_append_new(
+                warnings, json_sprintf("%s: %s", s->hazards[i].kind->name, s->hazards[i].reason));
+}
+
+static int qemu_describe(struct source *base, json_t **description, json_t *warnings,
+                         struct error *e)
 {
     struct source_qemu *s = source_qemu_of(base);
     struct hazard_scope scope = {.q = s->q,
@@ -113,10 +127,27 @@ static int qemu_refuse_hazards(struct source *base, const char *const *allowed, 
                                  .regions = base->regions,
                                  .n_regions = base->n_regions,
                                  .timeout_ms = base->timeout_ms};
-    struct hazard found[HAZARD_MAX];
-    size_t n;
-    int r = hazards_find(found, &n, &scope, e);
-    return r < 0 ? r : hazards_refuse(found, n, allowed, e);
+    json_t *described = NULL;
+    int r = source_qemu_list_plugged(s->q, base->timeout_ms, &s->plugged, e);
+    if (r == 0)
+        r = machine_describe(&described, s->q, &base->target, base->timeout_ms, e);
+    scope.described = described;
+    if (r == 0)
+        r = hazards_find(s->hazards, &s->n_hazards, &scope, e);
+    if (r < 0) {
+        json_decref(described);
+        return r;
+    }
+    tell_warnings(s, warnings);
+    *description = described;
+    return 0;
+}
+
+/* After describe. */
+static int qemu_refuse_hazards(struct source *base, const char *const *allowed, struct error *e)
+{
+    const struct source_qemu *s = source_qemu_of(base);
+    return hazards_refuse(s->hazards, s->n_hazards, allowed, e);
 }
 
 /*
@@ -140,13 +171,39 @@ static int advise_mergeable(struct source *base, int advice, struct error *e)
     return 0;
 }
 
+/* Nothing of the guest's memory may be left to KSM. */
+static int check_unmerged(const struct source *base, struct error *e)
+{
+    struct mapping_list maps;
+    int r = target_mappings(&base->target, &maps, e);
+    for (uint32_t i = 0; r == 0 && i < base->n_regions; i++) {
+        const struct region *block = &base->regions[i];
+        for (size_t k = 0; k < maps.count; k++) {
+            const struct mapping *m = &maps.items[k];
+            if (m->mergeable && m->start < block->hva + block->max_bytes && m->end > block->hva) {
+                error_set(e, VMSNAP_EXIT_HAZARD, 0,
+                          "ksm: memory block %s could not be taken from KSM, which removes write "
+                          "protection",
+                          block->name);
+                error_hint(e, "start the VM with -machine mem-merge=off");
+                r = -EPERM;
+                break;
+            }
+        }
+    }
+    mapping_list_free(&maps);
+    return r;
+}
+
 static int qemu_prepare_memory(struct source *base, struct error *e)
 {
     int r = advise_mergeable(base, MADV_UNMERGEABLE, e);
     TESTHOOK_POINT("source-unmerged");
-    if (r < 0)
+    if (r < 0) {
         error_wrap(e, "cannot take the guest's memory from KSM");
-    return r;
+        return r;
+    }
+    return check_unmerged(base, e);
 }
 
 static int qemu_restore_memory(struct source *base, struct error *e)
@@ -166,6 +223,7 @@ static void qemu_close(struct source *base)
     target_close(&base->target);
     qmp_close(s->q);
     free(s->blocks_text);
+    json_decref(s->plugged);
     if (s->shared)
         munmap(s->shared, sizeof(*s->shared));
     free(s);

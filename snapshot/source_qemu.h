@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/qemu/hazards.h"
 #include "common/qemu/qmp.h"
 #include "common/qemu/ramblock.h"
 #include "snapshot/source.h"
@@ -20,6 +21,10 @@ struct source_qemu {
     struct qmp *q;
     struct ramblocks blocks;
     char *blocks_text; /* `info ramblock` as it was: nothing may have changed at the instant */
+    json_t *plugged;   /* what is plugged, as it was described; NULL before */
+    bool state_saved;  /* since then plugged has not been compared */
+    struct hazard hazards[HAZARD_MAX];
+    size_t n_hazards;
     struct source_qemu_shared *shared;
     int state_fd;        /* memfd that takes the device state; -1 */
     int64_t state_fdset; /* its number in QEMU; -1 */
@@ -41,6 +46,9 @@ void source_qemu_pause_times(const struct source *s, struct pause_times *times);
 
 /* The run state as QEMU names it. `status` has room for 32 bytes. */
 int source_qemu_status(struct qmp *q, int timeout_ms, char *status, struct error *e);
+
+/* What is plugged now: a new reference in *plugged, to be compared with json_equal(). */
+int source_qemu_list_plugged(struct qmp *q, int timeout_ms, json_t **plugged, struct error *e);
 
 /* Gives QEMU a descriptor for its device state, ahead of the pause, and takes it back. */
 int source_qemu_offer_state_fd(struct source_qemu *s, struct error *e);

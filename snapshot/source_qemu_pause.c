@@ -188,21 +188,19 @@ int source_qemu_save_state(struct source *base, void **buf, size_t *len, struct 
     int r = qmp_command(s->q, "xen-save-devices-state", args, -1, base->timeout_ms, NULL, e);
     if (r == 0)
         r = read_state(s->state_fd, buf, len, e);
+    s->state_saved = r == 0;
     TESTHOOK_POINT("source-after-state");
     if (r < 0)
         error_wrap(e, "saving the device state");
     return r;
 }
 
-int source_qemu_resume(struct source *base, struct error *e)
+static int cont_vm(struct source_qemu *s, struct error *e)
 {
-    struct source_qemu *s = source_qemu_of(base);
-    if (!atomic_load(&s->shared->stopped_by_us))
-        return 0;
     forget_events(s->q, "RESUME");
     TESTHOOK_POINT("source-before-cont");
     s->cont_sent_ns = clock_monotonic_ns();
-    int r = qmp_command(s->q, "cont", NULL, -1, base->timeout_ms, NULL, e);
+    int r = qmp_command(s->q, "cont", NULL, -1, s->base.timeout_ms, NULL, e);
     if (r < 0) {
         error_wrap(e, "resuming the guest");
         error_hint(e, "the guest may be paused: look with query-status and send cont to the VM");
@@ -218,6 +216,42 @@ int source_qemu_resume(struct source *base, struct error *e)
         qmp_event_clear(&ev);
     }
     return 0;
+}
+
+/*
+ * The device state may hold a device that the description lacks, or the other way about, if one was
+ * plugged or unplugged in between. Found out after the pause, to keep that short: what is plugged
+ * now is what was described, so nothing changed at the instant either.
+ */
+static int check_plugged(struct source_qemu *s, struct error *e)
+{
+    json_t *now = NULL;
+    if (!s->state_saved || !s->plugged)
+        return 0;
+    s->state_saved = false;
+    int r = source_qemu_list_plugged(s->q, s->base.timeout_ms, &now, e);
+    if (r == 0 && !json_equal(now, s->plugged)) {
+        error_set(e, VMSNAP_EXIT_FAILED, 0,
+                  "a device was plugged or unplugged while the snapshot was being taken");
+        error_hint(e, "try again");
+        r = -EAGAIN;
+    }
+    json_decref(now);
+    return r;
+}
+
+int source_qemu_resume(struct source *base, struct error *e)
+{
+    struct source_qemu *s = source_qemu_of(base);
+    if (atomic_load(&s->shared->stopped_by_us)) {
+        int r = cont_vm(s, e);
+        if (r < 0)
+            return r;
+    }
+    struct error ignored;
+    if (source_qemu_withdraw_state_fd(s, &ignored) < 0)
+        log_debug("QEMU keeps the descriptor of the device state until we disconnect");
+    return check_plugged(s, e);
 }
 
 int source_qemu_resume_after_death(struct source *base, struct error *e)

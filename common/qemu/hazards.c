@@ -5,25 +5,74 @@
 #include "common/qemu/hazards.h"
 
 #include <errno.h>
+#include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/clock.h"
 #include "common/qemu/hazards_private.h"
+#include "common/qemu/machine_devices.h"
 
 struct hazard_entry {
     struct hazard_kind kind;
-    int (*look)(struct hazard_search *s, struct hazard *h, struct error *e);
+    hazard_look *look;
 };
 
+/* Published names: only ever added to. */
 static const struct hazard_entry entries[] = {
     {{"disks", true, VMSNAP_EXIT_HAZARD,
       "a disk of the VM is writable: vmsnap saves memory and devices, not disks"},
      hazard_look_disks},
-    {{"migration", false, VMSNAP_EXIT_BUSY, "a migration of the VM is under way"},
+    {{"balloon", true, VMSNAP_EXIT_HAZARD,
+      "a balloon device can discard guest memory while it is being saved: then the snapshot fails "
+      "(private memory), or would be wrong (shared memory: always refused)"},
+     hazard_look_balloon},
+    {{"blocked-migration", true, VMSNAP_EXIT_HAZARD,
+      "QEMU says that a device's state can't be moved to another QEMU"},
+     hazard_look_blocked},
+    {{"vfio", false, VMSNAP_EXIT_HAZARD,
+      "a host device is passed through: it writes guest memory past write protection"},
+     hazard_look_vfio},
+    {{"vhost-user", false, VMSNAP_EXIT_HAZARD,
+      "another process serves a device and writes guest memory past write protection"},
+     hazard_look_vhost_user},
+    {{"vdpa", false, VMSNAP_EXIT_HAZARD, "a vDPA device writes guest memory past write protection"},
+     hazard_look_vdpa},
+    {{"shared-memory", false, VMSNAP_EXIT_HAZARD,
+      "another process maps guest memory and can write it past write protection"},
+     hazard_look_shared},
+    {{"pinned-memory", false, VMSNAP_EXIT_HAZARD,
+      "memory of the VMM is pinned for a device, which writes it past write protection"},
+     hazard_look_pinned},
+    {{"io-uring-buffers", false, VMSNAP_EXIT_HAZARD,
+      "memory of the VMM is registered with io_uring, which writes it past write protection"},
+     hazard_look_io_uring},
+    {{"virtio-mem", false, VMSNAP_EXIT_HAZARD,
+      "a virtio-mem device plugs and unplugs guest memory while it is being saved"},
+     hazard_look_virtio_mem},
+    {{"encrypted-guest", false, VMSNAP_EXIT_HAZARD,
+      "the guest's memory is encrypted (SEV, TDX): it can't be read"},
+     hazard_look_encrypted},
+    {{"ksm", false, VMSNAP_EXIT_HAZARD,
+      "guest memory that can't be taken from KSM, which removes write protection"},
+     hazard_look_ksm},
+    {{"migration", false, VMSNAP_EXIT_BUSY, "a migration or save of the VM is under way"},
      hazard_look_migration},
+    {{"userfaultfd", false, VMSNAP_EXIT_BUSY,
+      "guest memory is under another userfaultfd: another snapshot, a migration, a restore"},
+     hazard_look_userfaultfd},
+    {{"traced", false, VMSNAP_EXIT_TARGET, "the VMM is being traced (gdb, strace)"},
+     hazard_look_traced},
+    {{"nested", false, VMSNAP_EXIT_HAZARD,
+      "only warned of: the guest runs guests of its own; few restores of such are tested"},
+     hazard_look_nested},
+    {{"hotplug", false, VMSNAP_EXIT_HAZARD,
+      "only warned of: a device was plugged since the VM's start; a restore needs -- VMM ARG..."},
+     hazard_look_hotplug},
 };
 #define N_ENTRIES (sizeof(entries) / sizeof(*entries))
+_Static_assert(N_ENTRIES <= HAZARD_MAX, "room for all kinds");
 
 const struct hazard_kind *hazard_kinds(size_t *count)
 {
@@ -42,30 +91,59 @@ bool hazard_allowable(const char *name)
     return false;
 }
 
+void hazard_found(struct hazard *h, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(h->reason, sizeof(h->reason), fmt, ap);
+    va_end(ap);
+    h->found = true;
+}
+
+int hazard_search_open(struct hazard_search *s, const struct hazard_scope *scope, struct error *e)
+{
+    *s = (struct hazard_search){.scope = scope, .qom = qom_within(scope->q, scope->timeout_ms)};
+    s->devices = json_incref(json_object_get(scope->described, "devices"));
+    int r = s->devices ? 0 : machine_describe_devices(&s->devices, &s->qom, e);
+    if (r == 0)
+        r = qom_ask(&s->qom, "query-migrate", NULL, &s->migration, e);
+    if (r == 0)
+        r = qmp_hmp(scope->q, "info network", clock_ms_until(s->qom.deadline_ns), &s->network, e);
+    if (r == 0)
+        r = hazard_list_fds(s, e);
+    return r;
+}
+
+void hazard_search_close(struct hazard_search *s)
+{
+    json_decref(s->devices);
+    json_decref(s->migration);
+    json_decref(s->fds);
+    free(s->network);
+}
+
 int hazards_find(struct hazard *out, size_t *count, const struct hazard_scope *scope,
                  struct error *e)
 {
-    struct hazard_search s = {.scope = scope,
-                              .deadline_ns =
-                                  clock_monotonic_ns() + (uint64_t)scope->timeout_ms * 1000000u};
-    int r = 0;
+    struct hazard_search s;
+    int r = hazard_search_open(&s, scope, e);
     *count = 0;
     for (size_t i = 0; i < N_ENTRIES && r == 0; i++) {
         struct hazard *h = &out[(*count)++];
-        memset(h, 0, sizeof(*h));
-        h->kind = &entries[i].kind;
+        *h = (struct hazard){.kind = &entries[i].kind, .allowable = entries[i].kind.allowable};
         snprintf(h->reason, sizeof(h->reason), "nothing seen");
         r = entries[i].look(&s, h, e);
         if (r < 0)
             error_wrap(e, "looking for the hazard %s", h->kind->name);
     }
+    hazard_search_close(&s);
     return r;
 }
 
-static bool is_allowed(const struct hazard_kind *kind, const char *const *allowed)
+static bool is_allowed(const struct hazard *h, const char *const *allowed)
 {
-    for (; kind->allowable && allowed && *allowed; allowed++)
-        if (strcmp(*allowed, kind->name) == 0)
+    for (; h->allowable && allowed && *allowed; allowed++)
+        if (strcmp(*allowed, h->kind->name) == 0)
             return true;
     return false;
 }
@@ -75,13 +153,12 @@ int hazards_refuse(const struct hazard *items, size_t count, const char *const *
 {
     for (size_t i = 0; i < count; i++) {
         const struct hazard *h = &items[i];
-        if (!h->found || h->warning || is_allowed(h->kind, allowed))
+        if (!h->found || h->warning || is_allowed(h, allowed))
             continue;
-        int err = h->kind->exit_code == VMSNAP_EXIT_BUSY ? EBUSY : EPERM;
         error_set(e, h->kind->exit_code, 0, "%s: %s", h->kind->name, h->reason);
-        if (h->kind->allowable)
+        if (h->allowable)
             error_hint(e, "if that is what you want: --allow %s", h->kind->name);
-        return -err;
+        return h->kind->exit_code == VMSNAP_EXIT_BUSY ? -EBUSY : -EPERM;
     }
     return 0;
 }

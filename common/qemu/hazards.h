@@ -30,6 +30,7 @@ bool hazard_allowable(const char *name);
 struct hazard {
     const struct hazard_kind *kind;
     bool found;
+    bool allowable;   /* as its kind, less where what was seen is worse */
     bool warning;     /* found, but only told (exit code 3), not refused */
     char reason[256]; /* what was seen, or that nothing was */
 };
@@ -41,7 +42,8 @@ struct hazard_scope {
     const struct target *t;
     const struct region *regions;
     size_t n_regions;
-    int timeout_ms; /* for all together */
+    const json_t *described; /* machine_describe() of the same VM, or NULL: then it is asked */
+    int timeout_ms;          /* for all together */
 };
 
 /* Looks for every hazard. Fills all kinds, found or not; `out` has room for HAZARD_MAX. Blocks on

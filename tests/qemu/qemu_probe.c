@@ -123,9 +123,10 @@ static int hazards(struct qmp *q, const struct target *t, const struct ramblocks
         return fail(&e);
     json_t *all = json_array();
     for (size_t i = 0; i < n; i++)
-        json_array_append_new(all, json_pack("{s:s, s:b, s:b, s:s}", "name", found[i].kind->name,
-                                             "found", (int)found[i].found, "warning",
-                                             (int)found[i].warning, "reason", found[i].reason));
+        json_array_append_new(all, json_pack("{s:s, s:b, s:b, s:b, s:s}", "name",
+                                             found[i].kind->name, "found", (int)found[i].found,
+                                             "warning", (int)found[i].warning, "allowable",
+                                             (int)found[i].allowable, "reason", found[i].reason));
     return print_json(all);
 }
 
