@@ -7,8 +7,6 @@
 
 #include "common/format.h"
 #include "common/log.h"
-#include "common/qemu/hazards.h"
-#include "restore/qemu/refuse.h"
 #include "restore/restore.h"
 #include "tools/vmsnap/commands.h"
 #include "tools/vmsnap/defaults.h"
@@ -39,19 +37,6 @@ static const struct operand operands[] = {
     {.name = "IMAGE", .help = "an image that vmsnap snapshot made"},
     {.name = NULL},
 };
-
-/* The names that --allow takes here. */
-static const char *const *allowable_names(void)
-{
-    static const char *names[HAZARD_MAX + 1];
-    size_t count, n = 0;
-    const struct restore_hazard_kind *kinds = restore_hazard_kinds(&count);
-    for (size_t i = 0; i < count && n < HAZARD_MAX; i++)
-        if (kinds[i].allowable)
-            names[n++] = kinds[i].name;
-    names[n] = NULL;
-    return names;
-}
 
 static const struct option_spec options[] = {
     {.name = "print-command",
@@ -104,23 +89,11 @@ static const struct option_spec options[] = {
     {.name = "allow",
      .kind = OPTION_LIST,
      .to.list = &args.allow,
-     .choices_of = allowable_names,
+     .choices_of = hazard_option_restore_names,
      .argument = "HAZARD",
-     .help = "go on in spite of this hazard; may be repeated"},
+     .help = "go on in spite of this hazard (see 'vmsnap check --help'); may be repeated"},
     {.name = NULL},
 };
-
-static void print_hazards(FILE *f)
-{
-    size_t count;
-    const struct restore_hazard_kind *kinds = restore_hazard_kinds(&count);
-    fputs("hazards of a command line (* can be allowed with --allow):\n", f);
-    for (size_t i = 0; i < count; i++) {
-        char left[64];
-        snprintf(left, sizeof(left), "  %s%s", kinds[i].name, kinds[i].allowable ? " *" : "");
-        option_print_entry(f, left, kinds[i].what);
-    }
-}
 
 static uint64_t get_number(const json_t *o, const char *key)
 {
@@ -251,7 +224,6 @@ const struct command command_restore = {
     .operands = operands,
     .options = options,
     .rest = "VMM ARG...",
-    .more_help = print_hazards,
     .has_guest = true,
     .publishes = true,
     .run = run,
