@@ -53,7 +53,7 @@ def parse_options(lines):
 
 def help_options(command):
     """What --help lists: the command's own options, and the common ones."""
-    parts = sections(output(command, "--help"), r"(options|common options|arguments|hazards.*):$")
+    parts = sections(output(command, "--help"), r"([a-z ]+)(?: \(.*\))?:$")
     lefts = {name: [re.split(r"  +", line.strip())[0] for line in lines]
              for name, lines in parts.items()}
     return parse_options(lefts.get("options", [])), parse_options(lefts["common options"])
@@ -122,11 +122,14 @@ def check_values(t, command, option):
 
 @case("cli.hazards-are-documented", labels="cli", timeout=30)
 def hazards_are_documented(t):
-    lines = sections(output("check", "--help"), r"(hazards|common options).*:$")["hazards"]
-    shown = {m[1]: bool(m[2]) for m in (re.match(r"  (\S+)( \*)?", line) for line in lines) if m}
-    tags = [tag.split() for tag in man_tags(man_sections()["hazards"])]
-    t.check(len(shown) >= 8, f"check --help lists only {sorted(shown)}")
-    t.equal({tag[0]: len(tag) > 1 for tag in tags}, shown, "hazards of the man page (* allowable)")
+    parts = sections(output("check", "--help"), r"(hazards of a \w+|[a-z ]+)(?: \(.*\))?:$")
+    for kind, least in (("snapshot", 8), ("restore", 4)):
+        lines = (re.match(r"  (\S+)( \*)?", line) for line in parts[f"hazards of a {kind}"])
+        shown = {m[1]: bool(m[2]) for m in lines if m}
+        tags = [tag.split() for tag in man_tags(man_sections()[f"of a {kind}"])]
+        t.check(len(shown) >= least, f"check --help lists only {sorted(shown)}")
+        t.equal({tag[0]: len(tag) > 1 for tag in tags}, shown,
+                f"hazards of a {kind} in the man page (True: --allow takes it)")
 
 
 @case("cli.exit-codes-are-documented", labels="cli", timeout=30)
