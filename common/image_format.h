@@ -53,7 +53,7 @@ struct image_record {
     uint32_t skip_magic; /* IMAGE_SKIP_RECORD */
     uint32_t skip_bytes; /* 16 */
     uint64_t checksum;
-    uint64_t cluster;    /* number in the whole image */
+    uint64_t cluster; /* number in the whole image */
 };
 static_assert(sizeof(struct image_record) == 24, "on-disk size");
 
@@ -62,7 +62,7 @@ static_assert(sizeof(struct image_record) == 24, "on-disk size");
 #define IMAGE_INDEX_ZERO 1ull    /* all zeros, nothing stored */
 #define IMAGE_INDEX(offset, frame_bytes) ((uint64_t)(offset) << 16 | (uint64_t)(frame_bytes))
 #define IMAGE_INDEX_OFFSET(entry) ((entry) >> 16)
-#define IMAGE_INDEX_BYTES(entry) ((uint32_t)((entry) & 0xffffu))
+#define IMAGE_INDEX_BYTES(entry) ((uint32_t)((entry)&0xffffu))
 
 enum image_section_type {
     IMAGE_SECTION_REGIONS = 1,      /* struct image_region[] */
@@ -90,10 +90,10 @@ struct image_region {
     uint64_t max_bytes;
     uint64_t first_cluster; /* regions follow each other; each starts on a new cluster */
     uint32_t page_bytes;
-    uint32_t kind;          /* enum region_kind */
-    uint32_t flags;         /* zero */
+    uint32_t kind;  /* enum region_kind */
+    uint32_t flags; /* zero */
     uint32_t name_bytes;
-    char name[256];         /* zero-padded */
+    char name[256]; /* zero-padded */
     uint8_t reserved[8];
 };
 static_assert(sizeof(struct image_region) == 304, "on-disk size");
@@ -133,7 +133,7 @@ struct image_trailer {
     uint32_t reserved0;
     struct image_section sections[IMAGE_MAX_SECTIONS];
     uint8_t reserved[4096 - 104 - 32 * 32 - 8];
-    uint64_t checksum;    /* XXH3-64 of the 4096 bytes, this field as zero */
+    uint64_t checksum; /* XXH3-64 of the 4096 bytes, this field as zero */
 };
 static_assert(sizeof(struct image_trailer) == 4096, "on-disk size");
 

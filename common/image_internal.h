@@ -51,9 +51,9 @@ int image_check_index(const struct image *img, struct error *e);
 int image_check_hot(const struct image *img, struct error *e);
 int image_check_poison(const struct image *img, struct error *e);
 
-/* The constants and the checksum of a record that is to be cluster `cluster` (UINT64_MAX: any):
- * NULL, or what is wrong with it. */
-const char *image_check_record(const struct image *img, const struct image_record *record,
-                               uint64_t frame_bytes, uint64_t cluster);
+/* The constants and the checksum of a record (its prefix and its frame, at any alignment) that is
+ * to be cluster `cluster` (UINT64_MAX: any): NULL, or what is wrong with it. */
+const char *image_check_record(const struct image *img, const void *record, uint64_t frame_bytes,
+                               uint64_t cluster);
 
 #endif

@@ -342,16 +342,18 @@ uint64_t image_cluster_poison(const struct image *img, uint64_t cluster)
     return 0;
 }
 
-const char *image_check_record(const struct image *img, const struct image_record *record,
-                               uint64_t frame_bytes, uint64_t cluster)
+const char *image_check_record(const struct image *img, const void *record, uint64_t frame_bytes,
+                               uint64_t cluster)
 {
-    if (record->skip_magic != IMAGE_SKIP_RECORD || record->skip_bytes != sizeof(*record) - 8)
+    struct image_record prefix;
+    memcpy(&prefix, record, sizeof(prefix));
+    if (prefix.skip_magic != IMAGE_SKIP_RECORD || prefix.skip_bytes != sizeof(prefix) - 8)
         return "no cluster record stands here";
-    uint64_t sum = codec_checksum(&record->cluster, sizeof(record->cluster) + frame_bytes,
-                                  image_record_seed(img));
-    if (sum != record->checksum && !TESTHOOK_BROKEN("checksum-ignored"))
+    uint64_t sum = codec_checksum((const char *)record + offsetof(struct image_record, cluster),
+                                  sizeof(prefix.cluster) + frame_bytes, image_record_seed(img));
+    if (sum != prefix.checksum && !TESTHOOK_BROKEN("checksum-ignored"))
         return "the cluster's checksum does not match";
-    if (cluster != UINT64_MAX && record->cluster != cluster)
+    if (cluster != UINT64_MAX && prefix.cluster != cluster)
         return "another cluster's record stands here";
     return NULL;
 }
@@ -371,7 +373,7 @@ static int damaged_cluster(const struct image *img, uint64_t cluster, const char
 int image_read_cluster(const struct image *img, uint64_t cluster, struct codec *codec, void *out,
                        struct error *e)
 {
-    _Alignas(8) uint8_t buf[sizeof(struct image_record) + IMAGE_FRAME_MAX];
+    uint8_t buf[sizeof(struct image_record) + IMAGE_FRAME_MAX];
     uint64_t entry = image_index_entry(img, cluster);
     uint32_t bytes = image_cluster_bytes(img, cluster), frame_bytes = IMAGE_INDEX_BYTES(entry);
     if (entry == IMAGE_INDEX_ZERO) {
@@ -383,8 +385,7 @@ int image_read_cluster(const struct image *img, uint64_t cluster, struct codec *
                         IMAGE_INDEX_OFFSET(entry), e);
     if (r < 0)
         return r;
-    const char *wrong =
-        image_check_record(img, (const struct image_record *)buf, frame_bytes, cluster);
+    const char *wrong = image_check_record(img, buf, frame_bytes, cluster);
     if (!wrong && codec_decode(codec, buf + sizeof(struct image_record), frame_bytes, out, bytes))
         wrong = "its zstd frame does not decode";
     return wrong ? damaged_cluster(img, cluster, wrong, e) : 0;

@@ -53,9 +53,15 @@ uint64_t image_cluster_poison(const struct image *img, uint64_t cluster);
 int image_read_cluster(const struct image *img, uint64_t cluster, struct codec *codec, void *out,
                        struct error *e);
 
-/* Called for each damaged place found by image_verify(); cluster is UINT64_MAX when the damage is
- * not in a cluster's record. */
-typedef void image_damage_fn(void *opaque, uint64_t cluster, uint64_t offset, const char *what);
+/* What image_verify() says while it goes. Each may be NULL. */
+struct image_verify_calls {
+    /* A damaged place; cluster is UINT64_MAX when it is not the record of a cluster. By one thread
+     * at a time, in no particular order. */
+    void (*damage)(void *opaque, uint64_t cluster, uint64_t offset, const char *what);
+    /* How far it is; by the calling thread, about every MiB. */
+    void (*progress)(void *opaque, uint64_t done_bytes, uint64_t total_bytes);
+    void *opaque;
+};
 
 struct image_verify_result {
     uint64_t pages_checked; /* pages of the guest, zero ones included */
@@ -66,10 +72,11 @@ struct image_verify_result {
 
 /*
  * Walks every byte of the file, checks every checksum and decodes every record, also those that the
- * index no longer names. `damage` (may be NULL) is called by one thread at a time. 0 when all is
- * well; -EBADMSG with exit code 13 when anything is damaged; else what kept it from reading.
+ * index no longer names. 0 when all is well; -EBADMSG with exit code 13 when anything is damaged;
+ * else what kept it from looking. *result is filled in every case.
  */
-int image_verify(const struct image *img, unsigned n_threads, image_damage_fn *damage, void *opaque,
-                 struct image_verify_result *result, struct error *e);
+int image_verify(const struct image *img, unsigned n_threads,
+                 const struct image_verify_calls *calls, struct image_verify_result *result,
+                 struct error *e);
 
 #endif
