@@ -34,7 +34,9 @@ int handoff_close_fd(const struct target *t, int fd, int timeout_ms, struct erro
     snprintf(name, sizeof(name), "fd/%d", fd);
     ssize_t n = readlinkat(t->proc_fd, name, link, sizeof(link) - 1);
     if (n < 0)
-        return errno == ENOENT || errno == ESRCH ? 0 : -errno;
+        return errno == ENOENT || errno == ESRCH
+                   ? 0
+                   : error_set(e, VMSNAP_EXIT_FAILED, errno, "can't look at its descriptors");
     link[n] = '\0';
     if (strcmp(link, "anon_inode:[userfaultfd]") != 0)
         return 0; /* the process has closed it itself */
@@ -102,13 +104,17 @@ static bool is_used(const struct collapse *c, const struct block *b, uint64_t of
     return used >= HUGE_CLUSTERS / 2;
 }
 
-static void collapse_one(const struct collapse *c, const struct block *b, uint64_t offset)
+/* False: the process is gone. */
+static bool collapse_one(const struct collapse *c, const struct block *b, uint64_t offset)
 {
     struct iovec v = {.iov_base = (void *)(b->region.hva + offset), .iov_len = HUGE_BYTES};
     /* May fail for want of a free huge page: then it stays as it is, and khugepaged may do it. */
-    if (syscall(SYS_process_madvise, c->target->pidfd, &v, 1ul, MADV_COLLAPSE, 0u) < 0)
-        log_debug("memory block '%s': no huge page at 0x%llx: %s", b->region.name,
-                  (unsigned long long)offset, strerror(errno));
+    if (syscall(SYS_process_madvise, c->target->pidfd, &v, 1ul, MADV_COLLAPSE, 0u) >= 0)
+        return true;
+    int err = errno;
+    log_debug("memory block '%s': no huge page at 0x%llx: %s", b->region.name,
+              (unsigned long long)offset, strerror(err));
+    return err != ESRCH;
 }
 
 bool collapse_step(struct collapse *c)
@@ -122,7 +128,8 @@ bool collapse_step(struct collapse *c)
             continue;
         }
         if (is_used(c, b, c->offset)) {
-            collapse_one(c, b, c->offset);
+            if (!collapse_one(c, b, c->offset))
+                return false;
             done++;
         }
         c->offset += HUGE_BYTES;

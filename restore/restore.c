@@ -68,7 +68,7 @@ struct restore {
     struct progress progress;
     uint64_t running_ns;  /* from launch */
     uint64_t complete_ns; /* from launch; 0: not yet */
-    bool vmm_prepared, summarized;
+    bool vmm_prepared, handed_off, summarized;
 };
 
 /* ---- before anything is started ---- */
@@ -277,10 +277,13 @@ static void report_troubles(struct restore *r)
 /* The registration is gone: the guest's memory is its own. */
 static void hand_off(struct restore *r, struct collapse *collapse)
 {
-    struct error e = {0};
-    /* Never fails the restore: all that could be left is an idle descriptor in the VMM. */
-    if (handoff_close_fd(&r->vmm.target, r->attach.target_fd, r->o->timeout_ms, &e))
-        log_warn("the VMM keeps an idle descriptor: %s", e.message);
+    struct error e = {.guest = GUEST_RUNNING};
+    /* Never fails the restore: all that is left is an idle descriptor in the VMM. */
+    if (handoff_close_fd(&r->vmm.target, r->attach.target_fd, r->o->timeout_ms, &e)) {
+        error_wrap(&e, "the VMM keeps an idle userfaultfd");
+        r->o->trouble(r->o->opaque, &e);
+    }
+    r->handed_off = true;
     report_summary(r);
     collapse_begin(collapse, &r->vmm.target, r->img, &r->blocks);
 }
@@ -311,7 +314,7 @@ static bool follow_server(struct restore *r, struct collapse *collapse)
         server_release(r->server);
         return false;
     case SERVER_RELEASED:
-        if (!r->summarized) {
+        if (!r->handed_off) {
             hand_off(r, collapse);
             TESTHOOK_POINT("restore-handed-off");
         }
@@ -336,7 +339,7 @@ static void serve_to_the_end(struct restore *r)
         }
         if (vmm_reap(&r->vmm))
             return;
-        if (!more && r->o->detach && server_stage(r->server) == SERVER_RELEASED)
+        if (r->o->detach && r->handed_off && !more)
             return;
         struct pollfd fds[2] = {{.fd = server_event_fd(r->server), .events = POLLIN},
                                 {.fd = vmm_fd, .events = POLLIN}};
