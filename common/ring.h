@@ -27,7 +27,11 @@ struct ring {
 int ring_init(struct ring *r, size_t capacity);
 void ring_free(struct ring *r);
 
-bool ring_push(struct ring *r, uint32_t value); /* false: full */
-bool ring_pop(struct ring *r, uint32_t *value); /* false: empty */
+/* False: full, or the place that is next was taken by a thread that has not yet finished with it
+ * (preempted between its two stores): with less than `capacity` in it this passes by itself. */
+bool ring_push(struct ring *r, uint32_t value);
+
+/* False: empty, or what is next is just being pushed. */
+bool ring_pop(struct ring *r, uint32_t *value);
 
 #endif

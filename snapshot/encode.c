@@ -151,7 +151,7 @@ int encoder_open(struct encoder **out, struct pool *pool, struct image_writer *w
     pthread_mutex_init(&enc->poison_lock, NULL);
     enc->captured = calloc(pool->n_buffers, sizeof(*enc->captured));
     enc->threads = calloc(n_threads, sizeof(*enc->threads));
-    int ret = ring_init(&enc->queue, pool->n_buffers);
+    int ret = ring_init(&enc->queue, (size_t)pool->n_buffers * 4);
     if (!ret && (!enc->captured || !enc->threads))
         ret = -ENOMEM;
     while (!ret && enc->n_threads < n_threads) {
@@ -171,7 +171,12 @@ int encoder_open(struct encoder **out, struct pool *pool, struct image_writer *w
 void encoder_submit(struct encoder *enc, uint32_t buffer, const struct captured *captured)
 {
     enc->captured[buffer] = *captured;
-    ring_push(&enc->queue, buffer); /* has a place for every buffer of the pool */
+    /* There is a place for every buffer four times over, but a place is free again only when its
+     * last taker has finished its two stores: one that was preempted between them can make the
+     * ring look full once all others have gone round. Sleeping lets it run; spinning in a real-time
+     * thread would not. */
+    while (!ring_push(&enc->queue, buffer))
+        futex_wait(&enc->submitted, atomic_load(&enc->submitted), 1);
     if (atomic_load(&enc->sleepers) > 0) {
         atomic_fetch_add(&enc->submitted, 1);
         futex_wake(&enc->submitted, 1);

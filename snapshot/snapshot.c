@@ -598,23 +598,32 @@ static int remerge_after_death(void *opaque, struct error *e)
     return j->source->ops->restore_memory(j->source, e);
 }
 
-int snapshot_run(const struct snapshot_options *options, json_t **summary, struct error *e)
+int snapshot_run_from(struct source *source, const struct snapshot_options *options,
+                      json_t **summary, struct error *e)
 {
-    struct job j = {.options = options, .uffd = -1, .signal_fd = -1, .done_event = -1};
+    struct job j = {
+        .options = options, .source = source, .uffd = -1, .signal_fd = -1, .done_event = -1};
     j.started_ns = clock_monotonic_ns();
-    int ret = kernel_require(e);
-    if (!ret)
-        ret = source_qemu_open(&j.source, options->qmp_path, options->pid, options->timeout_ms, e);
-    if (ret)
-        return ret;
     j.warnings = json_array();
     struct guardian g = {.max_stall_ms = options->max_stall_ms,
                          .opaque = &j,
                          .work = work,
                          .resume = resume_after_death,
                          .remerge = remerge_after_death};
-    ret = guardian_run(&g, summary, e);
+    int ret = guardian_run(&g, summary, e);
     json_decref(j.warnings);
-    j.source->ops->close(j.source);
+    return ret;
+}
+
+int snapshot_run(const struct snapshot_options *options, json_t **summary, struct error *e)
+{
+    struct source *source = NULL;
+    int ret = kernel_require(e);
+    if (!ret)
+        ret = source_qemu_open(&source, options->qmp_path, options->pid, options->timeout_ms, e);
+    if (ret)
+        return ret;
+    ret = snapshot_run_from(source, options, summary, e);
+    source->ops->close(source);
     return ret;
 }

@@ -32,4 +32,11 @@ uint64_t snapshot_min_buffer(void);
  */
 int snapshot_run(const struct snapshot_options *options, json_t **summary, struct error *e);
 
+struct source;
+
+/* The same from a source that is open already (source.h) and stays the caller's: any VMM that can
+ * say where its memory is and can pause. wall_ns counts from this call. */
+int snapshot_run_from(struct source *source, const struct snapshot_options *options,
+                      json_t **summary, struct error *e);
+
 #endif
