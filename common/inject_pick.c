@@ -1,7 +1,6 @@
 /*
  * inject_pick.c - which thread to stop. Every thread in a system call will do; some calls take an
- * interruption better than others, should we be killed at the wrong moment (inject_x86.c,
- * frame_regs()).
+ * interruption better than others, should we be killed at the wrong moment (inject_x86_restart.c).
  */
 #include <ctype.h>
 #include <dirent.h>
@@ -85,17 +84,20 @@ static bool read_task_file(const struct target *t, pid_t tid, const char *file, 
     return true;
 }
 
-/* The state letter behind "TID (name) " in stat; the name may hold anything. */
-static char task_state(const char *stat)
+char tracee_state(const struct target *t, pid_t tid)
 {
-    const char *end = strrchr(stat, ')');
+    char text[1024];
+    if (!read_task_file(t, tid, "stat", text, sizeof(text)))
+        return '\0';
+    /* "TID (name) S ...": the name may hold anything, also a ')'. */
+    const char *end = strrchr(text, ')');
     return end && end[1] == ' ' ? end[2] : '?';
 }
 
 static enum rank rank_thread(const struct target *t, pid_t tid)
 {
     char text[1024];
-    if (!read_task_file(t, tid, "stat", text, sizeof(text)) || strchr("DZX", task_state(text)))
+    if (strchr("DZX", tracee_state(t, tid))) /* or gone: '\0' */
         return RANK_NEVER;
     long nr;
     uint64_t a[6];

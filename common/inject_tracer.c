@@ -58,167 +58,9 @@
 #endif
 
 #define MS_NS 1000000ull
-/* How long one thread may take to stop before the next one is tried. A thread that waits for a CPU
- * stops when it gets one. */
-#define STOP_SLOT_NS (30 * MS_NS)
 /* So many times round the threads, those with a signal about to be delivered are passed over. */
 #define PATIENT_ROUNDS 50
 #define PAGE_BYTES 4096ull
-
-/* A stop as waitid() reports it: the low byte is the signal, above it the ptrace event. */
-#define STOP_IS_EVENT(status) ((status) >> 8 == PTRACE_EVENT_STOP)
-#define STOP_IS_SYSCALL(status) ((status) == (SIGTRAP | 0x80))
-
-/*
- * Waits until the thread is in a ptrace stop; *status says which. Looks only. Polls, since no
- * descriptor tells of ptrace stops and a signal handler is not a library's to install: a stop
- * takes 10 to 100 microseconds.
- */
-static int wait_stop(pid_t tid, uint64_t deadline_ns, int *status)
-{
-    for (unsigned spins = 0;; spins++) {
-        siginfo_t si = {0};
-        if (waitid(P_PID, (id_t)tid, &si, WSTOPPED | WEXITED | WNOHANG | WNOWAIT | __WALL) != 0)
-            return errno == ECHILD ? -ESRCH : -errno;
-        if (si.si_pid == tid && si.si_code != CLD_TRAPPED && si.si_code != CLD_STOPPED)
-            return -ESRCH; /* exited or killed; the end of our thread lets go of it */
-        if (si.si_pid == tid) {
-            *status = si.si_status;
-            return 0;
-        }
-        if (clock_monotonic_ns() >= deadline_ns)
-            return -ETIMEDOUT;
-        if (spins < 200) {
-            sched_yield();
-        } else {
-            struct timespec pause = {.tv_nsec = spins < 400 ? 20000 : 500000};
-            nanosleep(&pause, NULL);
-        }
-    }
-}
-
-/* Lets the thread go on; `signal`: delivered to it. */
-static int let_go(int request, pid_t tid, int signal)
-{
-    return ptrace(request, tid, NULL, (void *)(intptr_t)signal) == 0 ? 0 : -errno;
-}
-
-/* Waits for the stop in signal delivery that PTRACE_INTERRUPT asks for. Signals that are reported
- * on the way are passed on. */
-static int wait_interrupted(pid_t tid, uint64_t deadline_ns)
-{
-    for (;;) {
-        int status;
-        int r = wait_stop(tid, deadline_ns, &status);
-        if (r)
-            return r;
-        if (STOP_IS_EVENT(status))
-            return 0;
-        r = let_go(PTRACE_CONT, tid, STOP_IS_SYSCALL(status) || status >> 8 ? 0 : status & 0x7f);
-        if (r)
-            return r;
-    }
-}
-
-/* Lets a thread that is as we found it go on, with the restart it would miss for our sake. */
-static void release_untouched(pid_t tid)
-{
-    struct user_regs_struct regs;
-    if (x86_get_regs(tid, &regs) == 0) {
-        struct x86_state s = {.regs = regs};
-        struct user_regs_struct natural = x86_natural_regs(&s);
-        if (x86_in_syscall(&regs) && natural.rax != regs.rax)
-            x86_set_regs(tid, &natural);
-    }
-    let_go(PTRACE_DETACH, tid, 0);
-}
-
-static bool read_name(pid_t pid, char *name, size_t size)
-{
-    char path[32];
-    snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
-    CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? -1 : read(fd, name, size - 1);
-    if (n <= 0)
-        return false;
-    name[n] = '\0';
-    name[strcspn(name, "\n")] = '\0';
-    return true;
-}
-
-static uint64_t task_number(const struct target *t, pid_t tid, const char *key, int base)
-{
-    char path[64];
-    uint64_t value = 0;
-    snprintf(path, sizeof(path), "task/%d/status", (int)tid);
-    return target_status_number_of(t, path, key, base, &value) == 0 ? value : 0;
-}
-
-/* PTRACE_SEIZE said no for good. */
-static int refused(const struct tracer *tr, pid_t tid, int err, struct error *e)
-{
-    pid_t by = (pid_t)task_number(tr->t, tid, "TracerPid", 10);
-    char name[64];
-    if (by > 0) {
-        if (!read_name(by, name, sizeof(name)))
-            snprintf(name, sizeof(name), "?");
-        error_set(e, VMSNAP_EXIT_TARGET, 0,
-                  "process %d is being traced already, by process %d (%s)", (int)tr->t->pid,
-                  (int)by, name);
-        error_hint(e, "end the debugger or tracer first");
-        return -EBUSY;
-    }
-    error_set(e, VMSNAP_EXIT_TARGET, err, "process %d: attaching to thread %d was refused",
-              (int)tr->t->pid, (int)tid);
-    error_hint(e, "run vmsnap as root (CAP_SYS_PTRACE); a security module may forbid it too");
-    return -err;
-}
-
-static bool is_slow(const struct tracer *tr, pid_t tid)
-{
-    for (unsigned i = 0; i < tr->n_slow; i++) {
-        if (tr->slow[i] == tid)
-            return true;
-    }
-    return false;
-}
-
-static void forget_slow(struct tracer *tr, pid_t tid)
-{
-    for (unsigned i = 0; i < tr->n_slow; i++) {
-        if (tr->slow[i] == tid)
-            tr->slow[i--] = tr->slow[--tr->n_slow];
-    }
-}
-
-/*
- * Seizes and stops a thread. -EAGAIN: not now. One that does not stop within its slot stays
- * seized (ptrace can only detach from a stopped thread) and is noted; it is looked at again in the
- * next round, and the end of our thread releases it in any case.
- */
-static int stop_thread(struct tracer *tr, pid_t tid, uint64_t deadline_ns, struct error *e)
-{
-    uint64_t slot_ns = clock_monotonic_ns() + STOP_SLOT_NS;
-    if (is_slow(tr, tid)) {
-        slot_ns = 0;
-    } else if (tr->n_slow == TRACER_SLOW_MAX) {
-        return -EAGAIN;
-    } else {
-        if (ptrace(PTRACE_SEIZE, tid, NULL, (void *)PTRACE_O_TRACESYSGOOD) != 0)
-            return errno == ESRCH ? -EAGAIN : refused(tr, tid, errno, e);
-        TESTHOOK_POINT("inject-seized");
-        tr->slow[tr->n_slow++] = tid;
-        if (ptrace(PTRACE_INTERRUPT, tid, NULL, NULL) != 0)
-            return -EAGAIN;
-    }
-    int r = wait_interrupted(tid, slot_ns < deadline_ns ? slot_ns : deadline_ns);
-    if (r == 0) {
-        forget_slow(tr, tid);
-        return 0;
-    }
-    tr->why_not = "it did not stop";
-    return -EAGAIN;
-}
 
 /*
  * Is the memory below this stack pointer the thread's own to use? The main thread's stack has a
@@ -238,9 +80,9 @@ static bool stack_is_usable(const struct tracer *tr, const struct mapping_list *
  * interrupted call restarted. */
 static bool signal_is_due(const struct tracer *tr)
 {
-    uint64_t blocked = task_number(tr->t, tr->tid, "SigBlk", 16);
+    uint64_t blocked = tracee_number(tr->t, tr->tid, "SigBlk", 16);
     uint64_t pending =
-        task_number(tr->t, tr->tid, "SigPnd", 16) | task_number(tr->t, tr->tid, "ShdPnd", 16);
+        tracee_number(tr->t, tr->tid, "SigPnd", 16) | tracee_number(tr->t, tr->tid, "ShdPnd", 16);
     return (pending & ~blocked) != 0;
 }
 
@@ -257,6 +99,7 @@ static int inspect(struct tracer *tr, const struct mapping_list *maps, struct er
     int r = x86_state_get(&tr->saved, tr->tid);
     if (r)
         return r == -ESRCH ? -EAGAIN : r;
+    x86_find_restarted(&tr->saved, tr->t);
     x86_frame_plan(&tr->frame, &tr->saved, INJECT_SCRATCH_BYTES);
     if (!x86_in_syscall(&tr->saved.regs))
         tr->why_not = "it was not in a system call";
@@ -272,7 +115,7 @@ static int inspect(struct tracer *tr, const struct mapping_list *maps, struct er
 
 static int suspend_seccomp(struct tracer *tr, struct error *e)
 {
-    if (task_number(tr->t, tr->tid, "Seccomp", 10) == 0)
+    if (tracee_number(tr->t, tr->tid, "Seccomp", 10) == 0)
         return 0;
     unsigned long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP;
     if (ptrace(PTRACE_SETOPTIONS, tr->tid, NULL, (void *)options) == 0)
@@ -327,7 +170,7 @@ static int prepare(struct tracer *tr)
 static int try_thread(struct tracer *tr, pid_t tid, const struct mapping_list *maps,
                       uint64_t deadline_ns, struct error *e)
 {
-    int r = stop_thread(tr, tid, deadline_ns, e);
+    int r = tracer_stop_thread(tr, tid, deadline_ns, e);
     if (r)
         return r;
     TESTHOOK_POINT("inject-stopped");
@@ -344,7 +187,7 @@ static int try_thread(struct tracer *tr, pid_t tid, const struct mapping_list *m
     }
     if (r) {
         x86_state_free(&tr->saved);
-        release_untouched(tid);
+        tracee_let_go(PTRACE_DETACH, tid, 0);
         tr->tid = 0;
         return r;
     }
@@ -391,6 +234,7 @@ int tracer_attach(struct tracer *tr, const struct target *t, uint64_t deadline_n
 {
     tr->t = t;
     tr->why_not = "none could be stopped";
+    x86_prepare();
     int r = find_code(tr, e);
     if (r)
         return r;
@@ -426,9 +270,9 @@ static int run_to_syscall_stop(struct tracer *tr, uint64_t deadline_ns)
     int signal = 0;
     for (;;) {
         int status;
-        int r = let_go(PTRACE_SYSCALL, tr->tid, signal);
+        int r = tracee_let_go(PTRACE_SYSCALL, tr->tid, signal);
         if (r == 0)
-            r = wait_stop(tr->tid, deadline_ns, &status);
+            r = tracee_wait_stop(tr->tid, deadline_ns, &status);
         if (r || STOP_IS_SYSCALL(status))
             return r;
         signal = 0;
@@ -487,19 +331,18 @@ static int put_back(struct tracer *tr, uint64_t deadline_ns)
     if (ptrace(PTRACE_INTERRUPT, tr->tid, NULL, NULL) != 0)
         r = -errno;
     if (r == 0)
-        r = let_go(PTRACE_CONT, tr->tid, 0);
+        r = tracee_let_go(PTRACE_CONT, tr->tid, 0);
     if (r == 0)
-        r = wait_interrupted(tr->tid, deadline_ns);
+        r = tracee_wait_interrupted(tr->tid, deadline_ns);
     TESTHOOK_POINT("inject-before-detach");
     if (r == 0)
         r = x86_set_sigmask(tr->tid, tr->saved.sigmask);
     TESTHOOK_POINT("inject-mask-back");
-    struct user_regs_struct natural = x86_natural_regs(&tr->saved);
     if (r == 0)
-        r = x86_set_regs(tr->tid, &natural);
+        r = x86_set_regs(tr->tid, &tr->saved.regs);
     TESTHOOK_POINT("inject-registers-back");
     if (r == 0)
-        r = let_go(PTRACE_DETACH, tr->tid, 0);
+        r = tracee_let_go(PTRACE_DETACH, tr->tid, 0);
     return r;
 }
 

@@ -32,6 +32,37 @@ struct tracer {
     const char *why_not; /* why the last thread was no good */
 };
 
+/* A stop as waitid() reports it: the low byte is the signal, above it the ptrace event. */
+#define STOP_IS_EVENT(status) ((status) >> 8 == PTRACE_EVENT_STOP)
+#define STOP_IS_SYSCALL(status) ((status) == (SIGTRAP | 0x80))
+
+/*
+ * Waits until the thread is in a ptrace stop; *status says which. Polls, since no descriptor tells
+ * of ptrace stops and a signal handler is not a library's to install: a stop takes 10 to 100
+ * microseconds. -ESRCH: the thread has ended; -ETIMEDOUT.
+ */
+int tracee_wait_stop(pid_t tid, uint64_t deadline_ns, int *status);
+
+/* Lets the thread go on (PTRACE_CONT, SYSCALL, DETACH); `signal`: delivered to it. */
+int tracee_let_go(int request, pid_t tid, int signal);
+
+/* Waits for the stop in signal delivery that PTRACE_INTERRUPT asks for. Signals that are reported
+ * on the way are passed on. */
+int tracee_wait_interrupted(pid_t tid, uint64_t deadline_ns);
+
+/* A number of /proc/PID/task/TID/status; 0 when there is none. */
+uint64_t tracee_number(const struct target *t, pid_t tid, const char *key, int base);
+
+/* Its state letter as in /proc/PID/stat; '\0' when it is gone. */
+char tracee_state(const struct target *t, pid_t tid);
+
+/*
+ * Seizes and stops a thread. -EAGAIN: not now. One that does not stop within its slot stays
+ * seized (ptrace can only detach from a stopped thread) and is noted; it is looked at again in the
+ * next round, and the end of our thread releases it in any case.
+ */
+int tracer_stop_thread(struct tracer *tr, pid_t tid, uint64_t deadline_ns, struct error *e);
+
 /* Stops and prepares a thread. deadline_ns: clock_monotonic_ns(). */
 int tracer_attach(struct tracer *tr, const struct target *t, uint64_t deadline_ns, struct error *e);
 

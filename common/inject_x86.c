@@ -20,6 +20,7 @@
 #include <cpuid.h>
 #include <elf.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
@@ -27,7 +28,6 @@
 #include <sys/uio.h>
 #include <ucontext.h>
 
-#define CODE_SEGMENT_64 0x33
 #define RED_ZONE_BYTES 128
 #define XSTATE_MAX_BYTES (64u << 10)
 #define FXSAVE_BYTES 512u
@@ -36,18 +36,8 @@
 #define FEATURE_PKRU 9u
 #define FEATURE_BITS 63u
 
-/* Codes that a system call returns to the kernel's signal code, never to user space. */
-#define ERESTARTSYS 512
-#define ERESTARTNOINTR 513
-#define ERESTARTNOHAND 514
-#define ERESTART_RESTARTBLOCK 516
-
-#define KVM_RUN_REQUEST 0xae80u
 #ifndef NT_X86_SHSTK
 #define NT_X86_SHSTK 0x204
-#endif
-#ifndef SYS_epoll_pwait2
-#define SYS_epoll_pwait2 441
 #endif
 
 /* Software bytes at offset 464 of the legacy part (struct _fpx_sw_bytes). */
@@ -118,68 +108,29 @@ bool x86_has_shadow_stack(pid_t tid)
     return ptrace(PTRACE_GETREGSET, tid, (void *)NT_X86_SHSTK, &iov) == 0;
 }
 
-bool x86_in_syscall(const struct user_regs_struct *regs)
-{
-    return (int64_t)regs->orig_rax >= 0 && regs->cs == CODE_SEGMENT_64;
-}
+/* Offset and size of each XSAVE component in the standard format (SDM 13.4.3). Asked once, before
+ * a thread is stopped: in a VM each CPUID takes tens of microseconds. */
+static struct {
+    uint32_t offset, bytes;
+} components[FEATURE_BITS];
 
-bool x86_eintr_restarts(const struct user_regs_struct *regs)
+static void ask_components(void)
 {
-    switch (regs->orig_rax) {
-    case SYS_epoll_wait:
-    case SYS_epoll_pwait:
-    case SYS_epoll_pwait2:
-    case SYS_rt_sigtimedwait:
-    case SYS_io_uring_enter:
-        return true;
-    case SYS_ioctl:
-        return (uint32_t)regs->rsi == KVM_RUN_REQUEST;
-    default:
-        return false;
+    uint32_t eax, ebx, ecx, edx, xcr0[2];
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & bit_OSXSAVE))
+        return;
+    __asm__ volatile("xgetbv" : "=a"(xcr0[0]), "=d"(xcr0[1]) : "c"(0));
+    uint64_t features = (uint64_t)xcr0[1] << 32 | xcr0[0];
+    for (unsigned i = 2; i < FEATURE_BITS; i++) {
+        if (features & 1ull << i)
+            __cpuid_count(0xd, i, components[i].bytes, components[i].offset, ecx, edx);
     }
 }
 
-struct user_regs_struct x86_natural_regs(const struct x86_state *s)
+void x86_prepare(void)
 {
-    struct user_regs_struct regs = s->regs;
-    if ((int64_t)regs.rax == -EINTR && x86_eintr_restarts(&regs))
-        regs.rax = (uint64_t)-ERESTARTNOHAND;
-    return regs;
-}
-
-static bool is_restart_code(int64_t result)
-{
-    return result == -ERESTARTSYS || result == -ERESTARTNOINTR || result == -ERESTARTNOHAND ||
-           result == -ERESTART_RESTARTBLOCK;
-}
-
-/*
- * The registers of the frame. After rt_sigreturn the kernel does not restart anything, so an
- * interrupted call is made again from its start: relative timeouts of calls that do not update
- * them (nanosleep, poll) begin anew. What can't be made again is restart_syscall itself, whose
- * state rt_sigreturn discards: that returns EINTR, as after any signal handler.
- */
-static struct user_regs_struct frame_regs(const struct x86_state *s)
-{
-    struct user_regs_struct regs = s->regs;
-    int64_t result = (int64_t)regs.rax;
-    if (!is_restart_code(result) && !(result == -EINTR && x86_eintr_restarts(&regs)))
-        return regs;
-    if (regs.orig_rax == SYS_restart_syscall) {
-        regs.rax = (uint64_t)-EINTR;
-        return regs;
-    }
-    regs.rax = regs.orig_rax;
-    regs.rip -= 2; /* `syscall` and `int $0x80` both have two bytes */
-    return regs;
-}
-
-/* Offset and size of an XSAVE component in the standard format (SDM 13.4.3). */
-static void component_extent(unsigned feature, uint32_t *offset, uint32_t *bytes)
-{
-    uint32_t ecx, edx;
-    *offset = *bytes = 0;
-    __cpuid_count(0xd, feature, *bytes, *offset, ecx, edx);
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, ask_components);
 }
 
 static uint64_t *xstate_features(struct x86_state *s)
@@ -191,8 +142,7 @@ static uint64_t *xstate_features(struct x86_state *s)
  * would set PKRU to 0. */
 static void note_pkru(struct x86_state *s)
 {
-    uint32_t offset, bytes, value = 0;
-    component_extent(FEATURE_PKRU, &offset, &bytes);
+    uint32_t offset = components[FEATURE_PKRU].offset, value = 0;
     if (offset == 0 || offset + sizeof(value) > s->xstate_bytes)
         return;
     memcpy(&value, s->xstate + offset, sizeof(value));
@@ -206,12 +156,9 @@ static size_t xsave_used_bytes(struct x86_state *s)
 {
     size_t end = XSAVE_MIN_BYTES;
     for (unsigned i = 2; i < FEATURE_BITS; i++) {
-        uint32_t offset, bytes;
-        if (!(*xstate_features(s) & 1ull << i))
-            continue;
-        component_extent(i, &offset, &bytes);
-        if ((size_t)offset + bytes > end)
-            end = (size_t)offset + bytes;
+        size_t component_end = (size_t)components[i].offset + components[i].bytes;
+        if ((*xstate_features(s) & 1ull << i) && component_end > end)
+            end = component_end;
     }
     return end;
 }
@@ -283,7 +230,7 @@ void x86_frame_plan(struct x86_frame *f, const struct x86_state *s, size_t scrat
 static void fill_sigframe(struct sigframe *sf, const struct x86_frame *f, const struct x86_state *s,
                           const struct x86_code *code)
 {
-    const struct user_regs_struct r = frame_regs(s);
+    const struct user_regs_struct r = x86_repeat_regs(s);
     *sf = (struct sigframe){
         .return_address = code->restorer,
         .uc_flags = (s->has_xsave ? UC_FP_XSTATE : 0) | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS,

@@ -32,7 +32,11 @@ struct x86_state {
     uint8_t *xstate; /* XSAVE image, or the 512 bytes of FXSAVE on a CPU without XSAVE */
     size_t xstate_bytes;
     bool has_xsave;
+    long restarted_nr; /* x86_find_restarted(); -1: not known */
 };
+
+/* Asks the CPU once what is needed later. Before a thread is stopped: it is slow in a VM. */
+void x86_prepare(void);
 
 /* Reads it all from a stopped thread. -errno of ptrace. Ends with x86_state_free(). */
 int x86_state_get(struct x86_state *s, pid_t tid);
@@ -49,14 +53,18 @@ bool x86_has_shadow_stack(pid_t tid);
 /* In a system call, in 64-bit code. */
 bool x86_in_syscall(const struct user_regs_struct *regs);
 
-/* True for a call that the kernel ends with EINTR when a debugger stops it, though no signal is
- * there, and that can simply be made again: epoll_wait, rt_sigtimedwait, io_uring_enter, KVM_RUN.
+/*
+ * For a thread that has just been stopped in a system call: makes the kernel restart the call from
+ * its beginning where that is the right thing and the kernel would do something else. True when
+ * the registers have been changed.
  */
-bool x86_eintr_restarts(const struct user_regs_struct *regs);
+bool x86_make_repeatable(struct user_regs_struct *regs);
 
-/* The registers with which the kernel itself goes on or restarts the interrupted call, to be set
- * in a stop inside signal delivery (PTRACE_EVENT_STOP). */
-struct user_regs_struct x86_natural_regs(const struct x86_state *s);
+/* Notes which call a thread that is in restart_syscall is really in, from the code before it. */
+void x86_find_restarted(struct x86_state *s, const struct target *t);
+
+/* The registers of the frame: with them the thread makes the interrupted call again. */
+struct user_regs_struct x86_repeat_regs(const struct x86_state *s);
 
 /* Where things lie on the thread's stack, from high to low. */
 struct x86_frame {
