@@ -7,12 +7,14 @@
  *
  * PID 0: the process behind the socket.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/qemu/hazards.h"
@@ -64,31 +66,45 @@ static int list(const struct ramblocks *blocks, pid_t pid, uint64_t took_ns)
     return print_json(all);
 }
 
-static int read_block(const struct ramblocks *blocks, const struct target *t, char **args)
+/* Writes the pages of one piece that are not all zeros. */
+static int write_pages(FILE *f, uint64_t first, unsigned n, const char *buf)
+{
+    static const char zero[4096];
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t number = first + i;
+        if (memcmp(buf + i * 4096u, zero, 4096) == 0)
+            continue;
+        if (fwrite(&number, sizeof(number), 1, f) != 1 || fwrite(buf + i * 4096u, 4096, 1, f) != 1)
+            return -EIO;
+    }
+    return 0;
+}
+
+static int dump_block(const struct ramblocks *blocks, const struct target *t, const char *name,
+                      const char *path)
 {
     static char buf[READ_PAGES * 4096u];
     const struct region *r = NULL;
-    uint64_t at = strtoull(args[1], NULL, 0), left = strtoull(args[2], NULL, 0);
     for (uint32_t i = 0; i < blocks->count; i++)
-        if (strcmp(blocks->items[i].name, args[0]) == 0)
+        if (strcmp(blocks->items[i].name, name) == 0)
             r = &blocks->items[i];
-    if (!r || at % 4096 || left % 4096 || at > r->max_bytes || left > r->max_bytes - at) {
-        fprintf(stderr, "no such piece of memory\n");
+    CLEANUP_STREAM FILE *f = fopen(path, "we");
+    if (!r || !f) {
+        fprintf(stderr, "no block %s, or no file %s\n", name, path);
         return 2;
     }
-    while (left > 0) {
-        unsigned n = left / 4096 < READ_PAGES ? (unsigned)(left / 4096) : READ_PAGES;
+    for (uint64_t at = 0; at < r->bytes; at += READ_PAGES * 4096u) {
+        uint64_t left = (r->bytes - at) / 4096;
+        unsigned n = left < READ_PAGES ? (unsigned)left : READ_PAGES;
         int err = region_read(r, t, at, n, buf, NULL, NULL);
+        if (err == 0)
+            err = write_pages(f, at / 4096, n, buf);
         if (err < 0) {
-            fprintf(stderr, "region_read: %s\n", strerror(-err));
+            fprintf(stderr, "%s at %" PRIu64 ": %s\n", name, at, strerror(-err));
             return 1;
         }
-        if (fwrite(buf, 4096, n, stdout) != n)
-            return 1;
-        at += n * 4096u;
-        left -= n * 4096u;
     }
-    return 0;
+    return fflush(f) == 0 ? 0 : 1;
 }
 
 static int describe(struct qmp *q, const struct target *t, const char *recorded_path)
@@ -150,8 +166,8 @@ int main(int argc, char **argv)
     int status = 2;
     if (strcmp(argv[3], "list") == 0)
         status = list(&blocks, pid, clock_monotonic_ns() - from);
-    else if (strcmp(argv[3], "read") == 0 && argc == 7)
-        status = read_block(&blocks, &t, argv + 4);
+    else if (strcmp(argv[3], "pages") == 0 && argc == 6)
+        status = dump_block(&blocks, &t, argv[4], argv[5]);
     else if (strcmp(argv[3], "describe") == 0)
         status = describe(q, &t, NULL);
     else if (strcmp(argv[3], "compare") == 0 && argc == 5)
