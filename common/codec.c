@@ -4,7 +4,13 @@
  * Frames are made as small and as quick to decode as 16 KiB ones can be: no content checksum (the
  * record around the frame has one), the content size in the header (so that it is a "single
  * segment": no window to allocate, the decoder writes straight into the destination), no
- * dictionary id.
+ * dictionary id. zstd itself fits the window and its tables to a source of 16 KiB; setting
+ * windowLog, hashLog or minMatch by hand made nothing faster or smaller.
+ *
+ * Measured per 16 KiB with libzstd 1.5.4 on one busy virtual CPU (best of 12 passes, level 1):
+ * program code encode 50 us, decode 17 us, 3.5:1; documents in a tar file encode 52 us, decode
+ * 10 us, 1.45:1. Checksum of a frame 1 to 2 us. A zero cluster: 0.13 us from cache, 1.8 us (9 GB/s)
+ * from memory.
  */
 #include "common/codec.h"
 

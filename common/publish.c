@@ -7,12 +7,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/testhook.h"
 
 #define FILE_MODE 0600
@@ -38,7 +41,7 @@ static int settle_path(struct publish *p, const char *path, struct error *e)
     struct stat st;
     int n = snprintf(p->path, sizeof(p->path), "%s", path);
     const char *name = base_name(path);
-    if (n < 0 || (size_t)n >= sizeof(p->path) - 32)
+    if (n < 0 || (size_t)n >= sizeof(p->path) - 48)
         return error_set(e, VMSNAP_EXIT_FAILED, ENAMETOOLONG, "%.200s...", path);
     if (*name == '\0' || strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
         return error_set(e, VMSNAP_EXIT_FAILED, EISDIR, "'%s' is no name for a file", path);
@@ -56,12 +59,16 @@ static int settle_path(struct publish *p, const char *path, struct error *e)
     return 0;
 }
 
-/* The hidden name stands in the same directory, so that it can be renamed. */
+/* The hidden name stands in the same directory, so that it can be renamed. Process ids come round
+ * and are not unique over containers and hosts: random bits make it nobody else's. */
 static void name_temporary(struct publish *p, size_t dir_bytes)
 {
+    uint32_t random = 0;
+    if (getrandom(&random, sizeof(random), GRND_NONBLOCK) < 0)
+        random = (uint32_t)clock_realtime_ns();
     memcpy(p->temporary, p->path, dir_bytes);
-    snprintf(p->temporary + dir_bytes, sizeof(p->temporary) - dir_bytes, ".%.200s.vmsnap-%d",
-             base_name(p->path), (int)getpid());
+    snprintf(p->temporary + dir_bytes, sizeof(p->temporary) - dir_bytes, ".%.200s.vmsnap-%d-%08x",
+             base_name(p->path), (int)getpid(), random);
 }
 
 static int open_directory(struct publish *p, struct error *e)
@@ -148,8 +155,6 @@ static int rename_over(struct publish *p)
     const char *hidden = base_name(p->temporary);
     if (!p->linked) {
         int r = link_fd(p, hidden);
-        if (r == -EEXIST && unlinkat(p->dir_fd, hidden, 0) == 0) /* of a dead process of our pid */
-            r = link_fd(p, hidden);
         if (r < 0)
             return r;
         p->linked = true;

@@ -18,7 +18,7 @@ struct publish {
     bool unnamed;   /* O_TMPFILE: it has no name yet */
     bool linked;    /* the hidden name exists */
     char path[PATH_MAX];      /* the final path, symbolic links of an existing file resolved */
-    char temporary[PATH_MAX]; /* the hidden path beside it: ".NAME.vmsnap-PID" */
+    char temporary[PATH_MAX]; /* the hidden path beside it: ".NAME.vmsnap-PID-RANDOM" */
 };
 
 /*

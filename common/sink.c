@@ -83,20 +83,18 @@ static void give_back(struct sink *s, struct sink_buffer *b)
     pthread_mutex_unlock(&s->lock);
 }
 
-/* Takes back what has been written. */
+/* Takes back what has been written. Returns -errno only when completions can't be had any more. */
 static int reap_all(struct sink *s)
 {
     while (s->in_flight > 0) {
         struct sink_buffer *b = NULL;
         int r = s->ops->reap(s, &b);
-        if (b) {
-            s->in_flight--;
-            if (r < 0)
-                fail(s, r, "writing", b->offset);
-            give_back(s, b);
-        }
-        if (r <= 0)
+        if (r < 0)
+            fail(s, r, "writing", b ? b->offset : sink_offset(s));
+        if (!b)
             return r;
+        s->in_flight--;
+        give_back(s, b);
     }
     return 0;
 }
@@ -152,26 +150,34 @@ static void finish(struct sink *s)
     set_state(s, SINK_DONE);
 }
 
-static void *io_thread(void *opaque)
+static void run_io(struct sink *s)
 {
-    struct sink *s = opaque;
     while (sink_failure(s) == 0) {
         enum sink_state state;
-        reap_all(s);
+        if (reap_all(s) < 0)
+            return; /* the end's close() waits for what is in flight */
         struct sink_buffer *b = next_filled(s, &state);
         if (b) {
             start_write(s, b);
         } else if (state == SINK_COMMITTING && s->in_flight == 0) {
             finish(s);
-            return NULL;
+            return;
         } else {
             sink_wait(s, -1);
         }
     }
-    while (s->in_flight > 0) { /* the kernel still reads from these buffers */
-        if (reap_all(s) == 0 && s->in_flight > 0)
-            sink_wait(s, -1);
-    }
+    while (reap_all(s) == 0 && s->in_flight > 0) /* the kernel still reads from these buffers */
+        sink_wait(s, -1);
+}
+
+static void *io_thread(void *opaque)
+{
+    struct sink *s = opaque;
+    run_io(s);
+    pthread_mutex_lock(&s->lock);
+    s->ended = true;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
     return NULL;
 }
 
@@ -209,7 +215,7 @@ int sink_append(struct sink *s, const void *data, size_t len, uint64_t *offset)
     pthread_mutex_lock(&s->append_lock);
     if (offset)
         *offset = sink_offset(s);
-    int r = sink_failure(s);
+    int r = s->complete ? -EINVAL : sink_failure(s);
     while (len > 0 && r == 0) {
         if (!s->current && (r = take_buffer(s)) < 0)
             break;
@@ -264,6 +270,7 @@ int sink_commit(struct sink *s, struct error *e)
     pthread_mutex_lock(&s->append_lock);
     if (s->current)
         hand_over(s);
+    s->complete = true;
     set_state(s, SINK_COMMITTING);
     pthread_mutex_unlock(&s->append_lock);
     wake_io_thread(s);
@@ -309,18 +316,31 @@ static void free_sink(struct sink *s)
     free(s);
 }
 
+/* Whether the I/O thread comes to its end within the grace period. */
+static bool thread_ends(struct sink *s)
+{
+    uint64_t until = clock_monotonic_ns() + CLOSE_GRACE_NS;
+    const struct timespec deadline = {.tv_sec = (time_t)(until / 1000000000u),
+                                      .tv_nsec = (long)(until % 1000000000u)};
+    int r = 0;
+    pthread_mutex_lock(&s->lock);
+    while (!s->ended && r != ETIMEDOUT)
+        r = pthread_cond_timedwait(&s->changed, &s->lock, &deadline);
+    bool ended = s->ended;
+    pthread_mutex_unlock(&s->lock);
+    return ended;
+}
+
 int sink_close(struct sink *s)
 {
     if (!s)
         return 0;
     sink_cancel(s);
-    uint64_t until = clock_monotonic_ns() + CLOSE_GRACE_NS;
-    struct timespec deadline = {.tv_sec = (time_t)(until / 1000000000u),
-                                .tv_nsec = (long)(until % 1000000000u)};
-    if (pthread_clockjoin_np(s->thread, NULL, CLOCK_MONOTONIC, &deadline) != 0) {
+    if (!thread_ends(s)) {
         pthread_detach(s->thread);
         return -EBUSY;
     }
+    pthread_join(s->thread, NULL);
     free_sink(s);
     return 0;
 }
@@ -354,6 +374,16 @@ static int start_thread(struct sink *s)
     return thread_start(&s->thread, io_thread, s);
 }
 
+/* A condition whose deadlines are clock_monotonic_ns(). */
+static void init_condition(pthread_cond_t *condition)
+{
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(condition, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
 int sink_start(struct sink **out, const struct sink_ops *ops, void *end, const char *name,
                const char *temporary_path, unsigned depth, const struct sink_options *options,
                struct error *e)
@@ -370,8 +400,8 @@ int sink_start(struct sink **out, const struct sink_ops *ops, void *end, const c
                        .depth = depth,
                        .event_fd = -1,
                        .append_lock = PTHREAD_MUTEX_INITIALIZER,
-                       .lock = PTHREAD_MUTEX_INITIALIZER,
-                       .changed = PTHREAD_COND_INITIALIZER};
+                       .lock = PTHREAD_MUTEX_INITIALIZER};
+    init_condition(&s->changed);
     s->name = strdup(name);
     int r = s->name ? 0 : -ENOMEM;
     if (r == 0 && options->n_buffers < SINK_MIN_BUFFERS)

@@ -24,8 +24,8 @@ struct sink_options {
 
 /*
  * Opens a file to be published as `path`: unnamed (O_TMPFILE) where the file system has it, else a
- * hidden temporary name beside it (".NAME.vmsnap-PID"). Refuses an existing path unless overwrite.
- * Starts the I/O thread.
+ * hidden temporary name beside it (".NAME.vmsnap-PID-RANDOM"). Refuses an existing path unless
+ * overwrite. Starts the I/O thread.
  */
 int sink_open_file(struct sink **out, const char *path, const struct sink_options *options,
                    struct error *e);

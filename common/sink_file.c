@@ -3,8 +3,9 @@
  *
  * Where the file system has O_DIRECT, 1 MiB writes go through libaio, several in flight, and leave
  * the page cache to the guest. A write that extends a file is synchronous on ext4 (its size changes
- * under the inode lock), so the file is kept longer than what is written, by fallocate() ahead of
- * it; the end is cut off before fsync. tmpfs takes O_DIRECT without being the better for it, other
+ * under the inode lock): io_submit() of 1 MiB then took 0.50 ms in the median, and 0.06 ms inside
+ * the file. So the file is kept longer than what is written, by fallocate() ahead of it; the end is
+ * cut off before fsync. tmpfs takes O_DIRECT without being the better for it, other
  * file systems refuse it: there plain writes, each followed by a hint to start writeback, so that
  * the fsync at the end finds little left.
  */

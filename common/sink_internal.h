@@ -58,6 +58,7 @@ struct sink {
      * `lock`. */
     pthread_mutex_t append_lock;
     struct sink_buffer *current;
+    bool complete;           /* committed: no more appends */
     _Atomic uint64_t offset; /* written under append_lock */
 
     /* Short sections only. */
@@ -67,6 +68,7 @@ struct sink {
     struct sink_buffer **filled; /* ring of n_buffers, first in first out */
     unsigned n_free, first_filled, n_filled;
     enum sink_state state;
+    bool ended; /* the I/O thread touches nothing any more */
 
     /* Set once: -errno. The fields behind it are written before it. */
     _Atomic int failure;

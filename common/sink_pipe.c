@@ -83,7 +83,7 @@ static void make_nonblocking(struct pipe_end *p)
 {
     char path[32];
     snprintf(path, sizeof(path), "/proc/self/fd/%d", p->fd);
-    int own = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+    int own = TESTHOOK_MASKED("pipe.reopen") ? -1 : open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
     if (own >= 0) {
         p->fd = own;
         p->owned = true;
