@@ -131,8 +131,9 @@ class Guest:
 
     def _boot_arguments(self):
         if self.boot == "sector":
-            return ["-drive", f"if=floppy,format=raw,readonly=on,file={self._boot_image()}",
-                    "-boot", "a"]
+            # Not a floppy: its DMA loses time-outs of the BIOS under KVM on a nested host.
+            return ["-drive", f"if=none,id=boot,format=raw,readonly=on,file={self._boot_image()}",
+                    "-device", "virtio-blk-pci,drive=boot"]
         words = ["console=ttyS0 quiet panic=-1 tsc=reliable", f"vmsnap.work={self.work}"]
         words += [f"vmsnap.{k}={v}" for k, v in self.options.items()]
         if "phys" in self.options:
