@@ -94,10 +94,20 @@ char tracee_state(const struct target *t, pid_t tid)
     return end && end[1] == ' ' ? end[2] : '?';
 }
 
+/* In a page fault that a userfaultfd holds: in the kernel on behalf of a system call, it does not
+ * stop before that is resolved (and would spin when interrupted); in user code, no use to us. */
+static bool is_held_by_userfaultfd(const struct target *t, pid_t tid)
+{
+    char text[64];
+    return read_task_file(t, tid, "wchan", text, sizeof(text)) &&
+           strcmp(text, "handle_userfault") == 0;
+}
+
 static enum rank rank_thread(const struct target *t, pid_t tid)
 {
     char text[1024];
-    if (strchr("DZX", tracee_state(t, tid))) /* or gone: '\0' */
+    /* strchr() also finds the '\0' of one that is gone. */
+    if (strchr("DZX", tracee_state(t, tid)) || is_held_by_userfaultfd(t, tid))
         return RANK_NEVER;
     long nr;
     uint64_t a[6];

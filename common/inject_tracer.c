@@ -77,13 +77,13 @@ static bool stack_is_usable(const struct tracer *tr, const struct mapping_list *
 }
 
 /* A signal would be delivered right now. Our frame could not tell whether its handler wants the
- * interrupted call restarted. */
+ * interrupted call restarted. SIGSTOP has none, and stays pending while a process is stopped. */
 static bool signal_is_due(const struct tracer *tr)
 {
     uint64_t blocked = tracee_number(tr->t, tr->tid, "SigBlk", 16);
     uint64_t pending =
         tracee_number(tr->t, tr->tid, "SigPnd", 16) | tracee_number(tr->t, tr->tid, "ShdPnd", 16);
-    return (pending & ~blocked) != 0;
+    return (pending & ~blocked & ~(1ull << (SIGSTOP - 1))) != 0;
 }
 
 /* Looks at the stopped thread: 0 and `saved` filled, or -EAGAIN. */

@@ -109,10 +109,16 @@ struct blocked *blocked_start(const struct blocking_kind *kind)
     return NULL;
 }
 
+static bool is_blocked(const struct blocked *b)
+{
+    if (b->kind->is_blocked)
+        return b->kind->is_blocked(b);
+    return ktest_blocked_in(b->pid, b->pid) == b->kind->nr;
+}
+
 bool blocked_wait(const struct blocked *b)
 {
-    return KTEST_WAIT(ktest_blocked_in(b->pid, b->pid) == b->kind->nr || ktest_ended(b->pid)) &&
-           !ktest_ended(b->pid);
+    return KTEST_WAIT(is_blocked(b) || ktest_ended(b->pid)) && !ktest_ended(b->pid);
 }
 
 const char *blocked_finish_round(struct blocked *b, int round)

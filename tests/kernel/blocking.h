@@ -48,6 +48,8 @@ struct blocking_kind {
     void (*wake)(struct blocked *b);
     /* In the process, after each call: NULL or what is wrong. */
     const char *(*verify)(struct blocked *b, int64_t result);
+    /* In the test: whether the process is in its call; NULL: /proc says so. */
+    bool (*is_blocked)(const struct blocked *b);
 };
 
 /* In the process: its normal signal mask, and when its last call began (clock.h, monotonic). */

@@ -350,27 +350,29 @@ static const char *verify_uring(struct blocked *b, int64_t result)
     return wrong;
 }
 
-/* name, number, wakes itself, a stop gives EINTR, setup, arguments, wake, verify */
+/* name, number, wakes itself, a stop gives EINTR, setup, arguments, wake, verify, is blocked */
 const struct blocking_kind blocking_kinds[] = {
-    {"ppoll", SYS_ppoll, false, false, NULL, args_ppoll, wake_pipe, verify_ready},
-    {"poll", SYS_poll, false, false, NULL, args_poll, wake_pipe, verify_ready},
-    {"poll-timed", SYS_poll, true, false, NULL, args_poll_timed, NULL, verify_slept},
-    {"pselect6", SYS_pselect6, false, false, NULL, args_pselect, wake_pipe, verify_ready},
-    {"futex", SYS_futex, false, false, NULL, args_futex, wake_futex, verify_zero},
-    {"futex-timed", SYS_futex, false, false, NULL, args_futex_timed, wake_futex, verify_zero},
-    {"read", SYS_read, false, false, NULL, args_read, wake_pipe, verify_one},
-    {"nanosleep", SYS_nanosleep, true, false, NULL, args_nanosleep, NULL, verify_slept},
+    {"ppoll", SYS_ppoll, false, false, NULL, args_ppoll, wake_pipe, verify_ready, NULL},
+    {"poll", SYS_poll, false, false, NULL, args_poll, wake_pipe, verify_ready, NULL},
+    {"poll-timed", SYS_poll, true, false, NULL, args_poll_timed, NULL, verify_slept, NULL},
+    {"pselect6", SYS_pselect6, false, false, NULL, args_pselect, wake_pipe, verify_ready, NULL},
+    {"futex", SYS_futex, false, false, NULL, args_futex, wake_futex, verify_zero, NULL},
+    {"futex-timed", SYS_futex, false, false, NULL, args_futex_timed, wake_futex, verify_zero, NULL},
+    {"read", SYS_read, false, false, NULL, args_read, wake_pipe, verify_one, NULL},
+    {"nanosleep", SYS_nanosleep, true, false, NULL, args_nanosleep, NULL, verify_slept, NULL},
     {"clock_nanosleep", SYS_clock_nanosleep, true, false, NULL, args_clock_nanosleep, NULL,
-     verify_slept},
-    {"epoll_wait", SYS_epoll_wait, false, true, setup_epoll, args_epoll, wake_pipe, verify_ready},
+     verify_slept, NULL},
+    {"epoll_wait", SYS_epoll_wait, false, true, setup_epoll, args_epoll, wake_pipe, verify_ready,
+     NULL},
     {"rt_sigtimedwait", SYS_rt_sigtimedwait, false, true, setup_sigtimedwait, args_sigtimedwait,
-     wake_signal, verify_signal},
+     wake_signal, verify_signal, NULL},
     {"rt_sigsuspend", SYS_rt_sigsuspend, false, false, setup_sigtimedwait, args_sigsuspend,
-     wake_signal, verify_eintr},
-    {"accept", SYS_accept, false, false, setup_socket, args_accept, wake_accept, verify_accept},
-    {"recvfrom", SYS_recvfrom, false, false, NULL, args_recvfrom, wake_socket, verify_one},
-    {"wait4", SYS_wait4, false, false, NULL, args_wait4, wake_pipe, verify_wait4},
+     wake_signal, verify_eintr, NULL},
+    {"accept", SYS_accept, false, false, setup_socket, args_accept, wake_accept, verify_accept,
+     NULL},
+    {"recvfrom", SYS_recvfrom, false, false, NULL, args_recvfrom, wake_socket, verify_one, NULL},
+    {"wait4", SYS_wait4, false, false, NULL, args_wait4, wake_pipe, verify_wait4, NULL},
     {"io_uring_enter", SYS_io_uring_enter, false, true, setup_uring, args_uring, wake_pipe,
-     verify_uring},
+     verify_uring, NULL},
 };
 const unsigned n_blocking_kinds = sizeof(blocking_kinds) / sizeof(blocking_kinds[0]);
