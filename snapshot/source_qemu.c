@@ -18,41 +18,17 @@
 #include "common/qemu/hazards.h"
 #include "common/qemu/machine.h"
 #include "common/qemu/qom.h"
+#include "common/qemu/status.h"
 #include "common/testhook.h"
 
 /* A piece holds the VM's mmap_lock for about half a millisecond (6-10 ms per GiB measured). */
 #define KSM_PIECE_BYTES (64ull << 20)
 
-/* States in which a snapshot can be taken; any other is refused by its name. */
-static bool state_is_good(const char *status)
-{
-    return strcmp(status, "running") == 0 || strcmp(status, "paused") == 0 ||
-           strcmp(status, "prelaunch") == 0;
-}
-
-/* States that another operation on the VM causes and ends. */
-static bool state_is_busy(const char *status)
-{
-    static const char *const busy[] = {"inmigrate", "postmigrate", "finish-migrate",
-                                       "save-vm",   "restore-vm",  "colo"};
-    for (size_t i = 0; i < sizeof(busy) / sizeof(*busy); i++)
-        if (strcmp(status, busy[i]) == 0)
-            return true;
-    return false;
-}
-
 static int refuse_state(struct source_qemu *s, struct error *e)
 {
-    char status[32];
-    int r = source_qemu_status(s->q, s->base.timeout_ms, status, e);
-    if (r < 0 || state_is_good(status))
-        return r;
-    error_set(e, state_is_busy(status) ? VMSNAP_EXIT_BUSY : VMSNAP_EXIT_TARGET, EBUSY,
-              "the VM is in state \"%s\": a snapshot makes sense only of a running or paused VM",
-              status);
-    error_hint(e, state_is_busy(status) ? "wait until the migration or save has ended"
-                                        : "bring the VM to \"running\" or \"paused\" first");
-    return -EBUSY;
+    char status[QEMU_STATUS_BYTES];
+    int r = qemu_status_get(s->q, s->base.timeout_ms, status, e);
+    return r < 0 ? r : qemu_status_check(status, e);
 }
 
 /* Finds the VM's process: the one named, or the one that listens on the socket. */

@@ -44,9 +44,6 @@ int source_qemu_resume(struct source *s, struct error *e);
 int source_qemu_resume_after_death(struct source *s, struct error *e);
 void source_qemu_pause_times(const struct source *s, struct pause_times *times);
 
-/* The run state as QEMU names it. `status` has room for 32 bytes. */
-int source_qemu_status(struct qmp *q, int timeout_ms, char *status, struct error *e);
-
 /* What is plugged now: a new reference in *plugged, to be compared with json_equal(). */
 int source_qemu_list_plugged(struct qmp *q, int timeout_ms, json_t **plugged, struct error *e);
 

@@ -24,27 +24,10 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/qemu/status.h"
 #include "common/testhook.h"
 
 #define STATE_MAX_BYTES (1ll << 30)
-#define STATUS_BYTES 32
-
-int source_qemu_status(struct qmp *q, int timeout_ms, char *status, struct error *e)
-{
-    json_t *result = NULL;
-    int r = qmp_command(q, "query-status", NULL, -1, timeout_ms, &result, e);
-    if (r < 0)
-        return r;
-    const char *name = json_string_value(json_object_get(result, "status"));
-    if (name && strlen(name) < STATUS_BYTES)
-        memcpy(status, name, strlen(name) + 1);
-    else
-        r = error_set(e, VMSNAP_EXIT_TARGET, EPROTO,
-                      "QMP command query-status: no status in the "
-                      "answer");
-    json_decref(result);
-    return r;
-}
 
 int source_qemu_offer_state_fd(struct source_qemu *s, struct error *e)
 {
@@ -125,8 +108,8 @@ static int stop_vm(struct source_qemu *s, struct error *e)
     s->stop_event_us = ev.time_us;
     qmp_event_clear(&ev);
     /* The guest may have run into an I/O error or panic just before: then this is not our pause. */
-    char status[STATUS_BYTES];
-    r = source_qemu_status(s->q, s->base.timeout_ms, status, e);
+    char status[QEMU_STATUS_BYTES];
+    r = qemu_status_get(s->q, s->base.timeout_ms, status, e);
     if (r == 0 && strcmp(status, "paused") != 0)
         r = error_set(e, VMSNAP_EXIT_TARGET, EBUSY, "the VM is in state \"%s\" after stop", status);
     return r;
@@ -136,10 +119,10 @@ static int stop_vm(struct source_qemu *s, struct error *e)
 int source_qemu_pause(struct source *base, bool *was_running, struct error *e)
 {
     struct source_qemu *s = source_qemu_of(base);
-    char status[STATUS_BYTES];
+    char status[QEMU_STATUS_BYTES];
     int r = source_qemu_offer_state_fd(s, e);
     if (r == 0)
-        r = source_qemu_status(s->q, base->timeout_ms, status, e);
+        r = qemu_status_get(s->q, base->timeout_ms, status, e);
     if (r < 0)
         return r;
     *was_running = strcmp(status, "running") == 0;
@@ -268,12 +251,12 @@ int source_qemu_resume_after_death(struct source *base, struct error *e)
     if (r < 0)
         return r;
     take_fd(&fd);
-    char status[STATUS_BYTES];
-    r = source_qemu_status(q, clock_ms_until(deadline_ns), status, e);
+    char status[QEMU_STATUS_BYTES];
+    r = qemu_status_get(q, clock_ms_until(deadline_ns), status, e);
     if (r == 0 && strcmp(status, "paused") == 0) {
         r = qmp_command(q, "cont", NULL, -1, clock_ms_until(deadline_ns), NULL, e);
         if (r == 0)
-            r = source_qemu_status(q, clock_ms_until(deadline_ns), status, e);
+            r = qemu_status_get(q, clock_ms_until(deadline_ns), status, e);
     }
     qmp_close(q);
     if (r == 0 && strcmp(status, "running") != 0)

@@ -38,16 +38,16 @@ struct hazard {
 
 /* What to look at. */
 struct hazard_scope {
-    struct qmp *q;
+    struct qmp *q; /* NULL: only what the kernel says of the process is looked for */
     const struct target *t;
-    const struct region *regions;
+    const struct region *regions; /* NULL: its blocks are not known */
     size_t n_regions;
     const json_t *described; /* machine_describe() of the same VM, or NULL: then it is asked */
     int timeout_ms;          /* for all together */
 };
 
-/* Looks for every hazard. Fills all kinds, found or not; `out` has room for HAZARD_MAX. Blocks on
- * QMP and /proc: not in the pause. */
+/* Looks for every hazard. Fills all kinds (that can be looked for), found or not; `out` has room
+ * for HAZARD_MAX. Blocks on QMP and /proc: not in the pause. */
 int hazards_find(struct hazard *out, size_t *count, const struct hazard_scope *scope,
                  struct error *e);
 

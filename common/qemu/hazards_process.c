@@ -84,7 +84,7 @@ int hazard_look_vdpa(struct hazard_search *s, struct hazard *h, struct error *e)
     const char *target = fd_target(s, prefixes);
     if (target)
         hazard_found(h, "a vDPA device is in use (%.80s): it writes memory unseen", target);
-    else if (strstr(s->network, "type=vhost-vdpa"))
+    else if (s->network && strstr(s->network, "type=vhost-vdpa"))
         hazard_found(h, "a vDPA network device is in use: it writes memory unseen");
     return 0;
 }
@@ -227,11 +227,12 @@ int hazard_look_userfaultfd(struct hazard_search *s, struct hazard *h, struct er
     for (size_t i = 0; i < maps.count && !h->found; i++) {
         const struct mapping *m = &maps.items[i];
         const struct region *block = region_of_mapping(s, m);
-        if (block && (m->uffd_missing || m->uffd_wp || m->uffd_minor))
+        bool counts = block || !s->scope->regions;
+        if (counts && (m->uffd_missing || m->uffd_wp || m->uffd_minor))
             hazard_found(h,
-                         "memory block %.100s is under another userfaultfd (another snapshot, a "
+                         "memory %.100s is under another userfaultfd (another snapshot, a "
                          "restore still loading, a migration)",
-                         block->name);
+                         block ? block->name : "of the process");
     }
     mapping_list_free(&maps);
     return 0;

@@ -321,6 +321,19 @@ static int open_scope(struct scope *s, struct error *e)
     return rc ? error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory for the command line") : 0;
 }
 
+static void close_scope(struct scope *s)
+{
+    endpoint_list_free(&s->endpoints);
+    qemu_line_free(&s->line);
+    if (s->cwd_fd >= 0)
+        close(s->cwd_fd);
+}
+
+static bool counts_for(const struct check *c, const struct relaunch *l)
+{
+    return c->look && (l->recorded || !c->recorded_only);
+}
+
 int relaunch_refuse(const struct relaunch *l, const json_t *description, const char *const *allowed,
                     bool (*inherited)(int fd), struct error *e)
 {
@@ -329,12 +342,29 @@ int relaunch_refuse(const struct relaunch *l, const json_t *description, const c
     int rc = open_scope(&s, e);
     for (size_t i = 0; i < N_CHECKS && rc == 0; i++) {
         const struct check *c = &checks[i];
-        if (c->look && (l->recorded || !c->recorded_only) && !is_allowed(c, allowed))
+        if (counts_for(c, l) && !is_allowed(c, allowed))
             rc = run_check(&s, c, e);
     }
-    endpoint_list_free(&s.endpoints);
-    qemu_line_free(&s.line);
-    if (s.cwd_fd >= 0)
-        close(s.cwd_fd);
+    close_scope(&s);
+    return rc;
+}
+
+int relaunch_list(const struct relaunch *l, const json_t *description, bool (*inherited)(int fd),
+                  struct restore_hazard *out, size_t *count, struct error *e)
+{
+    struct scope s = {
+        .launch = l, .description = description, .cwd_fd = -1, .inherited = inherited};
+    int rc = open_scope(&s, e);
+    *count = 0;
+    for (size_t i = 0; i < N_CHECKS && rc == 0; i++) {
+        if (!counts_for(&checks[i], l))
+            continue;
+        struct restore_hazard *h = &out[(*count)++];
+        s.reason[0] = '\0';
+        h->kind = &checks[i].kind;
+        h->found = checks[i].look(&s) != 0;
+        memcpy(h->reason, s.reason, sizeof(h->reason));
+    }
+    close_scope(&s);
     return rc;
 }
