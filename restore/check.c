@@ -9,7 +9,7 @@
 #include "common/cleanup.h"
 #include "common/format.h"
 #include "common/image_reader.h"
-#include "common/qemu/json_text.h"
+#include "common/json_text.h"
 #include "restore/attach.h"
 #include "restore/image_owner.h"
 #include "restore/qemu/refuse.h"
@@ -110,7 +110,8 @@ static void check_accelerator(struct check *c)
     const char *name = json_text(c->description, "accelerator", "?");
     int rc = strcmp(name, "kvm") == 0 && access("/dev/kvm", R_OK | W_OK) ? -errno : 0;
     if (rc)
-        error_set(&e, VMSNAP_EXIT_MISMATCH, -rc, "the guest ran on KVM, and /dev/kvm can't be opened");
+        error_set(&e, VMSNAP_EXIT_MISMATCH, -rc,
+                  "the guest ran on KVM, and /dev/kvm can't be opened");
     say_result(c, "accelerator", rc, &e, name);
 }
 

@@ -87,13 +87,6 @@ static int open_image(struct restore *r, struct error *e)
     return -EBADMSG;
 }
 
-/* Descriptors of ours are all close-on-exec: any other came from our caller. */
-static bool is_inherited(int fd)
-{
-    int flags = fcntl(fd, F_GETFD);
-    return flags >= 0 && !(flags & FD_CLOEXEC);
-}
-
 static int plan(struct restore *r, struct error *e)
 {
     int rc = kernel_require(e);
@@ -104,7 +97,7 @@ static int plan(struct restore *r, struct error *e)
     if (rc == 0)
         rc = relaunch_plan(&r->launch, r->description, r->o->vmm_argv, e);
     if (rc == 0)
-        rc = relaunch_refuse(&r->launch, r->description, r->o->allowed, is_inherited, e);
+        rc = relaunch_refuse(&r->launch, r->description, r->o->allowed, relaunch_fd_inherited, e);
     return rc;
 }
 

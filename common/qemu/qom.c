@@ -54,9 +54,3 @@ int qom_list(struct qom *m, const char *path, json_t **list, struct error *e)
     }
     return r;
 }
-
-const char *json_text(const json_t *object, const char *key, const char *otherwise)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text && *text ? text : otherwise;
-}

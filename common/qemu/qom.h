@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "common/error.h"
+#include "common/json_text.h"
 #include "common/qemu/qmp.h"
 
 struct qom {
@@ -33,8 +34,5 @@ int qom_get_if_any(struct qom *m, const char *path, const char *property, json_t
 
 /* qom-list: an array of {name, type}; empty when there is no such object. */
 int qom_list(struct qom *m, const char *path, json_t **list, struct error *e);
-
-/* A text member of an object, or `otherwise` when it is missing, empty or no text. Borrowed. */
-const char *json_text(const json_t *object, const char *key, const char *otherwise);
 
 #endif

@@ -321,6 +321,12 @@ static int open_scope(struct scope *s, struct error *e)
     return rc ? error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory for the command line") : 0;
 }
 
+bool relaunch_fd_inherited(int fd)
+{
+    int flags = fcntl(fd, F_GETFD);
+    return flags >= 0 && !(flags & FD_CLOEXEC);
+}
+
 static void close_scope(struct scope *s)
 {
     endpoint_list_free(&s->endpoints);

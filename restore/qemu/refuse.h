@@ -28,6 +28,10 @@ const struct restore_hazard_kind *restore_hazard_kinds(size_t *count);
 int relaunch_refuse(const struct relaunch *l, const json_t *description, const char *const *allowed,
                     bool (*inherited)(int fd), struct error *e);
 
+/* Whether a descriptor of ours came from our caller: for `inherited`. Ours are all close-on-exec.
+ */
+bool relaunch_fd_inherited(int fd);
+
 /* A kind, and what was seen of it. */
 struct restore_hazard {
     const struct restore_hazard_kind *kind;
@@ -35,8 +39,8 @@ struct restore_hazard {
     char reason[512]; /* empty when not found */
 };
 
-/* Looks for every kind that counts for this line, found or not. `out` has room for as many as
- * restore_hazard_kinds() says. -errno only when it cannot look at all. */
+/* Looks for every kind that counts for this line (but image-owner), found or not. `out` has room
+ * for as many as restore_hazard_kinds() says. -errno only when it cannot look at all. */
 int relaunch_list(const struct relaunch *l, const json_t *description, bool (*inherited)(int fd),
                   struct restore_hazard *out, size_t *count, struct error *e);
 

@@ -4,6 +4,7 @@
 
 #include "tools/vmsnap/options.h"
 
+extern const struct command command_check;
 extern const struct command command_restore;
 extern const struct command command_snapshot;
 

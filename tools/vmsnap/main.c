@@ -13,6 +13,7 @@
 static const struct command *const commands[] = {
     &command_snapshot,
     &command_restore,
+    &command_check,
     NULL,
 };
 

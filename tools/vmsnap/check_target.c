@@ -1,0 +1,172 @@
+#include "tools/vmsnap/check_target.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/format.h"
+#include "common/image_format.h"
+#include "common/qemu/hazards.h"
+#include "common/qemu/qmp.h"
+#include "common/qemu/ramblock.h"
+#include "common/qemu/status.h"
+#include "common/target.h"
+
+static void check_hazards(struct check_list *list, const struct hazard_scope *scope)
+{
+    struct error e = {0};
+    struct hazard found[HAZARD_MAX];
+    size_t n;
+    if (hazards_find(found, &n, scope, &e)) {
+        check_failed(list, "hazards", &e);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const struct hazard *h = &found[i];
+        if (!h->found)
+            check_ok(list, h->kind->name, "%s", h->reason);
+        else if (h->warning)
+            check_note(list, h->kind->name, "%s", h->reason);
+        else
+            check_refused(list, h->kind->name, h->kind->exit_code,
+                          h->allowable ? h->kind->name : NULL, "%s", h->reason);
+    }
+}
+
+static bool check_access(struct check_list *list, struct target *t, int pid)
+{
+    struct error e = {0};
+    if (target_open(t, pid, &e)) {
+        check_failed(list, "process", &e);
+        return false;
+    }
+    char exe[PATH_MAX] = "?";
+    ssize_t n = readlinkat(t->proc_fd, "exe", exe, sizeof(exe) - 1);
+    if (n > 0)
+        exe[n] = '\0';
+    check_ok(list, "process", "%d (%.200s): its memory can be read", pid, exe);
+    return true;
+}
+
+static bool check_status(struct check_list *list, struct qmp *q, int timeout_ms)
+{
+    struct error e = {0};
+    char status[QEMU_STATUS_BYTES];
+    if (qemu_status_get(q, timeout_ms, status, &e) || qemu_status_check(status, &e)) {
+        check_failed(list, "run-state", &e);
+        return false;
+    }
+    check_ok(list, "run-state", "%s%s", status,
+             strcmp(status, "running") == 0 ? "" : ": it stays so, and is restored so");
+    return true;
+}
+
+static const char *kind_words(enum region_kind kind)
+{
+    switch (kind) {
+    case REGION_ANON:
+        return "private";
+    case REGION_SHARED:
+        return "shared";
+    case REGION_PRIVATE_FILE:
+        return "private, of a file";
+    }
+    return "?";
+}
+
+/* How much of the blocks lies in huge pages of either kind. */
+static uint64_t huge_bytes(const struct ramblocks *blocks, const struct target *t)
+{
+    struct mapping_list maps;
+    uint64_t sum = 0;
+    if (target_mappings(t, &maps, NULL))
+        return 0;
+    for (uint32_t i = 0; i < blocks->count; i++) {
+        const struct region *r = &blocks->items[i];
+        for (size_t k = 0; k < maps.count; k++)
+            if (maps.items[k].start >= r->hva && maps.items[k].end <= r->hva + r->max_bytes)
+                sum += maps.items[k].anon_huge_bytes;
+    }
+    mapping_list_free(&maps);
+    return sum;
+}
+
+static void describe_memory(struct check_list *list, const struct ramblocks *blocks,
+                            const struct target *t)
+{
+    uint64_t bytes = 0, unit = IMAGE_CLUSTER_BYTES;
+    const struct region *largest = &blocks->items[0];
+    char size[FORMAT_MAX], unit_text[FORMAT_MAX], huge[FORMAT_MAX];
+    for (uint32_t i = 0; i < blocks->count; i++) {
+        const struct region *r = &blocks->items[i];
+        bytes += r->bytes;
+        largest = r->bytes > largest->bytes ? r : largest;
+        unit = r->page_bytes > unit ? r->page_bytes : unit;
+    }
+    check_ok(list, "memory", "%" PRIu32 " blocks, %s; the largest, %s, is %s memory", blocks->count,
+             format_bytes(size, bytes), largest->name, kind_words(largest->kind));
+    check_ok(list, "fault-unit", "a first write saves %s%s", format_bytes(unit_text, unit),
+             unit > IMAGE_CLUSTER_BYTES ? " (a page of hugetlbfs)" : "");
+    check_ok(list, "huge-pages", "%s of it in transparent huge pages",
+             format_bytes(huge, huge_bytes(blocks, t)));
+}
+
+static void check_memory(struct check_list *list, struct qmp *q, const struct target *t,
+                         int timeout_ms)
+{
+    struct error e = {0};
+    struct ramblocks blocks;
+    if (ramblocks_find(&blocks, q, t, timeout_ms, &e)) {
+        check_failed(list, "memory", &e);
+        return;
+    }
+    describe_memory(list, &blocks, t);
+    struct hazard_scope scope = {.q = q,
+                                 .t = t,
+                                 .regions = blocks.items,
+                                 .n_regions = blocks.count,
+                                 .timeout_ms = timeout_ms};
+    check_hazards(list, &scope);
+    ramblocks_free(&blocks);
+}
+
+void check_qemu(struct check_list *list, const char *qmp_path, int pid, int timeout_ms)
+{
+    struct error e = {0};
+    struct qmp *q;
+    struct target t;
+    if (qmp_connect(&q, qmp_path, timeout_ms, &e)) {
+        check_failed(list, "qmp", &e);
+        return;
+    }
+    pid_t peer = pid;
+    int rc = pid > 0 ? 0 : qmp_peer_pid(q, &peer);
+    if (rc) {
+        error_set(&e, VMSNAP_EXIT_TARGET, -rc, "%s: cannot tell whose it is", qmp_path);
+        error_hint(&e, "name the VM's process with --pid");
+        check_failed(list, "qmp", &e);
+    } else {
+        check_ok(list, "qmp", "%s answers", qmp_path);
+        bool good = check_status(list, q, timeout_ms);
+        if (check_access(list, &t, peer)) {
+            if (good)
+                check_memory(list, q, &t, timeout_ms);
+            target_close(&t);
+        }
+    }
+    qmp_close(q);
+}
+
+void check_process(struct check_list *list, int pid)
+{
+    struct target t;
+    if (!check_access(list, &t, pid))
+        return;
+    struct hazard_scope scope = {.t = &t};
+    check_hazards(list, &scope);
+    check_note(list, "qmp", "not asked: give --qmp for what only QEMU knows");
+    target_close(&t);
+}

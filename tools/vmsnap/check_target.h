@@ -1,0 +1,13 @@
+/* check_target.h - what `vmsnap check` says of a running VM. Changes nothing in it. */
+#ifndef VMSNAP_TOOLS_CHECK_TARGET_H
+#define VMSNAP_TOOLS_CHECK_TARGET_H
+
+#include "tools/vmsnap/check_list.h"
+
+/* A QEMU behind a QMP socket; `pid` > 0: the process, where it is not the one that listens. */
+void check_qemu(struct check_list *list, const char *qmp_path, int pid, int timeout_ms);
+
+/* A process of which only its pid is known. */
+void check_process(struct check_list *list, int pid);
+
+#endif

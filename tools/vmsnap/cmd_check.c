@@ -1,0 +1,103 @@
+/* cmd_check.c - `vmsnap check`: what this kernel, a guest, an image allow, item by item. */
+#include <limits.h>
+
+#include "common/kernel.h"
+#include "restore/check.h"
+#include "tools/vmsnap/check_list.h"
+#include "tools/vmsnap/check_target.h"
+#include "tools/vmsnap/commands.h"
+#include "tools/vmsnap/defaults.h"
+#include "tools/vmsnap/hazard_option.h"
+
+#define KERNEL_ITEMS_MAX 64
+
+static struct {
+    const char *qmp_path;
+    int pid, timeout_ms;
+} args = {.timeout_ms = DEFAULT_TIMEOUT_MS};
+
+static const char *const usage[] = {"[--qmp SOCK | --pid PID] [IMAGE [-- VMM ARG...]]", NULL};
+
+static const struct operand operands[] = {
+    {.name = "IMAGE", .help = "an image: can it be restored here?", .optional = true},
+    {.name = NULL},
+};
+
+static const struct option_spec options[] = {
+    {.name = "qmp",
+     .kind = OPTION_STRING,
+     .to.string = &args.qmp_path,
+     .argument = "SOCK",
+     .help = "QMP socket of a running QEMU: can it be snapshotted?"},
+    {.name = "pid",
+     .kind = OPTION_INTEGER,
+     .to.integer = &args.pid,
+     .min = 1,
+     .max = INT_MAX,
+     .argument = "PID",
+     .help = "its process, where it is not the one that listens on SOCK; without --qmp only what "
+             "the kernel says of it is looked at"},
+    {.name = "timeout",
+     .kind = OPTION_DURATION,
+     .to.duration_ms = &args.timeout_ms,
+     .min = 1,
+     .max = INT_MAX,
+     .argument = "DURATION",
+     .help = "for everything that waits on QEMU (default 30s)"},
+    {.name = NULL},
+};
+
+static void check_kernel(struct check_list *list)
+{
+    struct kernel_item items[KERNEL_ITEMS_MAX];
+    size_t n = kernel_list(items, KERNEL_ITEMS_MAX);
+    for (size_t i = 0; i < n; i++) {
+        if (items[i].ok)
+            check_ok(list, items[i].name, "%s", items[i].reason);
+        else if (items[i].required)
+            check_refused(list, items[i].name, VMSNAP_EXIT_KERNEL, NULL, "%s", items[i].reason);
+        else
+            check_note(list, items[i].name, "%s", items[i].reason);
+    }
+}
+
+static void say_image_item(void *opaque, const struct restore_check_item *item)
+{
+    struct check_list *list = opaque;
+    if (item->ok)
+        check_ok(list, item->name, "%s", item->reason);
+    else
+        check_refused(list, item->name, (enum vmsnap_exit)item->exit_code, item->allow, "%s",
+                      item->reason);
+}
+
+static int run(const struct command_line *line, struct error *e)
+{
+    struct check_list list = {0};
+    if (line->rest && !line->operand[0])
+        return option_usage_error(e, "a command line after -- needs an IMAGE before it");
+    if (line->rest && !line->rest[0])
+        return option_usage_error(e, "no command line after --");
+    check_kernel(&list);
+    if (args.qmp_path)
+        check_qemu(&list, args.qmp_path, args.pid, args.timeout_ms);
+    else if (args.pid)
+        check_process(&list, args.pid);
+    if (line->operand[0]) {
+        int rc = restore_check(line->operand[0], line->rest, say_image_item, &list, e);
+        if (rc)
+            return rc;
+    }
+    return check_finish(&list);
+}
+
+const struct command command_check = {
+    .name = "check",
+    .summary = "say what this kernel, a guest or an image allows, and what is in the way",
+    .usage = usage,
+    .operands = operands,
+    .options = options,
+    .rest = "VMM ARG...",
+    .more_help = hazard_option_help,
+    .run = run,
+};
