@@ -19,7 +19,7 @@
 #include "common/image_internal.h"
 #include "common/thread.h"
 
-#define CHUNK_RECORDS 128u
+#define CHUNK_RECORDS 256u
 #define WINDOW_BYTES (1u << 20)
 #define RECORD_MAX (sizeof(struct image_record) + IMAGE_FRAME_MAX)
 #define MAX_THREADS 256u
@@ -43,6 +43,7 @@ struct window {
     struct codec *codec;
     uint8_t *buf; /* WINDOW_BYTES */
     uint64_t start, len;
+    uint64_t limit; /* where the chunk ends: no need to read further */
 };
 
 static void note_damage(struct verify *v, uint64_t cluster, uint64_t offset, const char *what)
@@ -59,7 +60,7 @@ static void note_damage(struct verify *v, uint64_t cluster, uint64_t offset, con
 /* Bytes [offset, offset + len) of the file, NULL when they can't be read. */
 static const uint8_t *window_at(struct window *w, uint64_t offset, uint64_t len)
 {
-    const uint64_t end = w->v->img->trailer.records_end;
+    const uint64_t end = offset + len > w->limit ? offset + len : w->limit;
     if (offset >= w->start && offset + len <= w->start + w->len)
         return w->buf + (offset - w->start);
     w->start = offset;
@@ -146,6 +147,7 @@ static void walk_chunk(struct window *w, uint64_t chunk)
     uint64_t at = chunk == 0 ? sizeof(struct image_header) : sorted_offset(v, i);
     if (last > v->n_sorted)
         last = v->n_sorted;
+    w->limit = sorted_offset(v, last);
     for (; i < last; i++) {
         uint64_t cluster = v->sorted[i], entry = v->img->index[cluster];
         uint64_t offset = IMAGE_INDEX_OFFSET(entry);
@@ -156,9 +158,9 @@ static void walk_chunk(struct window *w, uint64_t chunk)
         uint64_t end = offset + sizeof(struct image_record) + IMAGE_INDEX_BYTES(entry);
         at = end > at ? end : at;
     }
-    if (at > sorted_offset(v, last))
-        note_damage(v, UINT64_MAX, sorted_offset(v, last), "two records overlap");
-    walk_gap(w, at, sorted_offset(v, last));
+    if (at > w->limit)
+        note_damage(v, UINT64_MAX, w->limit, "two records overlap");
+    walk_gap(w, at, w->limit);
 }
 
 /* Takes chunks until none is left. Reports progress when it is the calling thread's. */

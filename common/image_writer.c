@@ -55,12 +55,22 @@ static bool name_is_good(const char *name)
     return len > 0 && len < REGION_NAME_MAX;
 }
 
+/* A huge page of more than 2 GiB would not fit the field; no architecture that QEMU runs on has it.
+ */
+static bool page_size_is_good(uint64_t page_bytes)
+{
+    return page_bytes >= IMAGE_PAGE_BYTES && page_bytes <= 1u << 31 &&
+           (page_bytes & (page_bytes - 1)) == 0;
+}
+
 static int fill_region(struct image_writer *w, uint32_t i, const struct region *from)
 {
     struct image_region *to = &w->regions[i];
     uint64_t max_bytes = from->max_bytes ? from->max_bytes : from->bytes;
     if (!name_is_good(from->name) || from->bytes == 0 || from->bytes % IMAGE_PAGE_BYTES != 0 ||
-        max_bytes < from->bytes || from->bytes > UINT64_MAX / 2)
+        max_bytes < from->bytes || from->bytes > UINT64_MAX / 2 ||
+        !page_size_is_good(from->page_bytes) || from->kind < REGION_ANON ||
+        from->kind > REGION_PRIVATE_FILE)
         return -EINVAL;
     for (uint32_t j = 0; j < i; j++)
         if (strcmp(w->regions[j].name, from->name) == 0)
