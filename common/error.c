@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-int error_set(struct error *e, enum vmsnap_exit exit_code, int err, const char *fmt, ...)
+int(error_set)(struct error *e, enum vmsnap_exit exit_code, int err, const char *fmt, ...)
 {
     if (e) {
         va_list ap;

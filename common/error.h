@@ -15,17 +15,17 @@
 /* Exit codes: published, only ever added to. */
 enum vmsnap_exit {
     VMSNAP_EXIT_DONE = 0,
-    VMSNAP_EXIT_FAILED = 1,   /* nothing published */
+    VMSNAP_EXIT_FAILED = 1, /* nothing published */
     VMSNAP_EXIT_USAGE = 2,
-    VMSNAP_EXIT_WARNINGS = 3, /* done, with warnings */
-    VMSNAP_EXIT_TARGET = 10,  /* target not found or attach refused */
-    VMSNAP_EXIT_BUSY = 11,    /* locked, or already being snapshotted */
-    VMSNAP_EXIT_KERNEL = 12,  /* kernel feature missing */
-    VMSNAP_EXIT_IMAGE = 13,   /* image damaged, or not an image */
-    VMSNAP_EXIT_HAZARD = 14,  /* refused by name, see `vmsnap check` */
+    VMSNAP_EXIT_WARNINGS = 3,  /* done, with warnings */
+    VMSNAP_EXIT_TARGET = 10,   /* target not found or attach refused */
+    VMSNAP_EXIT_BUSY = 11,     /* locked, or already being snapshotted */
+    VMSNAP_EXIT_KERNEL = 12,   /* kernel feature missing */
+    VMSNAP_EXIT_IMAGE = 13,    /* image damaged, or not an image */
+    VMSNAP_EXIT_HAZARD = 14,   /* refused by name, see `vmsnap check` */
     VMSNAP_EXIT_MISMATCH = 15, /* image does not fit this host, VMM or command line */
-    VMSNAP_EXIT_VMM = 16,     /* VMM failed to start or to load the state */
-    VMSNAP_EXIT_TIMEOUT = 17, /* timed out waiting for the VMM */
+    VMSNAP_EXIT_VMM = 16,      /* VMM failed to start or to load the state */
+    VMSNAP_EXIT_TIMEOUT = 17,  /* timed out waiting for the VMM */
     VMSNAP_EXIT_NO_SPACE = 18,
     VMSNAP_EXIT_SIGINT = 130,
     VMSNAP_EXIT_SIGTERM = 143,
@@ -35,9 +35,9 @@ enum vmsnap_exit {
 enum guest_state {
     GUEST_UNTOUCHED, /* nothing was done to it yet: as it was before */
     GUEST_RUNNING,
-    GUEST_PAUSED,    /* it was paused before, and still is */
-    GUEST_WAITING,   /* restore: blocked on pages that nobody serves; memory is right */
-    GUEST_ENDED,     /* the VMM process is gone */
+    GUEST_PAUSED,  /* it was paused before, and still is */
+    GUEST_WAITING, /* restore: blocked on pages that nobody serves; memory is right */
+    GUEST_ENDED,   /* the VMM process is gone */
     GUEST_NOT_STARTED,
     GUEST_UNKNOWN,
 };
@@ -57,6 +57,11 @@ struct error {
  */
 int error_set(struct error *e, enum vmsnap_exit exit_code, int err, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
+
+#ifdef __clang_analyzer__
+/* What the analyzer can't know from outside: the result is never 0. */
+#define error_set(e, exit_code, err, ...) ((error_set)(e, exit_code, err, __VA_ARGS__), -5)
+#endif
 
 /* Puts "context: " in front of the message. */
 void error_wrap(struct error *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -53,7 +53,7 @@ int tracee_let_go(int request, pid_t tid, int signal)
 int tracee_wait_interrupted(pid_t tid, uint64_t deadline_ns)
 {
     for (;;) {
-        int status;
+        int status = 0;
         int r = tracee_wait_stop(tid, deadline_ns, &status);
         if (r)
             return r;

@@ -16,25 +16,25 @@
 #include "common/error.h"
 
 struct kernel_features {
-    bool userfaultfd;      /* the syscall or /dev/userfaultfd works for us */
-    bool dev_userfaultfd;  /* /dev/userfaultfd can be opened (6.1+) */
+    bool userfaultfd;       /* the syscall or /dev/userfaultfd works for us */
+    bool dev_userfaultfd;   /* /dev/userfaultfd can be opened (6.1+) */
     uint64_t uffd_features; /* bits of struct uffdio_api.features, masked ones removed */
-    bool wp_anon;          /* UFFD_FEATURE_PAGEFAULT_FLAG_WP */
-    bool wp_shmem;         /* UFFD_FEATURE_WP_HUGETLBFS_SHMEM (5.19+) */
-    bool minor_shmem;      /* UFFD_FEATURE_MINOR_SHMEM (5.13+) */
-    bool event_remove;     /* UFFD_FEATURE_EVENT_REMOVE and EVENT_UNMAP */
-    bool poison;           /* UFFDIO_POISON (6.6+) */
-    bool pagemap_scan;     /* PAGEMAP_SCAN (6.7+) */
-    bool collapse;         /* MADV_COLLAPSE through process_madvise (6.1+) */
-    bool pidfd_getfd;      /* 5.6+ */
-    bool pagemap_entries;  /* pagemap shows us frames and swap entries (CAP_SYS_ADMIN) */
+    bool wp_anon;           /* UFFD_FEATURE_PAGEFAULT_FLAG_WP */
+    bool wp_shmem;          /* UFFD_FEATURE_WP_HUGETLBFS_SHMEM (5.19+) */
+    bool minor_shmem;       /* UFFD_FEATURE_MINOR_SHMEM (5.13+) */
+    bool event_remove;      /* UFFD_FEATURE_EVENT_REMOVE and EVENT_UNMAP */
+    bool poison;            /* UFFDIO_POISON (6.6+) */
+    bool pagemap_scan;      /* PAGEMAP_SCAN (6.7+) */
+    bool collapse;          /* MADV_COLLAPSE through process_madvise (6.1+) */
+    bool pidfd_getfd;       /* 5.6+ */
+    bool pagemap_entries;   /* pagemap shows us frames and swap entries (CAP_SYS_ADMIN) */
 };
 
 struct kernel_item {
-    const char *name;  /* stable, the name in `vmsnap check`, e.g. "kernel.wp-shmem" */
+    const char *name; /* stable, the name in `vmsnap check`, e.g. "kernel.wp-shmem" */
     bool ok;
-    bool required;     /* without it vmsnap does not run at all */
-    char reason[160];  /* what it is for, and what is done without it */
+    bool required;    /* without it vmsnap does not run at all */
+    char reason[160]; /* what it is for, and what is done without it */
 };
 
 /* Asks the kernel. The answer is kept: later calls are free. Main thread first; then any thread. */

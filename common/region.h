@@ -15,9 +15,9 @@
 #define REGION_NAME_MAX 256
 
 enum region_kind {
-    REGION_ANON = 1,          /* private anonymous */
-    REGION_SHARED = 2,        /* shared: memfd, shmem, hugetlbfs; the file is the truth */
-    REGION_PRIVATE_FILE = 3,  /* private mapping of shmem or hugetlbfs: pages copied on write */
+    REGION_ANON = 1,         /* private anonymous */
+    REGION_SHARED = 2,       /* shared: memfd, shmem, hugetlbfs; the file is the truth */
+    REGION_PRIVATE_FILE = 3, /* private mapping of shmem or hugetlbfs: pages copied on write */
 };
 
 struct region {
@@ -27,10 +27,10 @@ struct region {
     uint64_t max_bytes;         /* mapped length (QEMU: max_length) */
     uint64_t page_bytes;        /* 4096, or the huge page size of hugetlbfs */
     enum region_kind kind;
-    bool mergeable;             /* KSM may merge it (VmFlags mg) */
-    bool locked;                /* mlocked (VmFlags lo) */
-    int fd;                     /* REGION_SHARED, REGION_PRIVATE_FILE: our copy of the file; -1 */
-    uint64_t fd_offset;         /* where the region starts in that file */
+    bool mergeable;     /* KSM may merge it (VmFlags mg) */
+    bool locked;        /* mlocked (VmFlags lo) */
+    int fd;             /* REGION_SHARED, REGION_PRIVATE_FILE: our copy of the file; -1 */
+    uint64_t fd_offset; /* where the region starts in that file */
 };
 
 /* Fills kind, page_bytes, mergeable, locked, fd, fd_offset of a region whose hva and lengths are
@@ -53,9 +53,9 @@ int region_read(const struct region *r, const struct target *t, uint64_t offset,
 /* A guest-physical range and the region behind it. */
 struct gpa_range {
     uint64_t gpa, bytes;
-    uint32_t region;  /* index in the region table */
-    uint32_t flags;   /* GPA_ROM */
-    uint64_t offset;  /* in the region */
+    uint32_t region; /* index in the region table */
+    uint32_t flags;  /* GPA_ROM */
+    uint64_t offset; /* in the region */
 };
 #define GPA_ROM 1u
 

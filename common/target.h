@@ -21,7 +21,8 @@ struct target {
     int mem_fd;     /* /proc/PID/mem, read only */
 };
 
-/* Opens the process. -ESRCH / -EPERM with exit code 10. The caller closes it with target_close(). */
+/* Opens the process. -ESRCH / -EPERM with exit code 10. The caller closes it with target_close().
+ */
 int target_open(struct target *t, pid_t pid, struct error *e);
 void target_close(struct target *t);
 
@@ -36,17 +37,17 @@ struct mapping {
     uint64_t offset;     /* in its file */
     uint64_t inode;
     uint32_t dev_major, dev_minor;
-    uint64_t page_bytes; /* KernelPageSize */
+    uint64_t page_bytes;      /* KernelPageSize */
     uint64_t anon_huge_bytes; /* AnonHugePages + ShmemPmdMapped */
     bool readable, writable, executable, shared;
-    bool dontfork;    /* VmFlags dc: QEMU marks guest RAM so */
-    bool mergeable;   /* mg: KSM */
-    bool hugepage;    /* hg */
-    bool locked;      /* lo */
+    bool dontfork;                          /* VmFlags dc: QEMU marks guest RAM so */
+    bool mergeable;                         /* mg: KSM */
+    bool hugepage;                          /* hg */
+    bool locked;                            /* lo */
     bool uffd_missing, uffd_wp, uffd_minor; /* um, uw, ui: a userfaultfd has it already */
-    bool io, pfnmap;  /* io, pf: device memory */
-    bool hugetlb;     /* ht */
-    char name[256];   /* file name or [anon...] as the kernel prints it, cut */
+    bool io, pfnmap;                        /* io, pf: device memory */
+    bool hugetlb;                           /* ht */
+    char name[256]; /* file name or [anon...] as the kernel prints it, cut */
 };
 
 struct mapping_list {
@@ -82,8 +83,7 @@ enum page_presence target_decode_pagemap(uint64_t entry);
  * Any thread; does not allocate. -ESRCH: the process has ended; -EFAULT: beyond its address space,
  * or it runs another program now. Needs CAP_SYS_ADMIN (kernel_require() checks it): without it
  * markers look like swapped pages. */
-int target_presence(const struct target *t, uint64_t hva, size_t n_pages,
-                    enum page_presence *out);
+int target_presence(const struct target *t, uint64_t hva, size_t n_pages, enum page_presence *out);
 
 /* process_vm_readv. Returns bytes copied (short at the first page that faults) or -errno. Blocks
  * if it touches a page that waits for a userfaultfd MISSING event. */

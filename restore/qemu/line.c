@@ -158,7 +158,7 @@ static void set_item(json_t *object, char *item, bool first, const char *implied
         set(object, item, equals + 1);
     } else if (first && implied) {
         set(object, implied, item);
-    } else if (strncmp(item, "no", 2) == 0 && item[2]) {
+    } else if (item[0] == 'n' && item[1] == 'o' && item[2]) {
         set(object, item + 2, "off");
     } else if (item[0]) {
         set(object, item, "on");

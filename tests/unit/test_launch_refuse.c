@@ -1,6 +1,7 @@
 /* Reasons not to start a line: each is found, by its name, and only where it is one. */
 #include <criterion/criterion.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -111,14 +112,13 @@ Test(refuse, a_socket_in_use_but_not_a_dead_one)
 
 Test(refuse, a_port_in_use)
 {
-    struct sockaddr_storage address;
+    struct sockaddr_in address = {0};
     socklen_t len = sizeof(address);
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     cr_assert_eq(listen(fd, 1), 0);
     cr_assert_eq(getsockname(fd, (struct sockaddr *)&address, &len), 0);
-    unsigned char *port = (unsigned char *)&address + 2;
     char option[64];
-    snprintf(option, sizeof(option), "tcp:127.0.0.1:%d,server,nowait", port[0] << 8 | port[1]);
+    snprintf(option, sizeof(option), "tcp:127.0.0.1:%d,server,nowait", ntohs(address.sin_port));
     cr_assert_str_eq(given("-qmp", option), "in-use");
     close(fd);
     cr_assert_str_eq(given("-qmp", option), "");
