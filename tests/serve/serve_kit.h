@@ -1,0 +1,106 @@
+/*
+ * serve_kit.h - a restore without a VMM: a process of the test's own stands in for it, with memory
+ * of every kind, and an image whose every page is known.
+ *
+ * The process reads and checks its own memory; what it finds stands in a board that it shares with
+ * the test.
+ */
+#ifndef VMSNAP_TESTS_SERVE_KIT_H
+#define VMSNAP_TESTS_SERVE_KIT_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "common/image_reader.h"
+#include "common/target.h"
+#include "restore/attach.h"
+#include "restore/blocks.h"
+#include "restore/serve.h"
+
+enum kit_memory {
+    KIT_ANON,
+    KIT_ANON_HUGE, /* madvise(MADV_HUGEPAGE) */
+    KIT_MEMFD,
+    KIT_PRIVATE_FILE, /* MAP_PRIVATE of a memfd */
+    KIT_HUGETLB,
+    KIT_KINDS,
+};
+
+/* How the memory is before the restore. */
+enum kit_before {
+    KIT_FRESH,     /* no page present */
+    KIT_FILLED,    /* all present, other content: prealloc=on */
+    KIT_LOCKED,    /* the same, locked: mem-lock=on */
+    KIT_SPRINKLED, /* every seventh page present, other content */
+};
+
+struct kit_block {
+    enum kit_memory kind;
+    uint64_t n_pages;
+    atomic_ullong hva; /* set by the process; 0: this host has no such memory */
+};
+
+#define KIT_BLOCKS_MAX 6
+#define KIT_DISCARD_PAGES 4096u /* of each block, with KIT_DISCARD */
+#define KIT_POISONED_PAGE 21u   /* of block 0, where the kit poisons */
+
+/* What the process does with its memory when told to go. */
+enum kit_work {
+    KIT_READ,    /* reads every page in random order, then writes and reads back */
+    KIT_DISCARD, /* reads, discards and writes at random; knows what each page must hold */
+    KIT_TOUCH,   /* reads page `touch_page` of block 0 */
+};
+
+struct kit_board {
+    struct kit_block blocks[KIT_BLOCKS_MAX];
+    uint32_t n_blocks;
+    enum kit_before before;
+    enum kit_work work;
+    bool poisoned; /* page KIT_POISONED_PAGE of block 0 is */
+    unsigned n_threads, n_rounds;
+    uint64_t touch_page;
+
+    atomic_bool ready, go, quit;
+    atomic_uint finished; /* threads */
+    atomic_ullong pages_read;
+    atomic_ullong wrong;     /* pages that held anything but what they should */
+    atomic_ullong came_back; /* of those: a discarded page that held the image's content */
+    atomic_ullong discards, bus_errors;
+};
+
+struct kit {
+    struct kit_board *board; /* shared with the process */
+    pid_t pid;
+    char image_path[64];
+    struct target target;
+    struct image *img;
+    struct blocks blocks;
+    struct page_state state;
+    struct attach attach;
+    struct server *server;
+};
+
+/* What a page of the image holds; zeros for some, and for whole clusters. */
+void kit_page(uint32_t block, uint64_t page, void *out);
+
+/* Makes the process and the image. The board's first part is filled in. `hot`: the image has a hot
+ * list of every third cluster. False (said why): the test fails. */
+bool kit_open(struct kit *k, struct kit_board *board, bool hot);
+
+/* Attaches, serves. `prefetch_hot` and `fill` as server_config. */
+bool kit_serve(struct kit *k, bool prefetch_hot, bool fill);
+
+/* Lets the process work, and waits for all its threads: false after 30 s. */
+bool kit_run(struct kit *k);
+void kit_go(struct kit *k);
+bool kit_wait_finished(struct kit *k, int timeout_ms);
+
+/* Waits for a stage of the server. */
+bool kit_wait_stage(struct kit *k, enum server_stage stage);
+
+/* Ends process and server, removes the image. */
+void kit_close(struct kit *k);
+
+#endif
