@@ -216,6 +216,8 @@ int image_open_fd(struct image **out, int fd, const char *name, struct error *e)
     if (r == 0)
         r = load_all(img, e);
     if (r < 0) {
+        if (e && e->exit_code == VMSNAP_EXIT_IMAGE)
+            error_hint(e, "copy the image again from where it is whole, or take another snapshot");
         image_close(img);
         return r;
     }
@@ -228,7 +230,7 @@ int image_open(struct image **out, const char *path, struct error *e)
     /* O_NONBLOCK: a FIFO must not hang us before it is refused. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
-        return error_set(e, VMSNAP_EXIT_IMAGE, errno, "opening image %s", path);
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "opening image %s", path);
     return image_open_fd(out, fd, path, e);
 }
 

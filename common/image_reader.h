@@ -1,7 +1,8 @@
 /*
  * image_reader.h - opens and checks an image; hands out clusters that have passed their checksum.
  * Everything but the clusters is read into private memory and checked once at open; every length
- * is bounded by the file's size before it is believed. Errors: exit code 13 with the file offset.
+ * is bounded by the file's size before it is believed. Errors: exit code 13 with the file offset
+ * for what is no image or a damaged one, 1 for a file that can't be opened.
  * After image_open() all calls but image_close() may be made by any thread at once. Pointers that
  * are handed out live until image_close().
  */

@@ -5,9 +5,11 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/image_reader.h"
@@ -191,12 +193,29 @@ Test(image_damage, what_is_no_image_is_refused)
 {
     struct image *img;
     struct error e = {0};
-    static const char *const others[] = {"/dev/null", "/", "/nonexistent", "/proc/self/exe",
-                                         "/proc/version"};
+    static const char *const others[] = {"/dev/null", "/", "/proc/self/exe", "/proc/version"};
     for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
         cr_assert_lt(image_open(&img, others[i], &e), 0);
         cr_assert_eq(e.exit_code, VMSNAP_EXIT_IMAGE, "%s: %s", others[i], e.message);
+        cr_assert_neq(e.hint[0], '\0');
     }
+    cr_assert_lt(image_open(&img, "/nonexistent", &e), 0);
+    cr_assert_eq(e.exit_code, VMSNAP_EXIT_FAILED);
+}
+
+Test(image_damage, a_fifo_does_not_hang)
+{
+    struct image *img;
+    struct error e = {0};
+    char path[] = "/tmp/vmsnap-fifo-XXXXXX";
+    cr_assert_not_null(mkdtemp(path));
+    char fifo[64];
+    snprintf(fifo, sizeof(fifo), "%s/f", path);
+    cr_assert_eq(mkfifo(fifo, 0600), 0);
+    cr_assert_lt(image_open(&img, fifo, &e), 0);
+    cr_assert_eq(e.exit_code, VMSNAP_EXIT_IMAGE);
+    unlink(fifo);
+    rmdir(path);
 }
 
 #ifdef VMSNAP_TEST_HOOKS

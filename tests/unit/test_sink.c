@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -330,6 +331,20 @@ Test(sink, a_full_file_system_is_exit_18)
     cr_assert_eq(statfs(dir, &fs), 0);
     cr_assert_eq(fs.f_bfree, fs.f_blocks, "the space was not given back");
     umount(dir);
+    tear_down();
+}
+
+/* `ulimit -f`: an error like any other, no SIGXFSZ that ends the process. */
+Test(sink, a_file_size_limit_is_an_error)
+{
+    struct error e = {0};
+    const struct rlimit limit = {3 << 20, 3 << 20};
+    set_up(DIRECT);
+    cr_assert_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    struct sink *sink = open_sink(false);
+    cr_assert_eq(write_until_failure(sink, &e), -EFBIG, "%s", e.message);
+    cr_assert_eq(e.exit_code, VMSNAP_EXIT_FAILED);
+    sink_close(sink);
     tear_down();
 }
 

@@ -92,13 +92,14 @@ static void do_nothing(int number)
     (void)number;
 }
 
-/* A reader that went away is an error of write(). Not SIG_IGN: a VMM that we start would inherit
+/* A reader that went away is an error of write(), a file over `ulimit -f` too. Not SIG_IGN: a VMM that we start would inherit
  * that. SIGUSR1 asks for a progress line and never ends us. */
 static void setup_signals(void)
 {
     struct sigaction action = {.sa_handler = do_nothing, .sa_flags = SA_RESTART};
     sigemptyset(&action.sa_mask);
     sigaction(SIGPIPE, &action, NULL);
+    sigaction(SIGXFSZ, &action, NULL);
     progress_catch_signal();
 }
 
