@@ -182,6 +182,8 @@ static int scan_mapping(const struct placement *items, size_t count, const struc
         uint64_t len = m->end - at < HEAP_CHUNK_BYTES ? m->end - at : HEAP_CHUNK_BYTES;
         memset(buf, 0, HEAP_CHUNK_BYTES);
         ssize_t got = target_read(t, at, buf, len);
+        if (got == -EFAULT) /* the heap ends here now: a VM that has just started gives some back */
+            return 0;
         if (got < 0)
             return (int)got;
         for (size_t w = 0; w + 3 < n_words && w * 8 < (size_t)got; w++)
