@@ -18,26 +18,26 @@ rate=5000 # pages rewritten per second
 
 vmm=     # QEMU's process id
 server=  # that of `vmsnap restore`
-started= # a process that runs right now and is waited for
+started= # a process group that runs right now and is waited for
 
 heading() {
     printf '\n== %s\n' "$*"
 }
 
-# Ends a process of ours: asked first, then by force.
+# Ends a process of ours (-PID: its whole group): asked first, then by force.
 end_process() {
     local pid=$1
-    [ -n "$pid" ] && kill "$pid" 2>/dev/null || return 0
+    [ "${pid#-}" ] && kill -- "$pid" 2>/dev/null || return 0
     for _ in $(seq 50); do
-        kill -0 "$pid" 2>/dev/null || return 0
+        kill -0 -- "$pid" 2>/dev/null || return 0
         sleep 0.1
     done
-    kill -KILL "$pid" 2>/dev/null || true
+    kill -KILL -- "$pid" 2>/dev/null || true
 }
 
 clean_up() {
     trap '' INT TERM HUP
-    end_process "$started"
+    end_process "-$started"
     end_process "$server"
     end_process "$vmm"
     cd "$top"
@@ -58,7 +58,7 @@ step() { # step NAME COMMAND...
     local name=$1 log=$top/build/demo-$1.log
     shift
     say "$name"
-    "$@" </dev/null >"$log" 2>&1 &
+    setsid "$@" </dev/null >"$log" 2>&1 &
     started=$!
     if ! wait "$started"; then
         started=
@@ -149,7 +149,7 @@ snapshot() {
     local before
     before=$(lines)
     echo "  \$ vmsnap snapshot --qmp qmp image"
-    "$vmsnap" snapshot --qmp qmp image >closing-snapshot 2>snapshot.log &
+    setsid "$vmsnap" snapshot --qmp qmp image >closing-snapshot 2>snapshot.log &
     started=$!
     wait "$started" || stop 1 "the snapshot failed: $(cat snapshot.log)"
     started=
