@@ -3,7 +3,7 @@
 # and an initramfs with busybox and the programs of tests/guest. Leaves in build/guest/:
 #
 #   vmlinuz  initramfs.gz   the Linux guest
-#   boot.img                the boot-sector guest (floppy image)
+#   boot.rom                the guest without an operating system (firmware image)
 #   kernel-version
 #
 # Does only what is missing or older than its source; needs the network only for the kernel package,
@@ -91,12 +91,13 @@ build_initramfs() {
     echo "$version" >"$out/kernel-version"
 }
 
-# A floppy image of 1.44 MB whose first sector is the boot-sector guest.
-build_boot_sector() {
+# Firmware of 64 KiB that is the whole guest.
+build_boot_rom() {
     gcc -c -m32 -o "$work/kvm_boot.o" "$source/kvm_boot.S"
-    ld -m elf_i386 -Ttext=0x7c00 -e _start --oformat binary -o "$work/boot.img" "$work/kvm_boot.o"
-    truncate -s 1474560 "$work/boot.img"
-    mv "$work/boot.img" "$out/"
+    ld -m elf_i386 -Ttext=0xffff0000 -e _start --oformat binary -o "$work/boot.rom" \
+        "$work/kvm_boot.o"
+    [ "$(stat -c %s "$work/boot.rom")" = 65536 ]
+    mv "$work/boot.rom" "$out/"
 }
 
 # older FILE SOURCE...: true when FILE is missing or older than a source.
@@ -120,10 +121,10 @@ trap 'exit 143' TERM
 
 stale=
 older "$out/initramfs.gz" "$0" "$source"/{init,*.c,*.h} && stale="$stale initramfs"
-older "$out/boot.img" "$0" "$source/kvm_boot.S" && stale="$stale boot"
+older "$out/boot.rom" "$0" "$source/kvm_boot.S" && stale="$stale boot"
 [ -e "$out/vmlinuz" ] || stale="$stale initramfs"
 [ -z "$stale" ] && exit 0
 check_tools
 case $stale in *initramfs*) fetch_kernel && build_initramfs ;; esac
-case $stale in *boot*) build_boot_sector ;; esac
+case $stale in *boot*) build_boot_rom ;; esac
 say "ready: Linux $(cat "$out/kernel-version"), $(du -h "$out/initramfs.gz" | cut -f1) initramfs"

@@ -1,33 +1,38 @@
 /*
- * kvm_boot.S - a guest of one boot sector, for `-accel kvm` where a stock kernel does not boot. It
- * goes to 32-bit protected mode and does what stepper.c does: adds one to a counter in page 0, 1,
- * 2, ... in strict order, round after round, looks at each page first, and writes to the serial
- * port. pattern.h describes its pages (PAGE_BOOT).
+ * kvm_boot.S - a guest without an operating system, for `-accel kvm` where a stock kernel does not
+ * boot: 64 KiB of firmware (`-bios boot.rom`), so that no BIOS runs before it either. It goes to
+ * 32-bit protected mode and does what stepper.c does: adds one to a counter in page 0, 1, 2, ... in
+ * strict order, round after round, looks at each page first, and writes to the serial port.
+ * pattern.h describes its pages (PAGE_BOOT).
  *
  * Lines: "R xxxxxxxx" (rounds done, hexadecimal) once in `print_mask + 1` rounds; "E xxxxxxxx" (page
  * number) when a page is not as it was left, and then it stands still.
  *
- * The maker of the floppy image sets two words: `pages` at 0x1f4 and `print_mask` (2^n - 1) at
- * 0x1f8. Memory from 16 MiB on is used, which is zero when a QEMU starts.
+ * Whoever uses the file may set two words in it: `pages` at 0xffe0 and `print_mask` (2^n - 1) at
+ * 0xffe4. Memory from 16 MiB on is used, which is zero when a QEMU starts.
  */
         .set    BASE, 0x1000000
         .set    PAGE_BYTES, 4096
+        .set    HEADER_BYTES, 64
         .set    COM1, 0x3f8
         .set    PAGE_NUMBER, 24         /* offsets in struct page_header */
         .set    TOTAL, 32
         .set    VALUE, 48
         .set    TAIL, PAGE_BYTES - 8
 
+        /* Linked at 0xffff0000, where a processor finds the last 64 KiB of the firmware. Real mode
+         * goes on in their copy at 0xf0000, as a BIOS does: there are KVM hosts that can't leave
+         * real mode from the segment that a processor starts in. */
         .section .text
         .globl  _start
-        .code16
 _start:
+        .code16
+real_mode:
         cli
         cld
-        xorw    %ax, %ax
-        movw    %ax, %ds
-        lgdtl   gdt_pointer
+        lgdtl   %cs:(gdt_pointer - _start)
         movl    %cr0, %eax
+        andl    $0x1fffffff, %eax       /* paging and "cache disable" off */
         orb     $1, %al
         movl    %eax, %cr0
         ljmpl   $8, $protected
@@ -40,15 +45,15 @@ protected:
         movw    %ax, %ss
         movl    $0x7c00, %esp
         movl    pages, %ebp             /* ebp: pages, for good */
-        movl    %ebp, header + TOTAL
 
         movl    $BASE, %edi
         xorl    %ebx, %ebx
 fill:   movl    $header, %esi
-        movl    $16, %ecx
+        movl    $HEADER_BYTES / 4, %ecx
         rep movsl
-        movl    %ebx, PAGE_NUMBER - 64(%edi)
-        addl    $PAGE_BYTES - 64, %edi
+        movl    %ebx, PAGE_NUMBER - HEADER_BYTES(%edi)
+        movl    %ebp, TOTAL - HEADER_BYTES(%edi)
+        addl    $PAGE_BYTES - HEADER_BYTES, %edi
         incl    %ebx
         cmpl    %ebp, %ebx
         jb      fill
@@ -121,10 +126,11 @@ put:    movw    $COM1 + 5, %dx
         outb    %al, %dx
         ret
 
+        /* The "accessed" bits are set already: the processor can't set them in a ROM. */
         .balign 8
 gdt:    .quad   0
-        .quad   0x00cf9a000000ffff      /* code: base 0, 4 GiB */
-        .quad   0x00cf92000000ffff      /* data: the same */
+        .quad   0x00cf9b000000ffff      /* code: base 0, 4 GiB */
+        .quad   0x00cf93000000ffff      /* data: the same */
 gdt_pointer:
         .word   gdt_pointer - gdt - 1
         .long   gdt
@@ -136,9 +142,11 @@ header: .quad   0x5041534d565f4547      /* PATTERN_MAGIC0 */
         .long   0
         .fill   5, 8, 0
 
-        .org    0x1f4
+        .org    0xffe0
 pages:  .long   4096
 print_mask:
         .long   15
-        .org    0x1fe
-        .word   0xaa55
+        .org    0xfff0                  /* where the processor starts */
+        .code16
+        ljmpw   $0xf000, $(real_mode - _start)
+        .org    0x10000

@@ -1,6 +1,6 @@
 /*
  * pagecheck - judges guest memory from outside: an exported raw image, or the memory of a running
- * process. It finds the pages of `stepper`, of the boot-sector guest and of `selfcheck` by their
+ * process. It finds the pages of `stepper`, of the firmware guest and of `selfcheck` by their
  * headers (pattern.h) and says whether the whole is a true point in time.
  *
  *   pagecheck FILE

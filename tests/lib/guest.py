@@ -1,9 +1,9 @@
 """QEMU guests for the tests: how they are started, what they say, how they are judged.
 
-A Guest is a stock QEMU with the Linux guest of tools/guest.sh or, with boot="sector", the
-boot-sector guest. It has two QMP sockets, `qmp_path` for vmsnap and one that the test itself uses
-(`guest.qmp`), and its serial console in a file that is appended to, so that a guest restored from
-its recorded command line goes on in the same file.
+A Guest is a stock QEMU with the Linux guest of tools/guest.sh or, with boot="firmware", the one
+without an operating system (tests/guest/kvm_boot.S). It has two QMP sockets, `qmp_path` for vmsnap
+and one that the test itself uses (`guest.qmp`), and its serial console in a file that is appended
+to, so that a guest restored from its recorded command line goes on in the same file.
 """
 
 import os
@@ -130,10 +130,8 @@ class Guest:
         return path
 
     def _boot_arguments(self):
-        if self.boot == "sector":
-            # Not a floppy: its DMA loses time-outs of the BIOS under KVM on a nested host.
-            return ["-drive", f"if=none,id=boot,format=raw,readonly=on,file={self._boot_image()}",
-                    "-device", "virtio-blk-pci,drive=boot"]
+        if self.boot == "firmware":
+            return ["-bios", self._firmware()]
         words = ["console=ttyS0 quiet panic=-1 tsc=reliable", f"vmsnap.work={self.work}"]
         words += [f"vmsnap.{k}={v}" for k, v in self.options.items()]
         if "phys" in self.options:
@@ -141,13 +139,13 @@ class Guest:
         return ["-kernel", guest_file("vmlinuz"), "-initrd", self.options.get("initrd")
                 or guest_file("initramfs.gz"), "-append", " ".join(words)]
 
-    def _boot_image(self):
-        """The boot sector with this guest's number of pages."""
-        path = os.path.join(self.dir, "boot.img")
+    def _firmware(self):
+        """The guest without an operating system, with this guest's number of pages."""
+        path = os.path.join(self.dir, "boot.rom")
         if not os.path.exists(path):
-            shutil.copyfile(guest_file("boot.img"), path)
+            shutil.copyfile(guest_file("boot.rom"), path)
             with open(path, "r+b") as f:
-                f.seek(0x1f4)
+                f.seek(0xffe0)
                 f.write(self.boot_pages.to_bytes(4, "little"))
             os.chmod(path, 0o644)
         return path
@@ -213,8 +211,8 @@ class Guest:
         """Starts QEMU and connects to its QMP socket; does not wait for the guest."""
         if not os.path.exists(guest_file("vmlinuz")):
             raise Failed("no guest: run tools/guest.sh first")
-        self.t.say(f"{self.name}: {self.accel} {self.machine} {self.cpus} vCPU "
-                   f"{self.memory_mib} MiB {self.ram} work={self.work}")
+        self.t.say(f"{self.name}: {self.accel} {self.machine} {self.cpus} vCPU {self.memory_mib} MiB "
+                   f"{self.ram} {self.work if self.boot == 'linux' else self.boot}")
         if self.ram.startswith("shm"):
             self.t.defer(_remove, self.shm_path())
         with open(self.stderr_path, "ab") as err:
@@ -256,7 +254,7 @@ class Guest:
         wait_until(all_speak, seconds, f"{self.name}: console lines of {self.work}")
 
     def _starts(self):
-        if self.boot == "sector":
+        if self.boot == "firmware":
             return ["R "]
         starts = []
         for name in self.work.split(","):
@@ -276,7 +274,7 @@ class Guest:
 
     def progress(self, since=None):
         """A number that rises as the guest works; -1 before it has said anything."""
-        if self.boot == "sector":
+        if self.boot == "firmware":
             rounds = [int(line.split()[1], 16) for line in self.console.lines(since)
                       if re.fullmatch(r"R [0-9a-f]{8}", line)]
             return rounds[-1] if rounds else -1
@@ -299,7 +297,7 @@ class Guest:
         self.check_no_errors()
 
     def _has_progressed(self, mark):
-        if self.boot == "sector":
+        if self.boot == "firmware":
             return len([line for line in self.console.lines(mark) if line.startswith("R ")]) >= 2
         lines = self.console.lines(mark)
         return all(sum(line.startswith(start) for line in lines) >= 2 for start in self._starts())
@@ -319,7 +317,7 @@ class Guest:
 
         def done():
             self.check_alive()
-            if self.boot == "sector":
+            if self.boot == "firmware":
                 seen = [line for line in self.console.lines(mark) if line.startswith("R ")]
                 return len(seen) > rounds + 1
             owners = {}

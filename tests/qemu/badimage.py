@@ -16,8 +16,8 @@ from vmsnap import Restore, snapshot, vmsnap  # noqa: E402
 
 
 def small_image(t, **shape):
-    """A guest of the boot sector and an image of it: a few hundred KiB."""
-    guest = Guest(t, boot="sector", memory_mib=32, boot_pages=1024, **shape).boot_up()
+    """A guest of the firmware guest and an image of it: a few hundred KiB."""
+    guest = Guest(t, boot="firmware", memory_mib=32, boot_pages=1024, **shape).boot_up()
     image = t.path("good")
     snapshot(t, guest, image)
     with open(image, "rb") as f:
@@ -72,7 +72,7 @@ def verify_200(t):
 
 def restore_random(t, count):
     """Restores damaged images: refused, or the guest stands still at the damaged page. It never
-    goes on with a wrong byte (the boot-sector guest prints E and stops)."""
+    goes on with a wrong byte (the firmware guest prints E and stops)."""
     seed = random.randrange(1 << 30)
     chance = random.Random(seed)
     guest, data = small_image(t)

@@ -99,7 +99,7 @@ def busy_socket(t):
 def qemu_gone(t):
     """QEMU is killed in the middle: while it waits, while it is paused, while memory is saved."""
     for point in ("snapshot-registered", "snapshot-paused", "snapshot-armed", "snapshot-sweeping"):
-        guest = Guest(t, mib=16, boot="sector", memory_mib=128).boot_up()
+        guest = Guest(t, mib=16, boot="firmware", memory_mib=128).boot_up()
         log, reached, go = pause_log(t)
         if not os.path.exists(t.path("out")):
             os.mkdir(t.path("out"))

@@ -43,8 +43,8 @@ def torn_copy(t):
     guest.check_goes_on()
 
 
-def boot_sector(t, accel):
-    guest = Guest(t, accel=accel, boot="sector", memory_mib=128)
+def firmware(t, accel):
+    guest = Guest(t, accel=accel, boot="firmware", memory_mib=128)
     guest.boot_up()
     guest.check_whole()
     guest.qmp.command("stop")
@@ -53,15 +53,15 @@ def boot_sector(t, accel):
     t.equal(result.returncode, 0, f"verdict on the paused guest ({result.stdout.strip()})")
 
 
-@case("qemu.harness.boot-sector-kvm", "qemu,kvm", 60)
-def boot_sector_kvm(t):
+@case("qemu.harness.firmware-kvm", "qemu,kvm", 60)
+def firmware_kvm(t):
     t.need(os.access("/dev/kvm", os.R_OK | os.W_OK), "no /dev/kvm here")
-    boot_sector(t, "kvm")
+    firmware(t, "kvm")
 
 
-@case("qemu.harness.boot-sector-tcg", "qemu", 60)
-def boot_sector_tcg(t):
-    boot_sector(t, "tcg")
+@case("qemu.harness.firmware-tcg", "qemu", 60)
+def firmware_tcg(t):
+    firmware(t, "tcg")
 
 
 if __name__ == "__main__":

@@ -226,9 +226,9 @@ def series_30_memfd(t):
 
 @case("qemu.instant.kvm-series", "qemu,kvm", 150)
 def kvm_series(t):
-    """The same under KVM: the boot-sector guest steps by itself."""
+    """The same under KVM: the firmware guest steps by itself."""
     t.need(os.access("/dev/kvm", os.R_OK | os.W_OK), "no /dev/kvm here")
-    guest = Guest(t, accel="kvm", boot="sector", memory_mib=128).boot_up()
+    guest = Guest(t, accel="kvm", boot="firmware", memory_mib=128).boot_up()
     for number in range(5):
         image = t.path(f"image{number}")
         summary = snapshot(t, guest, image).summary

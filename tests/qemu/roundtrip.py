@@ -40,8 +40,9 @@ def check_summary(t, guest, summary, image):
     t.check(summary["pages_total"] >= guest.memory_mib * 256, "pages_total")
     t.equal(summary["pages_zero"] + summary["pages_stored"] + summary["pages_poisoned"],
             summary["pages_total"], "zero, stored and poisoned pages")
-    t.check(0 < summary["pages_from_faults"] <= summary["pages_total"], "pages_from_faults")
-    t.check(summary["write_faults"] > 0, "a guest that writes must have met write faults")
+    t.check(0 <= summary["pages_from_faults"] <= summary["pages_total"], "pages_from_faults")
+    # The firmware guest's few pages may all be saved before it gets a CPU.
+    t.check(summary["write_faults"] > 0 or guest.boot == "firmware", "write faults were met")
     t.check(0 < summary["pause_ns"] < 5e9, "pause_ns")
 
 
@@ -62,7 +63,7 @@ def check_resumes_at_instant(t, before, after, first):
 
 def judged(guest):
     """(kind, owner) of each workload that says how far it is."""
-    if guest.boot == "sector":
+    if guest.boot == "firmware":
         return []
     n = guest.options.get("procs", 1) + ("phys" in guest.options)
     pairs = [("SELFCHECK", i) for i in range(n) if "selfcheck" in guest.work]
@@ -91,7 +92,7 @@ def round_trip(t, source, *restore_arguments, checks=()):
     for pair in judged(source):
         first = first_counters(guest, restored.mark, *pair)
         check_resumes_at_instant(t, before[pair], after[pair], first)
-    if guest.boot == "sector":
+    if guest.boot == "firmware":
         wait_until(lambda: guest.progress(restored.mark) >= progress, 20, "rounds go on")
     done = restored.wait_complete()
     check_keys(t, done, RESTORE_KEYS, "the restore's summary")
@@ -172,16 +173,16 @@ def sandbox(t):
 
 @case("qemu.roundtrip.kvm", "qemu,kvm", 120)
 def kvm(t):
-    """vCPUs of KVM fault in the kernel. The boot-sector guest runs where no stock kernel does."""
+    """vCPUs of KVM fault in the kernel. The firmware guest runs where no stock kernel does."""
     t.need(os.access("/dev/kvm", os.R_OK | os.W_OK), "no /dev/kvm here")
-    guest = Guest(t, accel="kvm", boot="sector", memory_mib=128).boot_up()
+    guest = Guest(t, accel="kvm", boot="firmware", memory_mib=128).boot_up()
     summary, _ = round_trip(t, guest)
     t.equal(summary["accelerator"], "kvm", "accelerator")
 
 
-@case("qemu.roundtrip.boot-sector-tcg", "qemu", 60)
-def boot_sector_tcg(t):
-    round_trip(t, Guest(t, boot="sector", memory_mib=128).boot_up())
+@case("qemu.roundtrip.firmware-tcg", "qemu", 60)
+def firmware_tcg(t):
+    round_trip(t, Guest(t, boot="firmware", memory_mib=128).boot_up())
 
 
 @case("qemu.roundtrip.recorded-line", "qemu", 120)
