@@ -162,7 +162,7 @@ def unprivileged_sandbox(t):
 @case("qemu.blocks.kvm", "qemu,kvm", 120)
 def kvm(t):
     t.need(os.access("/dev/kvm", os.R_OK | os.W_OK), "no /dev/kvm here")
-    guest = Guest(t, accel="kvm", boot="sector", memory_mib=128)
+    guest = Guest(t, accel="kvm", boot="firmware", memory_mib=128)
     guest.boot_up()
     check_blocks(t, guest, {"pc.ram": ANON})
 

@@ -11,7 +11,8 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import Failed, case, descendants, is_alive, main, process_state, wait_until  # noqa: E402
+from case import (Failed, case, descendants, is_alive, main, process_state, wait_until,  # noqa: E402
+                  where_it_hangs)
 from guest import Guest  # noqa: E402
 from vmsnap import (check_no_litter, finish, hook_points, pause_log, restored_guest,  # noqa: E402
                     snapshot, start_vmsnap, vmsnap)
@@ -313,7 +314,10 @@ def kill_restorer(t, source, image, hit, what):
     mark = guest.console.size()
     time.sleep(1)
     guest.check_no_errors()
-    t.say(f"{what}: {len(guest.console.lines(mark))} lines in the last second, no error")
+    silent = guest.console.size() == mark
+    t.check(not silent or "handle_userfault" in where_it_hangs(guest.pid),
+            f"{what}: a guest that says nothing waits for a page: {where_it_hangs(guest.pid)}")
+    t.say(f"{what}: it {'waits' if silent else 'runs on'}, no error")
     os.kill(guest.pid, signal.SIGKILL)
     guest.qmp.close()
 
