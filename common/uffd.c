@@ -101,7 +101,8 @@ static int copy_once(int fd, uint64_t dst, const void *src, uint64_t len, bool w
                                .src = (uintptr_t)src,
                                .len = len,
                                .mode = wake ? 0 : UFFDIO_COPY_MODE_DONTWAKE};
-    return installed(uffd_ioctl(fd, UFFDIO_COPY, &copy), copy.copy, done);
+    int r = uffd_ioctl(fd, UFFDIO_COPY, &copy);
+    return installed(r, copy.copy, done);
 }
 
 static int zeropage_once(int fd, uint64_t start, const void *unused, uint64_t len, bool wake,
@@ -110,7 +111,8 @@ static int zeropage_once(int fd, uint64_t start, const void *unused, uint64_t le
     (void)unused;
     struct uffdio_zeropage zero = {.range = {.start = start, .len = len},
                                    .mode = wake ? 0 : UFFDIO_ZEROPAGE_MODE_DONTWAKE};
-    return installed(uffd_ioctl(fd, UFFDIO_ZEROPAGE, &zero), zero.zeropage, done);
+    int r = uffd_ioctl(fd, UFFDIO_ZEROPAGE, &zero);
+    return installed(r, zero.zeropage, done);
 }
 
 static int continue_once(int fd, uint64_t start, const void *unused, uint64_t len, bool wake,
@@ -119,7 +121,8 @@ static int continue_once(int fd, uint64_t start, const void *unused, uint64_t le
     (void)unused;
     struct uffdio_continue cont = {.range = {.start = start, .len = len},
                                    .mode = wake ? 0 : UFFDIO_CONTINUE_MODE_DONTWAKE};
-    return installed(uffd_ioctl(fd, UFFDIO_CONTINUE, &cont), cont.mapped, done);
+    int r = uffd_ioctl(fd, UFFDIO_CONTINUE, &cont);
+    return installed(r, cont.mapped, done);
 }
 
 static int poison_once(int fd, uint64_t start, const void *unused, uint64_t len, bool wake,
@@ -128,7 +131,8 @@ static int poison_once(int fd, uint64_t start, const void *unused, uint64_t len,
     (void)unused;
     (void)wake;
     struct uffdio_poison poison = {.range = {.start = start, .len = len}, .mode = 0};
-    return installed(uffd_ioctl(fd, UFFDIO_POISON, &poison), poison.updated, done);
+    int r = uffd_ioctl(fd, UFFDIO_POISON, &poison);
+    return installed(r, poison.updated, done);
 }
 
 /* Goes on after a part, so that the caller learns the true reason (EEXIST, EAGAIN...) of the first
