@@ -5,7 +5,10 @@
 #include "tools/vmsnap/options.h"
 
 extern const struct command command_check;
+extern const struct command command_export;
+extern const struct command command_info;
 extern const struct command command_restore;
 extern const struct command command_snapshot;
+extern const struct command command_verify;
 
 #endif
