@@ -22,7 +22,7 @@ static int check_lengths(const struct image_region *saved, const struct region *
     bool resizable = saved->max_bytes > saved->bytes || r->max_bytes > r->bytes;
     if (saved->bytes == r->bytes || (resizable && saved->bytes <= r->max_bytes))
         return 0;
-    error_set(e, VMSNAP_EXIT_MISMATCH, EINVAL,
+    error_set(e, VMSNAP_EXIT_MISMATCH, 0,
               "memory block '%s' has %" PRIu64 " bytes in the image, but %" PRIu64
               " in the VMM that was started",
               saved->name, saved->bytes, r->bytes);
@@ -38,7 +38,7 @@ static int take_block(struct block *b, const struct image_region *saved, struct 
     if (rc)
         return rc;
     if (saved->bytes % r->page_bytes != 0)
-        return error_set(e, VMSNAP_EXIT_MISMATCH, EINVAL,
+        return error_set(e, VMSNAP_EXIT_MISMATCH, 0,
                          "memory block '%s' does not fill whole pages of %" PRIu64 " bytes here",
                          saved->name, r->page_bytes);
     *b = (struct block){
@@ -68,7 +68,7 @@ static int check_surplus(const struct image_region *saved, uint32_t n_saved,
         for (uint32_t j = 0; j < n_saved && !known; j++)
             known = strcmp(saved[j].name, regions[i].name) == 0;
         if (!known)
-            return error_set(e, VMSNAP_EXIT_MISMATCH, EINVAL,
+            return error_set(e, VMSNAP_EXIT_MISMATCH, 0,
                              "the VMM that was started has a memory block '%s' that the image does "
                              "not know: its devices differ",
                              regions[i].name);
@@ -91,7 +91,7 @@ int blocks_match(struct blocks *out, const struct image *img, struct region *reg
     for (uint32_t i = 0; i < n_saved; i++) {
         struct region *r = find_named(regions, n_regions, saved[i].name);
         if (!r)
-            rc = error_set(e, VMSNAP_EXIT_MISMATCH, EINVAL,
+            rc = error_set(e, VMSNAP_EXIT_MISMATCH, 0,
                            "the VMM that was started has no memory block '%s': its devices differ "
                            "from those of the image",
                            saved[i].name);

@@ -349,12 +349,24 @@ static void serve_to_the_end(struct restore *r)
 
 static int bring_up(struct restore *r, struct error *e)
 {
-    static int (*const steps[])(struct restore * r, struct error * e) = {
-        open_image,       plan, start_vmm,     compare_machine, match_blocks,
-        attach_and_serve, load, write_pidfile, let_run,
+    static const struct {
+        const char *what;
+        int (*run)(struct restore *r, struct error *e);
+    } steps[] = {
+        {"image opened", open_image},
+        {"launch planned", plan},
+        {"VMM started", start_vmm},
+        {"machine compared", compare_machine},
+        {"memory blocks matched", match_blocks},
+        {"memory attached", attach_and_serve},
+        {"device state loaded", load},
+        {"pid written", write_pidfile},
+        {"running", let_run},
     };
     for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
-        int rc = steps[i](r, e);
+        uint64_t began_ns = clock_monotonic_ns();
+        int rc = steps[i].run(r, e);
+        log_debug("%s: %" PRIu64 " us", steps[i].what, (clock_monotonic_ns() - began_ns) / 1000);
         int sig = signals_caught(r->signals);
         if (sig) {
             e->hint[0] = '\0';

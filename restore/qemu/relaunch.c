@@ -133,7 +133,7 @@ static int check_machine(const struct qemu_line *line, const char *machine, stru
         const char *name = v ? qemu_value_string(v, "type") : NULL;
         if (name && !machine_name_fits(name, machine)) {
             rc =
-                error_set(e, VMSNAP_EXIT_MISMATCH, EINVAL,
+                error_set(e, VMSNAP_EXIT_MISMATCH, 0,
                           "machine type: recorded %s, but the command line says %s", machine, name);
             error_hint(e, "say -machine %s, with the options it had", machine);
         }
