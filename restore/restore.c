@@ -277,6 +277,7 @@ static void hand_off(struct restore *r, struct collapse *collapse)
         r->o->trouble(r->o->opaque, &e);
     }
     r->handed_off = true;
+    progress_finish(&r->progress);
     report_summary(r);
     collapse_begin(collapse, &r->vmm.target, r->img, &r->blocks);
 }
@@ -288,6 +289,8 @@ static uint64_t bytes_to_fill(const struct restore *r)
 
 static void show_progress(struct restore *r)
 {
+    if (r->handed_off)
+        return;
     struct server_stats s;
     server_get_stats(r->server, &s);
     uint64_t pages = s.counts.pages_on_demand + s.counts.pages_prefetched + s.counts.pages_filled;
@@ -338,7 +341,7 @@ static void serve_to_the_end(struct restore *r)
                                 {.fd = vmm_fd, .events = POLLIN}};
         /* With the VMM gone only its wrapper is waited for. */
         bool waiting_for_wrapper = fds[1].fd < 0;
-        poll(fds, 2, more ? 0 : waiting_for_wrapper ? 20 : 1000);
+        poll(fds, 2, more ? 0 : waiting_for_wrapper ? 20 : r->handed_off ? 1000 : 200);
         if (fds[1].revents)
             vmm_fd = -1;
         show_progress(r);
@@ -416,8 +419,9 @@ static void accompany(struct restore *r)
     qmp_close(r->qmp);
     r->qmp = NULL;
     server_begin_fill(r->server);
-    progress_start(&r->progress, "filled", false);
+    progress_start(&r->progress, "filled", r->o->progress && !relaunch_uses_terminal(&r->launch));
     serve_to_the_end(r);
+    progress_finish(&r->progress);
     report_summary(r);
 }
 

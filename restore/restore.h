@@ -16,8 +16,9 @@ struct restore_options {
     unsigned n_threads; /* 0: as many as there are CPUs */
     bool paused;        /* load, do not run */
     bool detach;
-    const char *pidfile;        /* the VMM's pid goes here; may be NULL */
-    int timeout_ms;             /* for each wait on the VMM */
+    const char *pidfile; /* the VMM's pid goes here; may be NULL */
+    int timeout_ms;      /* for each wait on the VMM */
+    bool progress;       /* a progress line on stderr, if the VMM leaves the terminal alone */
     const char *const *allowed; /* hazard names, NULL-terminated */
 
     /*

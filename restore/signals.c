@@ -19,8 +19,22 @@ struct signals {
     atomic_int caught;
 };
 
+/* The VMM, or what stands before it, is stopped by the same Ctrl-Z. */
+static bool vmm_stops_too(const struct signals *s)
+{
+    int pid = atomic_load(&s->vmm->pid);
+    if (pid == 0)
+        pid = atomic_load(&s->vmm->child);
+    return pid > 0 && getpgid(pid) == getpgrp();
+}
+
 static void pass_on(struct signals *s, int sig)
 {
+    if (sig == SIGTSTP || sig == SIGTTIN || sig == SIGTTOU) {
+        if (sig == SIGTSTP && vmm_stops_too(s))
+            raise(SIGSTOP);
+        return;
+    }
     if (atomic_load(&s->caught) == 0) {
         atomic_store(&s->caught, sig);
         vmm_signal(s->vmm, sig);
@@ -60,12 +74,11 @@ int signals_start(struct signals **out, struct vmm *v, struct error *e)
     if (!s)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory");
     s->vmm = v;
+    static const int taken[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGTTIN, SIGTTOU};
     sigset_t set;
     sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGHUP);
-    sigaddset(&set, SIGQUIT);
+    for (size_t i = 0; i < sizeof(taken) / sizeof(taken[0]); i++)
+        sigaddset(&set, taken[i]);
     s->signal_fd = signalfd(-1, &set, SFD_CLOEXEC);
     s->stop_fd = eventfd(0, EFD_CLOEXEC);
     int rc = s->signal_fd < 0 || s->stop_fd < 0 ? -errno : 0;

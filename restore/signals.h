@@ -1,6 +1,9 @@
 /*
  * signals.h - Ctrl-C ends both: a signal that would end us goes to the VMM, which we outlive, since
  * its memory comes through us; the second one ends the VMM with SIGKILL.
+ *
+ * Ctrl-Z stops us only if it stops the VMM as well (it is in our process group): a guest must not
+ * hang because its server alone was suspended.
  */
 #ifndef VMSNAP_RESTORE_SIGNALS_H
 #define VMSNAP_RESTORE_SIGNALS_H
@@ -10,11 +13,11 @@
 
 struct signals;
 
-/* Blocks SIGINT, SIGTERM, SIGHUP and SIGQUIT here and in threads started later, and starts a thread
- * that takes them. Before any other thread. */
+/* Blocks SIGINT, SIGTERM, SIGHUP, SIGQUIT and the terminal's stop signals here and in threads
+ * started later, and starts a thread that takes them. Before any other thread. */
 int signals_start(struct signals **out, struct vmm *v, struct error *e);
 
-/* The first such signal that came, or 0. */
+/* The first signal that came to end us, or 0. */
 int signals_caught(const struct signals *s);
 
 void signals_stop(struct signals *s);

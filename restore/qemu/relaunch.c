@@ -297,6 +297,15 @@ int relaunch_add_private(struct relaunch *l, const char *socket_path, struct err
     return 0;
 }
 
+bool relaunch_uses_terminal(const struct relaunch *l)
+{
+    for (size_t i = 0; i < l->argc; i++)
+        if (strstr(l->argv[i], "stdio") || strcmp(l->argv[i], "-nographic") == 0 ||
+            strstr(l->argv[i], "curses"))
+            return true;
+    return false;
+}
+
 /* ---- quoting ---- */
 
 static bool is_plain(const char *word)

@@ -44,6 +44,9 @@ void relaunch_free(struct relaunch *l);
 /* Adds what lets us load the state: -S, -incoming defer, and a QMP connection to `socket_path`. */
 int relaunch_add_private(struct relaunch *l, const char *socket_path, struct error *e);
 
+/* Whether the VMM itself reads or writes the terminal (a serial console, a monitor on stdio). */
+bool relaunch_uses_terminal(const struct relaunch *l);
+
 /* The line, quoted for a shell: the caller's to free(). NULL when memory is short. */
 char *relaunch_quote(const struct relaunch *l);
 

@@ -208,6 +208,7 @@ static int run(const struct command_line *line, struct error *e)
         .pidfile = args.pidfile,
         .timeout_ms = args.timeout_ms,
         .allowed = args.allow.items,
+        .progress = report_wants_progress() && !args.detach,
         .report = on_report,
         .trouble = on_trouble,
         .detached = on_detached,
