@@ -53,10 +53,15 @@ int source_qemu_offer_state_fd(struct source_qemu *s, struct error *e)
     return r;
 }
 
+/* QEMU 7.2 closes a removed descriptor only while the VM runs: that of a paused VM stays until it
+ * runs and a monitor client goes. It is emptied, so that no memory stays with it. */
 int source_qemu_withdraw_state_fd(struct source_qemu *s, struct error *e)
 {
-    if (s->state_fd >= 0)
+    if (s->state_fd >= 0) {
+        if (ftruncate(s->state_fd, 0) < 0)
+            log_debug("cannot empty the device state's memfd: %s", strerror(errno));
         close(s->state_fd);
+    }
     s->state_fd = -1;
     if (s->state_fdset < 0)
         return 0;

@@ -312,11 +312,11 @@ static bool cpu_differs(const json_t *r, const json_t *a, char *text, size_t siz
         snprintf(text, size, "CPU model: recorded %.60s, here %.60s", type, here);
         return true;
     }
-    return words_differ(json_object_get(r, "words"), json_object_get(a, "words"), text, size) ||
+    return objects_differ(json_object_get(r, "identity"), json_object_get(a, "identity"), "CPU",
+                          text, size) ||
+           words_differ(json_object_get(r, "words"), json_object_get(a, "words"), text, size) ||
            features_differ(json_object_get(r, "features"), json_object_get(a, "features"), text,
                            size) ||
-           objects_differ(json_object_get(r, "identity"), json_object_get(a, "identity"), "CPU",
-                          text, size) ||
            objects_differ(json_object_get(r, "place"), json_object_get(a, "place"), "CPU", text,
                           size);
 }

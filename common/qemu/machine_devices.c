@@ -14,6 +14,7 @@
 
 #define DEVICES_MAX 65536u
 #define PCI_DEPTH_MAX 16
+#define PLACE_BYTES 160
 
 static int too_many(struct error *e)
 {
@@ -32,14 +33,20 @@ static bool child_type(const json_t *property, char *type, size_t size)
     return true;
 }
 
-/* Whether a device came after the start: asked only where that can be. */
-static int describe_hotplugged(json_t *device, struct qom *m, const char *path, struct error *e)
+/* What is asked only of devices that a user can choose: whether it came after the start, and where
+ * it is plugged in: "bus" is the bus's QOM path, "addr" slot and function of a PCI device. */
+static int describe_plug(json_t *device, struct qom *m, const char *path, struct error *e)
 {
+    static const char *const properties[] = {"parent_bus", "addr"}, *const keys[] = {"bus", "addr"};
     json_t *value = NULL;
     int r = qom_get_if_any(m, path, "hotplugged", &value, e);
-    if (r == 0)
-        json_object_set_new(device, "hotplugged", json_boolean(json_is_true(value)));
+    json_object_set_new(device, "hotplugged", json_boolean(json_is_true(value)));
     json_decref(value);
+    for (size_t i = 0; r == 0 && i < sizeof(keys) / sizeof(*keys); i++) {
+        r = qom_get_if_any(m, path, properties[i], &value, e);
+        if (r == 0 && value)
+            json_object_set_new(device, keys[i], value);
+    }
     return r;
 }
 
@@ -62,7 +69,7 @@ static int add_device(json_t *out, struct qom *m, const char *parent, const json
         return 0;
     if (strncmp(name, "device[", 7) != 0)
         json_object_set_new(device, "id", json_string(name));
-    return describe_hotplugged(device, m, path, e);
+    return describe_plug(device, m, path, e);
 }
 
 static int add_children(json_t *out, struct qom *m, const char *parent, bool by_user,
@@ -81,6 +88,58 @@ static int add_children(json_t *out, struct qom *m, const char *parent, bool by_
     return r;
 }
 
+static const json_t *device_at(const json_t *devices, const char *path, size_t len)
+{
+    size_t i;
+    const json_t *d;
+    json_array_foreach(devices, i, d)
+    {
+        const char *at = json_text(d, "path", "");
+        if (strlen(at) == len && memcmp(at, path, len) == 0)
+            return d;
+    }
+    return NULL;
+}
+
+/*
+ * Where a PCI device is as the guest sees it: "pcie.0/04.0/00.0" is function 00.0 behind the bridge
+ * in slot 4 of bus pcie.0. The ids of bridges are left out, so are bus numbers, which the guest
+ * gives. False for what is not on a PCI bus.
+ */
+static bool find_place(const json_t *devices, const json_t *device, int depth, char *out,
+                       size_t size)
+{
+    const char *bus = json_text(device, "bus", NULL);
+    const json_t *addr = json_object_get(device, "addr");
+    const char *name = bus ? strrchr(bus, '/') : NULL;
+    char bridge_place[PLACE_BYTES];
+    if (!name || !json_is_integer(addr) || depth > PCI_DEPTH_MAX)
+        return false;
+    const json_t *bridge = device_at(devices, bus, (size_t)(name - bus));
+    bool behind = bridge && find_place(devices, bridge, depth + 1, bridge_place, PLACE_BYTES);
+    unsigned devfn = (unsigned)json_integer_value(addr) & 0xffu;
+    int n =
+        snprintf(out, size, "%s/%02x.%x", behind ? bridge_place : name + 1, devfn >> 3, devfn & 7u);
+    return n > 0 && (size_t)n < size;
+}
+
+static void add_places(json_t *devices)
+{
+    size_t i;
+    json_t *d;
+    json_array_foreach(devices, i, d)
+    {
+        char place[PLACE_BYTES];
+        if (find_place(devices, d, 0, place, sizeof(place)))
+            json_object_set_new(d, "place", json_string(place));
+    }
+    json_array_foreach(devices, i, d)
+    {
+        json_object_del(d, "bus");
+        json_object_del(d, "addr");
+    }
+}
+
 int machine_describe_devices(json_t **out, struct qom *m, struct error *e)
 {
     json_t *devices = json_array();
@@ -89,6 +148,7 @@ int machine_describe_devices(json_t **out, struct qom *m, struct error *e)
         r = add_children(devices, m, "/machine/peripheral-anon", true, e);
     if (r == 0)
         r = add_children(devices, m, "/machine/unattached", false, e);
+    add_places(devices);
     if (r < 0)
         json_decref(devices);
     else
@@ -96,49 +156,36 @@ int machine_describe_devices(json_t **out, struct qom *m, struct error *e)
     return r;
 }
 
-/*
- * One PCI function, and for a bridge those behind it. `where` is the way from the root bus: slots
- * and functions, since the numbers of the buses behind bridges are the guest's to give.
- */
-static int add_pci(json_t *out, const json_t *device, const char *where, int depth, struct error *e)
+/* One PCI function. Those behind bridges are left out: QEMU tells them only once the guest's
+ * firmware has numbered the buses, and a machine that waits for its state has not got that far. */
+static int add_pci(json_t *out, unsigned bus, const json_t *device, struct error *e)
 {
     static const char *const keys[][2] = {{"vendor", "vendor"},
                                           {"device", "device"},
                                           {"subsystem-vendor", "subsystem_vendor"},
                                           {"subsystem", "subsystem"}};
-    if (depth > PCI_DEPTH_MAX || json_array_size(out) >= DEVICES_MAX)
+    if (json_array_size(out) >= DEVICES_MAX)
         return too_many(e);
-    char path[PCI_DEPTH_MAX * 8 + 32];
-    snprintf(path, sizeof(path), "%s%02x.%x", where,
+    char place[32];
+    snprintf(place, sizeof(place), "%02x:%02x.%x", bus,
              (unsigned)json_integer_value(json_object_get(device, "slot")) & 0xffu,
              (unsigned)json_integer_value(json_object_get(device, "function")) & 0xfu);
-    json_t *one = json_pack("{s:s}", "path", path);
+    json_t *one = json_pack("{s:s}", "place", place);
     const json_t *id = json_object_get(device, "id");
     for (size_t i = 0; i < sizeof(keys) / sizeof(*keys); i++)
         json_object_set(one, keys[i][1], json_object_get(id, keys[i][0]));
     json_array_append_new(out, one);
-    strcat(path, "/");
-    size_t i;
-    const json_t *behind;
-    json_array_foreach(json_object_get(json_object_get(device, "pci_bridge"), "devices"), i, behind)
-    {
-        int r = add_pci(out, behind, path, depth + 1, e);
-        if (r < 0)
-            return r;
-    }
     return 0;
 }
 
 static int add_bus(json_t *out, const json_t *bus, struct error *e)
 {
-    char where[16];
+    unsigned number = (unsigned)json_integer_value(json_object_get(bus, "bus")) & 0xffu;
     size_t i;
     const json_t *device;
-    snprintf(where, sizeof(where),
-             "%02x:", (unsigned)json_integer_value(json_object_get(bus, "bus")) & 0xffu);
     json_array_foreach(json_object_get(bus, "devices"), i, device)
     {
-        int r = add_pci(out, device, where, 0, e);
+        int r = add_pci(out, number, device, e);
         if (r < 0)
             return r;
     }
@@ -193,25 +240,30 @@ int machine_describe_disks(json_t **out, struct qom *m, struct error *e)
     return r;
 }
 
-static size_t count_type(const json_t *list, const char *type)
+static bool is_alike(const json_t *a, const json_t *b)
+{
+    return strcmp(json_text(a, "type", ""), json_text(b, "type", "")) == 0 &&
+           strcmp(json_text(a, "place", ""), json_text(b, "place", "")) == 0;
+}
+
+static size_t count_alike(const json_t *list, const json_t *device)
 {
     size_t i, n = 0;
     const json_t *d;
     json_array_foreach(list, i, d)
     {
-        n += strcmp(json_text(d, "type", ""), type) == 0;
+        n += is_alike(d, device);
     }
     return n;
 }
 
-/* The last device of a type of which `a` has more than `b`, or NULL. Ids don't count: the guest
- * does not see them. */
+/* The last device of which `a` has more, of one type in one place, than `b`; or NULL. Ids don't
+ * count: the guest does not see them. */
 static const json_t *surplus_device(const json_t *a, const json_t *b)
 {
     for (size_t i = json_array_size(a); i-- > 0;) {
         const json_t *d = json_array_get(a, i);
-        const char *type = json_text(d, "type", "");
-        if (count_type(a, type) > count_type(b, type))
+        if (count_alike(a, d) > count_alike(b, d))
             return d;
     }
     return NULL;
@@ -224,9 +276,10 @@ bool machine_devices_differ(const json_t *recorded, const json_t *actual, char *
     const json_t *d = lost ? lost : gained;
     if (!d)
         return false;
-    const char *id = json_text(d, "id", "");
-    snprintf(text, size, "device %.60s%s%.60s%s: %s", json_text(d, "type", "?"), *id ? " (id " : "",
-             id, *id ? ")" : "", lost ? "recorded, but not here" : "here, but not recorded");
+    const char *id = json_text(d, "id", ""), *place = json_text(d, "place", "");
+    snprintf(text, size, "device %.60s%s%.60s%s%s%.60s: %s", json_text(d, "type", "?"),
+             *id ? " (id " : "", id, *id ? ")" : "", *place ? " at " : "", place,
+             lost ? "recorded, but not here" : "here, but not recorded");
     return true;
 }
 
@@ -256,7 +309,7 @@ bool machine_pci_differ(const json_t *recorded, const json_t *actual, char *text
         return false;
     snprintf(text, size, "PCI device %04x:%04x at %.100s: %s",
              (unsigned)json_integer_value(json_object_get(f, "vendor")),
-             (unsigned)json_integer_value(json_object_get(f, "device")), json_text(f, "path", "?"),
+             (unsigned)json_integer_value(json_object_get(f, "device")), json_text(f, "place", "?"),
              lost ? "recorded, but not here" : "here, but not recorded");
     return true;
 }

@@ -13,13 +13,14 @@
  *   type        QOM type, e.g. "virtio-net-pci"
  *   id          of -device, where it has one
  *   hotplugged  true when it came after the start, and so is not on the command line
+ *   place       of PCI devices that -device or device_add made: "pcie.0/04.0/00.0", the root bus's
+ *               name, then slot and function (hexadecimal) of each bridge on the way and the device
  * It covers what -device and device_add make and what the machine type itself brings.
  */
 int machine_describe_devices(json_t **out, struct qom *m, struct error *e);
 
-/* *out is a new array: every PCI function as {path, vendor, device, subsystem_vendor, subsystem}:
- * where a guest looks for its devices. path: "ROOT-BUS:SLOT.FUNCTION", behind bridges followed by
- * "/SLOT.FUNCTION" (all hexadecimal). */
+/* *out is a new array: the PCI functions on root buses as {place, vendor, device, subsystem_vendor,
+ * subsystem}; place: "BUS:SLOT.FUNCTION", hexadecimal. */
 int machine_describe_pci(json_t **out, struct qom *m, struct error *e);
 
 /* *out is a new array, one object per block device: {device, qdev, node, file, format, inserted,

@@ -18,13 +18,13 @@ static const char machine_text[] =
     "           'place': {'socket-id': 0, 'core-id': 1}, 'words': {'7.0.EBX': 43, '1.EDX': 5},"
     "           'identity': {'apic-id': 1}}],"
     " 'devices': [{'path': '/machine/peripheral/n0', 'type': 'e1000', 'id': 'n0',"
-    "              'hotplugged': false},"
+    "              'place': 'pci.0/03.0', 'hotplugged': false},"
     "             {'path': '/machine/peripheral/r0', 'type': 'virtio-rng-pci', 'id': 'r0',"
     "              'hotplugged': true},"
     "             {'path': '/machine/unattached/device[1]', 'type': 'isa-serial'},"
     "             {'path': '/machine/unattached/device[2]', 'type': 'isa-serial'}],"
-    " 'pci': [{'path': '00:00.0', 'vendor': 32902, 'device': 4663},"
-    "         {'path': '00:03.0', 'vendor': 32902, 'device': 4110}]}";
+    " 'pci': [{'place': '00:00.0', 'vendor': 32902, 'device': 4663},"
+    "         {'place': '00:03.0', 'vendor': 32902, 'device': 4110}]}";
 
 static json_t *parse(const char *text)
 {
@@ -103,6 +103,7 @@ Test(machine, devices_count)
     differs("'type': 'e1000'", "'type': 'rtl8139'", "device");
     differs("             {'path': '/machine/unattached/device[1]', 'type': 'isa-serial'},", "",
             "device isa-serial");
+    differs("pci.0/03.0", "pci.0/04.0", "device e1000 (id n0) at pci.0/0");
     differs("'00:03.0'", "'00:04.0'", "PCI device 8086:100e at 00:0");
     differs("4110", "4111", "PCI device 8086:10");
 }
