@@ -137,8 +137,9 @@ static int error_reply(struct qmp *q, const json_t *error, struct error *e)
     const char *class = json_string_value(json_object_get(error, "class"));
     const char *desc = json_string_value(json_object_get(error, "desc"));
     snprintf(q->error_class, sizeof(q->error_class), "%s", class ? class : "");
-    return error_set(e, VMSNAP_EXIT_TARGET, EPROTO, "%s (%s)", desc ? desc : "no description",
-                     class ? class : "no class");
+    error_set(e, VMSNAP_EXIT_TARGET, 0, "%s (%s)", desc ? desc : "no description",
+              class ? class : "no class");
+    return -EPROTO;
 }
 
 /* Looks at a message that is no event. 1: our reply, *result set; 0: not ours; -errno. */

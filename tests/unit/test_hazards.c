@@ -33,6 +33,8 @@ static const struct answer plain[] = {
     {"query-kvm", "{\"enabled\": true, \"present\": true}"},
     {"info registers", "\"CR0=80050033 CR4=000006f0\\r\\nEFER=0000000000000d01\\r\\n\""},
     {"\"hotplugged\"", "false"},
+    {"\"parent_bus\"", "\"/machine/i440fx/pci.0\""},
+    {"\"addr\"", "24"},
     {"qmp_capabilities", "{}"},
     {NULL, NULL},
 };
