@@ -272,7 +272,8 @@ static void hand_off(struct restore *r, struct collapse *collapse)
 {
     struct error e = {.guest = GUEST_RUNNING};
     /* Never fails the restore: all that is left is an idle descriptor in the VMM. */
-    if (handoff_close_fd(&r->vmm.target, r->attach.target_fd, r->o->timeout_ms, &e)) {
+    if (handoff_close_fd(&r->vmm.target, r->attach.target_fd, r->o->timeout_ms, &e) &&
+        target_alive(&r->vmm.target)) {
         error_wrap(&e, "the VMM keeps an idle userfaultfd");
         r->o->trouble(r->o->opaque, &e);
     }

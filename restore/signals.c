@@ -5,11 +5,14 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "common/cleanup.h"
 #include "common/thread.h"
 
 struct signals {
@@ -19,20 +22,43 @@ struct signals {
     atomic_int caught;
 };
 
-/* The VMM, or what stands before it, is stopped by the same Ctrl-Z. */
+static bool is_stopped(int pid)
+{
+    char path[64], text[512];
+    snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+    CLEANUP_STREAM FILE *f = fopen(path, "re");
+    size_t n = f ? fread(text, 1, sizeof(text) - 1, f) : 0;
+    text[n] = '\0';
+    const char *name_end = strrchr(text, ')');
+    return name_end && strncmp(name_end, ") T", 3) == 0;
+}
+
+/* Whether the VMM is stopped by the same Ctrl-Z. Not so in another process group, nor in one
+ * without a shell that could let it go on (the kernel then ignores the signal). */
 static bool vmm_stops_too(const struct signals *s)
 {
     int pid = atomic_load(&s->vmm->pid);
     if (pid == 0)
         pid = atomic_load(&s->vmm->child);
-    return pid > 0 && getpgid(pid) == getpgrp();
+    for (int i = 0; i < 100 && pid > 0; i++) {
+        if (is_stopped(pid))
+            return true;
+        usleep(2000);
+    }
+    return false;
+}
+
+/* One that the terminal sends to stop a job. */
+static void pass_stop(const struct signals *s, int sig)
+{
+    if (sig == SIGTSTP && vmm_stops_too(s))
+        raise(SIGSTOP);
 }
 
 static void pass_on(struct signals *s, int sig)
 {
     if (sig == SIGTSTP || sig == SIGTTIN || sig == SIGTTOU) {
-        if (sig == SIGTSTP && vmm_stops_too(s))
-            raise(SIGSTOP);
+        pass_stop(s, sig);
         return;
     }
     if (atomic_load(&s->caught) == 0) {

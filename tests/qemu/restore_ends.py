@@ -1,0 +1,216 @@
+#!/usr/bin/python3
+"""How a restore ends: signals, the terminal, a VMM that dies, wrappers; what the caller sees."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import termios
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+from case import Failed, case, is_alive, main, tool, wait_until  # noqa: E402
+from guest import Guest  # noqa: E402
+from vmsnap import Restore, environment, json_lines, snapshot  # noqa: E402
+
+
+def make_image(t):
+    source = Guest(t, boot="firmware", memory_mib=64, boot_pages=2048).boot_up()
+    image = t.path("image")
+    snapshot(t, source, image)
+    source.stop()
+    return source, image
+
+
+def state(pid):
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
+        return f.read().rsplit(")", 1)[1].split()[0]
+
+
+def check_exit(t, result, code):
+    """vmsnap's status is the VMM's, and the last object says it."""
+    t.equal(result.code, code, f"exit status ({result.text()})")
+    t.equal(result.objects[-1]["type"], "exit", "type of the last object")
+    t.equal(result.objects[-1]["exit_status"], code, "exit_status")
+
+
+def ended(restored, seconds=20):
+    restored.process.wait(seconds)
+    wait_until(lambda: restored.result().of_type("exit"), 5, "the object `exit`")
+    return restored.result()
+
+
+@case("qemu.restore-ends.sigterm", "qemu", 60)
+def sigterm(t):
+    """SIGTERM goes to the VMM, which ends as it does by itself."""
+    source, image = make_image(t)
+    restored = Restore(t, image, Guest(t, name="re", **source.shape())).wait_running()
+    restored.process.terminate()
+    check_exit(t, ended(restored), 0)
+    t.check(not is_alive(restored.pid), "the VMM has ended")
+
+
+@case("qemu.restore-ends.vmm-killed", "qemu", 60)
+def vmm_killed(t):
+    source, image = make_image(t)
+    restored = Restore(t, image, Guest(t, name="re", **source.shape()), "--no-fill").wait_running()
+    os.kill(restored.pid, signal.SIGKILL)
+    check_exit(t, ended(restored), 137)
+
+
+@case("qemu.restore-ends.stuck-vmm", "qemu", 60)
+def stuck_vmm(t):
+    """A VMM that does not heed SIGTERM is killed by the second one."""
+    source, image = make_image(t)
+    restored = Restore(t, image, Guest(t, name="re", **source.shape())).wait_running()
+    restored.wait_complete()
+    os.kill(restored.pid, signal.SIGSTOP)
+    restored.process.terminate()
+    time.sleep(0.5)
+    t.check(is_alive(restored.process.pid), "vmsnap outlives SIGTERM until its VMM has ended")
+    restored.process.terminate()
+    check_exit(t, ended(restored), 137)
+
+
+@case("qemu.restore-ends.before-it-runs", "qemu", 60)
+def before_it_runs(t):
+    """Interrupted while the VMM comes up: the VMM is ended, the status is of the signal."""
+    source, image = make_image(t)
+    guest = Guest(t, name="re", **source.shape())
+    slow = ["-chardev", f"socket,id=w,path={t.path('w')},server=on,wait=on", "-serial", "chardev:w"]
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        guest.extra = slow
+        restored = Restore(t, image, guest)
+        wait_until(lambda: os.path.exists(t.path("w")), 20, "QEMU waits for a client")
+        restored.process.send_signal(number)
+        t.equal(restored.process.wait(20), code, "exit status")
+        # QEMU may have been cut off in the middle of a line: the error need not begin one.
+        wait_until(lambda: '"guest_state":"not-started"' in restored.result().text(), 5,
+                   "an error that says what became of the guest")
+        os.unlink(t.path("w"))
+
+
+# What an interactive shell does with a job.
+SHELL = """
+import os, signal, sys, time
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+job = os.fork()
+if job == 0:
+    os.setpgid(0, 0)
+    while os.tcgetpgrp(0) != os.getpid():
+        time.sleep(0.01)
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execvp(sys.argv[1], sys.argv[1:])
+os.tcsetpgrp(0, os.setpgid(job, job) or job)
+while True:
+    status = os.waitpid(job, os.WUNTRACED)[1]
+    if not os.WIFSTOPPED(status):
+        sys.exit(os.waitstatus_to_exitcode(status))
+    time.sleep(1)
+    os.killpg(job, signal.SIGCONT)
+"""
+
+
+def on_terminal(t, image, guest):
+    """A restore as the foreground job of a terminal with a shell that continues it a second after it
+    was stopped; returns (the shell's process, master fd, pid of the VMM)."""
+    master, slave = os.openpty()
+    t.defer(os.close, master)
+
+    def take_terminal():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    process = t.spawn([sys.executable, "-c", SHELL, tool("vmsnap"), "restore", "--json", image, "--",
+                       *guest.argv()], stdin=slave, stdout=subprocess.PIPE, stderr=slave, env=environment(None),
+                      preexec_fn=take_terminal)
+    os.close(slave)
+    text = b""
+    while b'"running"' not in text:
+        data = os.read(process.stdout.fileno(), 65536)
+        if not data:
+            raise Failed(f"restore ended: {text}")
+        text += data
+    pid = json_lines(text.decode())[0]["vmm_pid"]
+    return process, master, pid
+
+
+@case("qemu.restore-ends.ctrl-c", "qemu", 60)
+def ctrl_c(t):
+    source, image = make_image(t)
+    process, master, pid = on_terminal(t, image, Guest(t, name="re", **source.shape()))
+    os.write(master, b"\x03")
+    out = process.communicate(timeout=20)[0].decode()
+    t.equal(process.returncode, 0, "exit status: QEMU's after SIGINT")
+    t.equal(json_lines(out)[-1]["type"], "exit", "type of the last object")
+    t.check(not is_alive(pid), "the VMM has ended")
+
+
+@case("qemu.restore-ends.ctrl-z", "qemu", 60)
+def ctrl_z(t):
+    """Ctrl-Z stops the whole job and it goes on; a stop signal for vmsnap alone is not heeded."""
+    source, image = make_image(t)
+    process, master, pid = on_terminal(t, image, Guest(t, name="re", **source.shape()))
+    os.write(master, b"\x1a")
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
+        vmsnap = int(f.read().rsplit(")", 1)[1].split()[1])
+    wait_until(lambda: state(vmsnap) == "T" and state(pid) == "T", 10, "both are stopped")
+    wait_until(lambda: state(vmsnap) != "T" and state(pid) != "T", 10, "both go on")
+    os.write(master, b"\x03")
+    t.equal(process.wait(20), 0, "exit status")
+
+    apart = Restore(t, image, Guest(t, name="re", **source.shape()), wrapper=("setsid", "--wait"))
+    apart.wait_running()
+    apart.process.send_signal(signal.SIGTSTP)
+    time.sleep(0.3)
+    t.check(state(apart.process.pid) != "T", "vmsnap is not stopped while a guest needs it")
+    apart.guest.check_goes_on()
+    t.equal(apart.end().code, 0, "exit status")
+
+
+@case("qemu.restore-ends.wrappers", "qemu", 120)
+def wrappers(t):
+    """The VMM is found behind wrappers that become it, wait for it, or leave it; its status comes
+    through."""
+    source, image = make_image(t)
+    for wrapper in (("env", "-i", "PATH=/usr/bin"), ("sh", "-c", '"$@"; exit $?', "sh"),
+                    ("sh", "-c", '"$@" & sleep 0.2', "sh")):
+        t.say(" ".join(wrapper))
+        restored = Restore(t, image, Guest(t, name="re", **source.shape()), wrapper=wrapper)
+        restored.wait_running()
+        t.equal(os.readlink(f"/proc/{restored.pid}/exe").rsplit("/", 1)[1][:12], "qemu-system-",
+                "what vmm_pid is")
+        restored.guest.check_goes_on()
+        check_exit(t, restored.end(), 0)
+    restored = Restore(t, image, Guest(t, name="re", **source.shape()),
+                       wrapper=("sh", "-c", '"$@"; exit 7', "sh")).wait_running()
+    check_exit(t, restored.end(), 7)
+
+
+@case("qemu.restore-ends.detached-lets-go", "qemu", 60)
+def detached_lets_go(t):
+    """Nothing of --detach keeps the caller's pipes open; what QEMU says before it fails comes
+    through."""
+    source, image = make_image(t)
+    guest = Guest(t, name="re", **source.shape())
+    done = t.run([tool("vmsnap"), "restore", "--json", "--detach", "--pidfile", t.path("pid"), image,
+                  "--", *guest.argv()], timeout=20, env=environment(None))
+    t.equal(done.returncode, 0, f"exit status ({done.stderr})")
+    pid = json.loads(done.stdout)["vmm_pid"]
+    t.defer(os.kill, pid, signal.SIGKILL)
+    with open(t.path("pid"), encoding="utf-8") as f:
+        t.equal(int(f.read()), pid, "--pidfile")
+    guest.pid = pid
+    guest.connect()
+    guest.check_goes_on()
+    other = Guest(t, name="re", **source.shape(extra=("-nonsense",)))
+    failed = t.run([tool("vmsnap"), "restore", "--json", "--detach", image, "--", *other.argv()],
+                   timeout=20, env=environment(None))
+    t.equal(failed.returncode, 16, "exit status of a restore that fails")
+    t.check("-nonsense" in failed.stderr, f"QEMU's own words: {failed.stderr}")
+    t.check('"exit_code":16' in failed.stderr, f"the error: {failed.stderr}")
+
+
+if __name__ == "__main__":
+    main()
