@@ -8,7 +8,7 @@ import signal
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
-from case import TOP, case, main, wait_until  # noqa: E402
+from case import Failed, TOP, case, main, wait_until  # noqa: E402
 from vmsnap import finish, start_vmsnap, vmsnap  # noqa: E402
 
 SNAPSHOT = """pause_ns stop_ns state_ns arm_ns cont_ns wall_ns throttled_ns ram_bytes image_bytes
@@ -58,7 +58,8 @@ def restore(t, image):
     lines = []
     while not any('"summary"' in line for line in lines):
         line = process.stdout.readline().decode()
-        t.check(line, f"the restore ended: {process.stderr.read()}")
+        if not line:
+            raise Failed(f"the restore ended: {finish(t, process).err}")
         lines.append(line)
     process.send_signal(signal.SIGINT)
     result = finish(t, process)
