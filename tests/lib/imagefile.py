@@ -1,0 +1,68 @@
+"""An image taken apart and put together again, checksums made right: for tests that need one which
+lies. Follows docs/format.md; Debian's python3-xxhash is needed."""
+
+import struct
+
+import xxhash
+
+BLOCK = 4096
+REGIONS, GPA, INDEX, HOT, POISON, DEVICE_STATE, DESCRIPTION = range(1, 8)
+SECTION_MAGIC = 0x184D2A52
+
+
+def checksum(data, seed=0):
+    return xxhash.xxh3_64_intdigest(data, seed=seed)
+
+
+class ImageFile:
+    """header, records and trailer are bytearrays, sections a list of [type, payload]."""
+
+    def __init__(self, data):
+        self.header = bytearray(data[:BLOCK])
+        self.trailer = bytearray(data[-BLOCK:])
+        self.records = bytearray(data[BLOCK:self.get(self.trailer, 56)])
+        self.sections = []
+        for i in range(struct.unpack_from("<I", self.trailer, 96)[0]):
+            kind, _, offset, length, _ = struct.unpack_from("<IIQQQ", self.trailer, 104 + 32 * i)
+            self.sections.append([kind, bytearray(data[offset + 8:offset + 8 + length])])
+
+    @staticmethod
+    def get(block, offset):
+        return struct.unpack_from("<Q", block, offset)[0]
+
+    @staticmethod
+    def set(block, offset, value):
+        struct.pack_into("<Q", block, offset, value)
+
+    def section(self, kind):
+        return next(payload for k, payload in self.sections if k == kind)
+
+    def replace(self, kind, payload):
+        for one in self.sections:
+            if one[0] == kind:
+                one[1] = bytearray(payload)
+
+    def seal_record(self, offset, frame_bytes):
+        """Makes the checksum of a record right; offset in the file."""
+        seed = self.get(self.header, 24)
+        at = offset - BLOCK
+        self.set(self.records, at + 8,
+                 checksum(bytes(self.records[at + 16:at + 24 + frame_bytes]), seed))
+
+    def build(self):
+        """The file, with section table, sizes and checksums as they have to be."""
+        at = BLOCK + len(self.records)
+        self.set(self.trailer, 56, at)
+        struct.pack_into("<I", self.trailer, 96, len(self.sections))
+        self.trailer[104:104 + 1024] = bytes(1024)
+        tail = b""
+        for i, (kind, payload) in enumerate(self.sections):
+            frame = struct.pack("<II", SECTION_MAGIC, len(payload)) + bytes(payload)
+            struct.pack_into("<IIQQQ", self.trailer, 104 + 32 * i, kind, 0, at + len(tail),
+                             len(payload), checksum(frame))
+            tail += frame
+        self.set(self.trailer, 32, at + len(tail) + BLOCK)
+        for block, where in ((self.header, 48), (self.trailer, 4088)):
+            self.set(block, where, 0)
+            self.set(block, where, checksum(bytes(block)))
+        return bytes(self.header) + bytes(self.records) + tail + bytes(self.trailer)
