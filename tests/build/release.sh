@@ -2,6 +2,7 @@
 # release.sh BUILD_DIR - the release preset builds without a warning, is hardened, holds no test
 # hook, and installs what it should where it should.
 set -eu
+build=$1/release # not the user's build/release: warnings are errors here
 scratch=$1/release-install
 cd "$(dirname "$0")/../.."
 
@@ -10,9 +11,9 @@ fail() {
     exit 1
 }
 
-cmake --preset release -DVMSNAP_WERROR=ON
-cmake --build --preset release --parallel 2
-program=build/release/vmsnap
+cmake --preset release -B "$build" -DVMSNAP_WERROR=ON
+cmake --build "$build" --parallel 2
+program=$build/vmsnap
 [ -x "$program" ] || fail "$program is not there"
 [ "$("$program" --version)" = "vmsnap $(sed -n 's/^project(vmsnap VERSION \([0-9.]*\).*/\1/p' \
     CMakeLists.txt)" ] || fail "--version does not say the project's version"
@@ -27,7 +28,7 @@ readelf -sW "$program" | grep -q __stack_chk_fail || fail "no stack protector"
 readelf -sW "$program" | grep -q '__[a-z]*printf_chk' || fail "no _FORTIFY_SOURCE"
 
 rm -rf "$scratch"
-DESTDIR=$scratch cmake --install build/release --prefix /usr >/dev/null
+DESTDIR=$scratch cmake --install "$build" --prefix /usr >/dev/null
 installed=$(cd "$scratch" && find . -type f | sort | tr '\n' ' ')
 expected="./usr/bin/vmsnap ./usr/share/bash-completion/completions/vmsnap"
 expected+=" ./usr/share/man/man1/vmsnap.1 "
