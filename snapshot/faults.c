@@ -54,7 +54,7 @@ struct faults {
     atomic_uint freeze_asked; /* 1: asked */
     atomic_uint frozen;       /* futex word; 1: the phase has changed */
     enum phase phase;         /* the fault thread's own */
-    uint64_t idle_since_ns;   /* the last read that found nothing */
+    uint64_t emptied_ns; /* the last read that left nothing behind: what is read next is younger */
 };
 
 static void serve_layout_event(struct faults *f, const struct uffd_msg *m);
@@ -308,7 +308,7 @@ static void serve_batch(struct faults *f, const struct uffd_msg *messages, int n
         last = messages[i].arg.pagefault.address;
         serve_fault(f, &messages[i]);
         if (f->phase == PHASE_AFTER)
-            histogram_add(&c->latency, clock_monotonic_ns() - f->idle_since_ns);
+            histogram_add(&c->latency, clock_monotonic_ns() - f->emptied_ns);
     }
     atomic_store(&c->held_since_ns, 0);
     if (last && n < BATCH_MESSAGES && !capture_failed(c))
@@ -362,18 +362,20 @@ static void *fault_thread(void *opaque)
         int n = capture_failed(c) ? 0 : uffd_read_messages(c->uffd, messages, BATCH_MESSAGES);
         uint64_t now = clock_monotonic_ns();
         if (n > 0) {
-            atomic_store(&c->held_since_ns, f->idle_since_ns);
+            atomic_store(&c->held_since_ns, f->emptied_ns);
             serve_batch(f, messages, n);
+            if (n < BATCH_MESSAGES)
+                f->emptied_ns = now;
             busy_until = clock_monotonic_ns() + BUSY_READ_NS;
             continue;
         }
         if (n < 0)
             capture_fail(c, CAPTURE_PROTECT, n, 0);
-        f->idle_since_ns = now;
+        f->emptied_ns = now;
         change_phase(f);
         if (now >= busy_until || capture_failed(c)) {
             sleep_until_event(f);
-            f->idle_since_ns = clock_monotonic_ns();
+            f->emptied_ns = clock_monotonic_ns();
         }
     }
     return NULL;

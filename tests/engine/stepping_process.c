@@ -139,6 +139,19 @@ static void poison_tail(const struct stepping_block *b)
     close(fd);
 }
 
+/* Fills what the first step will write. */
+static void make_noise(const struct stepping_block *b)
+{
+    uint64_t x = b->hva ^ 88172645463325252ull, *at = (uint64_t *)(uintptr_t)b->hva;
+    for (uint64_t p = 0; p < limit_of(b, 1); p++)
+        for (unsigned i = 0; i < PAGE / 8; i++) {
+            x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+            at[p * (PAGE / 8) + i] = x;
+        }
+    for (uint64_t p = 0; p < limit_of(b, 1); p++)
+        write_page((char *)at + p * PAGE, 0);
+}
+
 static _Noreturn void be_guest(void)
 {
     pthread_t t;
@@ -146,6 +159,8 @@ static _Noreturn void be_guest(void)
     for (uint32_t i = 0; i < board->n_blocks; i++) {
         void *at = map_block(&board->blocks[i]);
         board->blocks[i].hva = at == MAP_FAILED ? 0 : (uintptr_t)at;
+        if (at != MAP_FAILED && atomic_load(&board->noise))
+            make_noise(&board->blocks[i]);
     }
     if (atomic_load(&board->poison))
         poison_tail(&board->blocks[0]);

@@ -43,6 +43,8 @@ struct stepping_board {
     atomic_bool discard; /* asked for: MADV_DONTNEED over the first block */
     atomic_bool discarded;
     atomic_bool poison;         /* at the start: the last 3 pages of block 0 are poisoned */
+    atomic_bool noise;          /* at the start: what is written from the first step on is filled
+                                   with what does not compress */
     atomic_uint_fast64_t wrong; /* pages that a reader found inconsistent */
     atomic_uint_fast64_t written;
 };
