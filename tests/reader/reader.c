@@ -388,7 +388,8 @@ static void raw(const char *name)
 static void section(const char *number)
 {
     int type = atoi(number);
-    want(type >= 1 && type <= TYPES, "no such section");
+    if (type < 1 || type > TYPES)
+        die("no section %s", number);
     put(image.section[type].at, image.section[type].bytes);
 }
 

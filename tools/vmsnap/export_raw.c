@@ -206,8 +206,9 @@ static int produce_piece(struct worker *w, uint64_t piece, uint8_t *slot, size_t
     const struct stretch *s = find_stretch(w->job, piece);
     uint64_t at = (piece - s->first_piece) * PIECE_BYTES;
     *bytes = s->bytes - at < PIECE_BYTES ? (size_t)(s->bytes - at) : PIECE_BYTES;
-    if (!s->extent) {
-        memset(slot, 0, *bytes);
+    if (!s->extent) { /* only a stream has gaps */
+        if (slot)
+            memset(slot, 0, *bytes);
         return 0;
     }
     uint64_t from = s->extent->region_offset + at, end = from + *bytes;
@@ -447,6 +448,14 @@ static void free_job(struct job *j)
     pthread_cond_destroy(&j->changed);
 }
 
+/* A sparse file of the whole length; addresses go beyond what a file offset can be. */
+static int set_length(const struct export_raw *x, struct error *e)
+{
+    if (x->out_bytes > INT64_MAX)
+        return write_error(x, EFBIG, INT64_MAX, e);
+    return ftruncate(x->fd, (off_t)x->out_bytes) < 0 ? write_error(x, errno, x->out_bytes, e) : 0;
+}
+
 int export_raw(struct export_raw *x, struct error *e)
 {
     struct job j = {.x = x, .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
@@ -454,9 +463,9 @@ int export_raw(struct export_raw *x, struct error *e)
     int r = make_stretches(&j);
     if (r == 0 && x->stream)
         r = make_slots(&j);
-    if (r == 0 && !x->stream && ftruncate(x->fd, (off_t)x->out_bytes) < 0)
-        r = j.failure = write_error(x, errno, x->out_bytes, &j.error);
-    else if (r == 0)
+    if (r == 0 && !x->stream)
+        r = j.failure = set_length(x, &j.error);
+    if (r == 0)
         r = run_workers(&j);
     if (j.failure) {
         r = j.failure;
