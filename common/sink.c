@@ -8,12 +8,11 @@
  * is held while it waits.
  *
  * The thread lives until the first of: all is published, a failure, a cancel. A failure is kept in
- * one atomic and ends every append at once; nothing is retried. The thread may hang in the kernel
- * for good (a dead NFS server, a frozen file system). So whoever cancels never waits for it: after
- * a grace period sink_close() leaves it, with everything it can reach, to the end of the process.
- *
- * A process that ends with such a thread does not close its files before the I/O is over: what must
- * be let go of (the guest's write protection) is to be let go of explicitly before exiting.
+ * one atomic and ends every append at once; nothing is retried. The thread waits in poll() only: a
+ * pipe is written without blocking, a file by a process of its own (sink_writer.h), which may hang
+ * in the kernel for good (a dead NFS server, a frozen file system) without holding anybody up. The
+ * one exception is giving a finished file its name. Closing waits a grace period for either, then
+ * leaves it behind.
  */
 #include "common/sink_internal.h"
 
@@ -61,9 +60,9 @@ static void set_state(struct sink *s, enum sink_state state)
     pthread_mutex_unlock(&s->lock);
 }
 
-int sink_wait(struct sink *s, int fd)
+int sink_wait(struct sink *s, int fd, short events)
 {
-    struct pollfd fds[2] = {{.fd = s->event_fd, .events = POLLIN}, {.fd = fd, .events = POLLOUT}};
+    struct pollfd fds[2] = {{.fd = s->event_fd, .events = POLLIN}, {.fd = fd, .events = events}};
     if (poll(fds, 2, -1) < 0)
         return errno == EINTR ? 0 : -errno;
     eventfd_t count;
@@ -155,7 +154,7 @@ static void run_io(struct sink *s)
     while (sink_failure(s) == 0) {
         enum sink_state state;
         if (reap_all(s) < 0)
-            return; /* the end's close() waits for what is in flight */
+            return;
         struct sink_buffer *b = next_filled(s, &state);
         if (b) {
             start_write(s, b);
@@ -163,11 +162,9 @@ static void run_io(struct sink *s)
             finish(s);
             return;
         } else {
-            sink_wait(s, -1);
+            sink_wait(s, s->reply_fd, POLLIN);
         }
     }
-    while (reap_all(s) == 0 && s->in_flight > 0) /* the kernel still reads from these buffers */
-        sink_wait(s, -1);
 }
 
 static void *io_thread(void *opaque)
@@ -260,6 +257,8 @@ int sink_error(const struct sink *s, struct error *e)
               s->failed_step, s->name, (unsigned long long)s->failed_offset);
     if (full)
         error_hint(e, "make room there, or write to another file system; nothing was published");
+    else if (r == -EOWNERDEAD)
+        error_hint(e, "the process that writes the file was killed");
     else if (r == -EPIPE)
         error_hint(e, "the reader of the pipe has ended; see what it says");
     return r;
@@ -298,10 +297,9 @@ const char *sink_temporary_path(const struct sink *s)
     return s->temporary_path;
 }
 
-static void free_sink(struct sink *s)
+static int free_sink(struct sink *s)
 {
-    if (s->ops)
-        s->ops->close(s);
+    int r = s->ops->close(s);
     if (s->event_fd >= 0)
         close(s->event_fd);
     if (s->arena)
@@ -314,6 +312,7 @@ static void free_sink(struct sink *s)
     free(s->filled);
     free(s->name);
     free(s);
+    return r;
 }
 
 /* Whether the I/O thread comes to its end within the grace period. */
@@ -341,8 +340,7 @@ int sink_close(struct sink *s)
         return -EBUSY;
     }
     pthread_join(s->thread, NULL);
-    free_sink(s);
-    return 0;
+    return free_sink(s);
 }
 
 static int allocate_buffers(struct sink *s, unsigned n)
@@ -352,7 +350,7 @@ static int allocate_buffers(struct sink *s, unsigned n)
     s->free = calloc(n, sizeof(*s->free));
     s->filled = calloc(n, sizeof(*s->filled));
     void *arena = mmap(NULL, (size_t)n * SINK_BUFFER_BYTES, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+                       MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (arena == MAP_FAILED || !s->buffers || !s->free || !s->filled) {
         if (arena != MAP_FAILED)
             munmap(arena, (size_t)n * SINK_BUFFER_BYTES);
@@ -399,6 +397,7 @@ int sink_start(struct sink **out, const struct sink_ops *ops, void *end, const c
                        .temporary_path = temporary_path,
                        .depth = depth,
                        .event_fd = -1,
+                       .reply_fd = -1,
                        .append_lock = PTHREAD_MUTEX_INITIALIZER,
                        .lock = PTHREAD_MUTEX_INITIALIZER};
     init_condition(&s->changed);
@@ -408,6 +407,8 @@ int sink_start(struct sink **out, const struct sink_ops *ops, void *end, const c
         r = -EINVAL;
     if (r == 0)
         r = allocate_buffers(s, options->n_buffers);
+    if (r == 0 && ops->start)
+        r = ops->start(s);
     if (r == 0)
         r = start_thread(s);
     if (r < 0) {

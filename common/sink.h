@@ -1,7 +1,8 @@
 /*
  * sink.h - where an image goes: a file (libaio, O_DIRECT where the file system has it), or a pipe.
- * Appending is asynchronous: callers copy into write buffers, an I/O thread of the sink's own
- * writes them. Nothing is under the final name before sink_commit().
+ * Appending is asynchronous: callers copy into write buffers, an I/O thread of the sink's own and,
+ * for files, a process of its own write them: this process never sleeps in a file system, so that
+ * it can be ended at any time. Nothing is under the final name before sink_commit().
  */
 #ifndef VMSNAP_COMMON_SINK_H
 #define VMSNAP_COMMON_SINK_H
@@ -25,7 +26,8 @@ struct sink_options {
 /*
  * Opens a file to be published as `path`: unnamed (O_TMPFILE) where the file system has it, else a
  * hidden temporary name beside it (".NAME.vmsnap-PID-RANDOM"). Refuses an existing path unless
- * overwrite. Starts the I/O thread.
+ * overwrite. Starts the I/O thread and forks the writer process: open a sink before there is
+ * anything that must not be copied (memory locked, a guest attached).
  */
 int sink_open_file(struct sink **out, const char *path, const struct sink_options *options,
                    struct error *e);
@@ -60,8 +62,9 @@ int sink_commit(struct sink *s, struct error *e);
  * sink hangs. Does not wait for the I/O thread. Any thread. */
 void sink_cancel(struct sink *s);
 
-/* Ends the I/O thread and frees. Without a commit before it, nothing is left behind. If the I/O
- * thread hangs in the kernel it is left to the end of the process (returns -EBUSY). */
+/* Ends the I/O and frees. Without a commit before it, nothing is left behind. What hangs in the
+ * kernel is given a second, then left to end by itself (returns -EBUSY): a process that holds
+ * nothing but the unfinished file. */
 int sink_close(struct sink *s);
 
 #endif

@@ -5,33 +5,35 @@
 #ifndef VMSNAP_COMMON_SINK_INTERNAL_H
 #define VMSNAP_COMMON_SINK_INTERNAL_H
 
-#include <libaio.h>
 #include <pthread.h>
 #include <stdatomic.h>
 
 #include "common/sink.h"
 
 struct sink_buffer {
-    struct iocb cb; /* sink_file.c's; its `data` points back here */
-    uint8_t *data;  /* SINK_BUFFER_BYTES, page-aligned */
+    uint8_t *data; /* SINK_BUFFER_BYTES, page-aligned, shared with processes forked later */
     size_t used_bytes;
-    size_t write_bytes; /* used_bytes, padded where the end needs that */
-    uint64_t offset;    /* in the file */
+    uint64_t offset; /* in the file */
 };
 
 struct sink_ops {
+    /* The buffers are there; the I/O thread is not yet. May set s->reply_fd. NULL: nothing to do.
+     */
+    int (*start)(struct sink *s);
     /* Starts to write a buffer. 1: written whole; 0: in flight, to be reaped; -errno. May wait,
      * but must come back with -ECANCELED once sink_failure() is set. */
     int (*write)(struct sink *s, struct sink_buffer *b);
-    /* Takes one finished buffer without waiting: 1 and *b, 0 when none has finished, -errno. A
-     * completion is also told through s->event_fd. NULL: nothing is ever in flight. */
+    /* Takes one finished buffer without waiting: 1 and *b, or -errno and *b; 0 when none has
+     * finished; -errno without *b: none will. reply_fd becomes readable when one has. NULL: nothing
+     * is ever in flight. */
     int (*reap)(struct sink *s, struct sink_buffer **b);
-    /* Every byte is written: makes it durable. */
+    /* Every byte is written: makes it durable. Same rule as write. */
     int (*flush)(struct sink *s);
     /* Gives it its name; *e is filled on failure. NULL: it has none. */
     int (*publish)(struct sink *s, struct error *e);
-    /* Releases s->end. The I/O thread has ended. */
-    void (*close)(struct sink *s);
+    /* Releases s->end; the I/O thread has ended, writes may still be in flight. 0, or -EBUSY when
+     * something of it hangs. */
+    int (*close)(struct sink *s);
 };
 
 enum sink_state {
@@ -51,7 +53,8 @@ struct sink {
     uint8_t *arena; /* all buffers */
     struct sink_buffer *buffers;
     unsigned n_buffers;
-    int event_fd; /* wakes the I/O thread: a job, a completion, a cancel */
+    int event_fd; /* wakes the I/O thread: a job, a cancel */
+    int reply_fd; /* readable: something to reap; -1 without */
     pthread_t thread;
 
     /* Held over a whole append, waits included, so that its bytes stay together. Taken before
@@ -85,9 +88,9 @@ static inline int sink_failure(const struct sink *s)
     return atomic_load_explicit(&s->failure, memory_order_acquire);
 }
 
-/* Waits until something happened on event_fd, or `fd` (may be -1) can be written to (or is broken).
- * 1: `fd` is ready, 0: not yet, -errno. */
-int sink_wait(struct sink *s, int fd);
+/* Waits until something happened on event_fd, or poll(2) says `events` (or an error) of `fd` (may
+ * be -1). 1: `fd` is ready, 0: not yet, -errno. */
+int sink_wait(struct sink *s, int fd, short events);
 
 /* Builds the front around an end and starts the I/O thread. Takes `end` over: it is closed on
  * failure too. */

@@ -1,18 +1,21 @@
 /*
  * sink_pipe.c - a sink's end at a descriptor that somebody else opened: a pipe, a socket, a
- * redirect. Never blocks where the descriptor can tell that it would, so that a cancel is seen: a
- * pipe is opened again through /proc for flags of our own (setting O_NONBLOCK on the one we were
- * given would set it for everyone who shares it); a socket has MSG_DONTWAIT; files do not wait.
+ * terminal (a regular file is sink_file.c's). Never blocks where the descriptor can tell that it
+ * would, so that a cancel is seen: a pipe is opened again through /proc for flags of our own
+ * (setting O_NONBLOCK on the one we were given would set it for everyone who shares it); a socket
+ * has MSG_DONTWAIT; a terminal does not wait for ever.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/sink_file.h"
 #include "common/sink_internal.h"
 #include "common/testhook.h"
 
@@ -20,7 +23,6 @@ struct pipe_end {
     int fd;
     bool owned; /* opened by us */
     bool socket;
-    bool regular;
     bool blocking; /* a pipe that could not be opened again: only PIPE_BUF after POLLOUT */
 };
 
@@ -45,7 +47,7 @@ static int pipe_write(struct sink *s, struct sink_buffer *b)
         if (sink_failure(s) != 0)
             return -ECANCELED;
         if (p->blocking) {
-            if (sink_wait(s, p->fd) == 0)
+            if (sink_wait(s, p->fd, POLLOUT) == 0)
                 continue;
             n_bytes = n_bytes < PIPE_BUF ? n_bytes : PIPE_BUF;
         }
@@ -55,25 +57,24 @@ static int pipe_write(struct sink *s, struct sink_buffer *b)
         else if (errno != EAGAIN && errno != EINTR)
             return -errno;
         else if (errno == EAGAIN)
-            sink_wait(s, p->fd);
+            sink_wait(s, p->fd, POLLOUT);
     }
     return 1;
 }
 
 static int pipe_flush(struct sink *s)
 {
-    const struct pipe_end *p = s->end;
-    if (TESTHOOK_FAIL("sink-fsync"))
-        return -EIO;
-    return p->regular && fsync(p->fd) < 0 ? -errno : 0;
+    (void)s;
+    return TESTHOOK_FAIL("sink-fsync") ? -EIO : 0; /* what is in the pipe is the reader's */
 }
 
-static void pipe_close(struct sink *s)
+static int pipe_close(struct sink *s)
 {
     struct pipe_end *p = s->end;
     if (p->owned)
         close(p->fd);
     free(p);
+    return 0;
 }
 
 static const struct sink_ops pipe_ops = {
@@ -99,11 +100,12 @@ int sink_open_fd(struct sink **out, int fd, const struct sink_options *options, 
     snprintf(name, sizeof(name), fd == STDOUT_FILENO ? "standard output" : "descriptor %d", fd);
     if (fstat(fd, &st) < 0)
         return error_set(e, VMSNAP_EXIT_FAILED, errno, "%s", name);
+    if (S_ISREG(st.st_mode))
+        return sink_open_redirect(out, fd, name, options, e);
     struct pipe_end *p = calloc(1, sizeof(*p));
     if (!p)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "%s", name);
-    *p =
-        (struct pipe_end){.fd = fd, .socket = S_ISSOCK(st.st_mode), .regular = S_ISREG(st.st_mode)};
+    *p = (struct pipe_end){.fd = fd, .socket = S_ISSOCK(st.st_mode)};
     if (S_ISFIFO(st.st_mode))
         make_nonblocking(p);
     return sink_start(out, &pipe_ops, p, name, NULL, 1, options, e);
