@@ -39,7 +39,7 @@ def system_calls(t):
     process = start_vmsnap(t, "snapshot", "--qmp", guest.qmp_path, image, hooks={
         "pause_at": "snapshot-before-pause", "pause_log": log})
     wait_until(lambda: os.path.exists(log), 30, "the snapshot is about to pause")
-    thread, worker = fault_thread(process.pid)
+    thread, worker = wait_until(lambda: fault_thread(process.pid), 20, "the fault thread runs")
     tracer = t.spawn(["strace", "-q", "-o", trace, "-p", thread])
     wait_until(lambda: tracer_of(thread) != 0, 10, "strace has attached")
     with open(f"/proc/{worker}/status", encoding="ascii") as f:
