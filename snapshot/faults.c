@@ -54,10 +54,32 @@ struct faults {
     atomic_uint freeze_asked; /* 1: asked */
     atomic_uint frozen;       /* futex word; 1: the phase has changed */
     enum phase phase;         /* the fault thread's own */
+    bool unreadable;          /* a read has failed */
     uint64_t emptied_ns; /* the last read that left nothing behind: what is read next is younger */
 };
 
 static void serve_layout_event(struct faults *f, const struct uffd_msg *m);
+
+/*
+ * Reads events, and looks at once at those that say that memory goes away: reading them is what
+ * lets their sender go on, so until then it is whole, and no fault of the same batch may be served,
+ * nor anything absent be taken for zero by the sweep (which waits for the turn to be over), before
+ * it is known whether all of it had been saved.
+ */
+static int read_events(struct faults *f, struct uffd_msg *messages)
+{
+    struct capture *c = f->capture;
+    atomic_fetch_add(&c->events_turn, 1);
+    int n = uffd_read_messages(c->uffd, messages, BATCH_MESSAGES);
+    for (int i = 0; i < n; i++) {
+        if (messages[i].event == UFFD_EVENT_PAGEFAULT)
+            continue;
+        TESTHOOK_POINT("faults-discard");
+        serve_layout_event(f, &messages[i]);
+    }
+    atomic_fetch_add(&c->events_turn, 1);
+    return n;
+}
 
 /* Reads what is in the way of an ioctl that was refused with EAGAIN: an event other than a fault.
  * Faults that come along are woken unserved; the kernel sends them again. The kernel refuses until
@@ -65,13 +87,10 @@ static void serve_layout_event(struct faults *f, const struct uffd_msg *m);
 static int drain_events(struct faults *f)
 {
     struct uffd_msg messages[BATCH_MESSAGES];
-    int n = uffd_read_messages(f->capture->uffd, messages, BATCH_MESSAGES);
-    for (int i = 0; i < n; i++) {
-        if (messages[i].event != UFFD_EVENT_PAGEFAULT)
-            serve_layout_event(f, &messages[i]);
-        else
+    int n = read_events(f, messages);
+    for (int i = 0; i < n; i++)
+        if (messages[i].event == UFFD_EVENT_PAGEFAULT)
             uffd_wake(f->capture->uffd, messages[i].arg.pagefault.address & ~4095ull, 4096);
-    }
     if (n == 0)
         poll(NULL, 0, 1);
     return n < 0 ? n : 0;
@@ -301,18 +320,16 @@ static void serve_batch(struct faults *f, const struct uffd_msg *messages, int n
     struct capture *c = f->capture;
     uint64_t last = 0;
     for (int i = 0; i < n && !capture_failed(c); i++) {
-        if (messages[i].event != UFFD_EVENT_PAGEFAULT) {
-            serve_layout_event(f, &messages[i]);
+        if (messages[i].event != UFFD_EVENT_PAGEFAULT)
             continue;
-        }
         last = messages[i].arg.pagefault.address;
         serve_fault(f, &messages[i]);
         if (f->phase == PHASE_AFTER)
             histogram_add(&c->latency, clock_monotonic_ns() - f->emptied_ns);
     }
-    atomic_store(&c->held_since_ns, 0);
     if (last && n < BATCH_MESSAGES && !capture_failed(c))
         save_around(f, last);
+    atomic_store(&c->held_since_ns, 0); /* only now: new faults wait for the neighbours' copies */
 }
 
 /* Nothing waits in the userfaultfd: the moment to change phase, if that was asked. */
@@ -329,8 +346,8 @@ static void sleep_until_event(struct faults *f)
 {
     struct pollfd fds[2] = {{.fd = f->capture->uffd, .events = POLLIN},
                             {.fd = f->control, .events = POLLIN}};
-    if (capture_failed(f->capture))
-        fds[0].fd = -1; /* nobody is served any more: protection is about to be dropped */
+    if (f->unreadable)
+        fds[0].fd = -1;
     poll(fds, 2, -1);
     if (fds[1].revents) {
         uint64_t rings;
@@ -359,7 +376,9 @@ static void *fault_thread(void *opaque)
     struct uffd_msg messages[BATCH_MESSAGES];
     uint64_t busy_until = 0;
     while (!atomic_load(&f->stop)) {
-        int n = capture_failed(c) ? 0 : uffd_read_messages(c->uffd, messages, BATCH_MESSAGES);
+        /* After a failure too, though nobody is served any more: protection is about to be
+         * dropped, but whoever discards memory waits until that is read. */
+        int n = f->unreadable ? 0 : read_events(f, messages);
         uint64_t now = clock_monotonic_ns();
         if (n > 0) {
             atomic_store(&c->held_since_ns, f->emptied_ns);
@@ -369,8 +388,10 @@ static void *fault_thread(void *opaque)
             busy_until = clock_monotonic_ns() + BUSY_READ_NS;
             continue;
         }
-        if (n < 0)
+        if (n < 0) {
+            f->unreadable = true;
             capture_fail(c, CAPTURE_PROTECT, n, 0);
+        }
         f->emptied_ns = now;
         change_phase(f);
         if (now >= busy_until || capture_failed(c)) {

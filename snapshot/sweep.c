@@ -85,6 +85,19 @@ static bool absent(const struct sweep *s, const struct chunk *k, uint64_t cluste
     return true;
 }
 
+/*
+ * Waits until the fault thread has looked at every event that it has read. What was absent before
+ * may have been discarded by a sender that such an event let go; now that is known, as a failure.
+ * (A page is whole or absent: a copy is never of something in between.)
+ */
+static bool settle(struct capture *c)
+{
+    unsigned turn = atomic_load(&c->events_turn);
+    while ((turn & 1) && atomic_load(&c->events_turn) == turn && !capture_failed(c))
+        sched_yield();
+    return !capture_failed(c);
+}
+
 /* Copies one cluster and takes it. False: the snapshot has failed. */
 static bool copy_cluster(struct sweep *s, const struct chunk *k, uint64_t cluster)
 {
@@ -102,7 +115,7 @@ static bool copy_cluster(struct sweep *s, const struct chunk *k, uint64_t cluste
         capture_fail(c, CAPTURE_READ, ret, cluster_hva(k->range, cluster));
         return false;
     }
-    if (cluster_save(&c->map, cluster))
+    if (settle(c) && cluster_save(&c->map, cluster))
         encoder_submit(c->encoder, buffer, &captured);
     else
         pool_put(c->pool, buffer);
@@ -117,6 +130,8 @@ static bool save_chunk(struct sweep *s, const struct chunk *k)
         capture_fail(c, CAPTURE_READ, ret, cluster_hva(k->range, k->from));
         return false;
     }
+    if (!settle(c))
+        return false;
     for (uint64_t cluster = k->from; cluster < k->to; cluster++) {
         if (capture_failed(c))
             return false;

@@ -1,9 +1,14 @@
 /*
  * Memory that is discarded in mid-snapshot, before it was saved: the snapshot fails cleanly and
- * says so, nothing is published, the process goes on.
+ * says so, nothing is published, the process goes on. Also when the fault thread, which has read of
+ * it and so let the discard go on, is held before it looks what was saved: the sweep must not take
+ * what it finds absent then for zeros of the instant.
  */
+#include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "common/kernel.h"
@@ -18,13 +23,11 @@ static void discard(struct stepping_source *s)
     usleep(2000);
 }
 
-int main(void)
+/* A snapshot of a process that throws its memory away right after the instant. 0: it failed as it
+ * must. */
+static int discard_in_snapshot(void)
 {
     struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return 77;
-    }
     struct stepping_board *board = stepping_board_new();
     board->n_blocks = 1;
     board->blocks[0] = (struct stepping_block){.kind = STEPPING_ANON, .n_pages = 32768};
@@ -49,4 +52,54 @@ int main(void)
     stepping_source_close(&source);
     unlink(image);
     return failed;
+}
+
+#ifdef VMSNAP_TEST_HOOKS
+/* Holds the fault thread at the point for as long as the sweep would take. */
+static pid_t hold_fault_thread(char *log)
+{
+    char go[64];
+    snprintf(go, sizeof(go), "%s.go", log);
+    unlink(log);
+    unlink(go);
+    setenv("VMSNAP_PAUSE_AT", "faults-discard", 1);
+    setenv("VMSNAP_PAUSE_LOG", log, 1);
+    pid_t pid = fork();
+    if (pid == 0) {
+        for (int tries = 0; access(log, F_OK) && tries < 5000; tries++)
+            usleep(1000);
+        usleep(700000);
+        close(open(go, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+        _exit(0);
+    }
+    return pid;
+}
+
+static int held(void)
+{
+    char log[] = "/tmp/vmsnap-engine-discard-log", go[] = "/tmp/vmsnap-engine-discard-log.go";
+    pid_t pid = hold_fault_thread(log);
+    int failed = discard_in_snapshot();
+    waitpid(pid, NULL, 0);
+    failed |= access(log, F_OK) != 0;
+    unlink(log);
+    unlink(go);
+    return failed;
+}
+#else
+static int held(void)
+{
+    return 0;
+}
+#endif
+
+int main(void)
+{
+    struct error e = {0};
+    if (geteuid() != 0 || kernel_require(&e)) {
+        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
+        return 77;
+    }
+    int failed = discard_in_snapshot();
+    return failed ? failed : held();
 }
