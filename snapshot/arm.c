@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <sched.h>
 
+#include "common/clock.h"
 #include "common/kernel.h"
 #include "common/testhook.h"
 #include "common/uffd.h"
@@ -52,15 +53,18 @@ static const struct region *forgotten(const struct region *regions, uint32_t n_r
     return largest;
 }
 
-int arm_protect(int uffd, const struct region *regions, uint32_t n_regions, struct error *e)
+int arm_protect(int uffd, const struct region *regions, uint32_t n_regions, int timeout_ms,
+                struct error *e)
 {
+    uint64_t deadline = clock_monotonic_ns() + (uint64_t)timeout_ms * 1000000u;
     const struct region *skip = forgotten(regions, n_regions);
     for (uint32_t i = 0; i < n_regions; i++) {
         const struct region *r = &regions[i];
         int ret;
         if (r == skip)
             continue;
-        while ((ret = uffd_protect(uffd, r->hva, r->bytes)) == -EAGAIN)
+        while ((ret = uffd_protect(uffd, r->hva, r->bytes)) == -EAGAIN &&
+               clock_monotonic_ns() < deadline)
             sched_yield(); /* the fault thread reads the event that is in the way */
         if (ret)
             return error_set(e, VMSNAP_EXIT_KERNEL, -ret, "cannot write-protect %s", r->name);

@@ -16,8 +16,10 @@
  */
 int arm_register(int uffd, const struct region *regions, uint32_t n_regions, struct error *e);
 
-/* Write-protects all regions; in the pause, after faults_freeze(). */
-int arm_protect(int uffd, const struct region *regions, uint32_t n_regions, struct error *e);
+/* Write-protects all regions; in the pause, after faults_freeze(). Waits at most timeout_ms for the
+ * fault thread to read an event that is in the way. */
+int arm_protect(int uffd, const struct region *regions, uint32_t n_regions, int timeout_ms,
+                struct error *e);
 
 /* Drops protection and registration in pieces, wakes every waiter. Harmless to repeat; errors are
  * skipped (a vanished process, an unmapped piece): closing the fd does the rest. */

@@ -220,7 +220,10 @@ static int protect(struct job *j, struct error *e)
     uint64_t from = clock_monotonic_ns();
     int ret = TESTHOOK_BROKEN("phase-early") ? 0 : freeze(j, e);
     if (!ret)
-        ret = arm_protect(j->uffd, j->source->regions, j->source->n_regions, e);
+        ret = arm_protect(j->uffd, j->source->regions, j->source->n_regions, j->source->timeout_ms,
+                          e);
+    if (ret && capture_failed(&j->capture))
+        ret = capture_error(&j->capture, e); /* protection was dropped while it was set */
     j->pause.arm_ns = clock_monotonic_ns() - from;
     return ret;
 }

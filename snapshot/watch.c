@@ -19,6 +19,9 @@ struct watch {
     struct guardian_board *board;
     int stop_event;
     pthread_t thread;
+    bool dropped;
+    unsigned turn; /* of the fault thread's reads, when an event was seen that it had not read */
+    uint64_t unread_since_ns;
 };
 
 /* Frees the guest: whatever else happens to this snapshot, its writes wait no longer. */
@@ -26,20 +29,38 @@ static void drop_protection(struct watch *w, enum capture_failure why, int err)
 {
     struct capture *c = w->capture;
     capture_fail(c, why, err, 0);
+    w->dropped = true;
     for (uint32_t i = 0; i < c->map.n_ranges; i++)
         arm_release(c->uffd, c->map.ranges[i].region, 1);
+}
+
+/* Since when an event waits without the fault thread reading any (it gets no CPU, or hangs in the
+ * kernel): 0 if none does. */
+static uint64_t unread_since(struct watch *w)
+{
+    struct pollfd p = {.fd = w->capture->uffd, .events = POLLIN};
+    unsigned turn = atomic_load(&w->capture->events_turn);
+    if (poll(&p, 1, 0) <= 0 || turn != w->turn)
+        w->unread_since_ns = 0;
+    else if (!w->unread_since_ns)
+        w->unread_since_ns = clock_monotonic_ns();
+    w->turn = turn;
+    return w->unread_since_ns;
 }
 
 static void look(struct watch *w)
 {
     struct capture *c = w->capture;
-    uint64_t since = atomic_load(&c->held_since_ns);
+    uint64_t since = atomic_load(&c->held_since_ns), unread = unread_since(w);
     uint64_t limit = (uint64_t)c->max_stall_ms * 1000000u;
     int err;
     atomic_fetch_add(&w->board->beat, 1);
-    if (capture_failed(c))
-        return;
-    if (since && clock_monotonic_ns() - since > limit)
+    uint64_t now = clock_monotonic_ns();
+    if (capture_failed(c)) {
+        /* The main thread may be waiting for a VMM that waits for a write of its own. */
+        if (!w->dropped)
+            drop_protection(w, CAPTURE_CANCELLED, 0);
+    } else if ((since && now > since + limit) || (unread && now > unread + limit))
         drop_protection(w, CAPTURE_STALLED, 0);
     else if ((err = sink_error(w->sink, NULL)) || (err = encoder_error(c->encoder)))
         drop_protection(w, CAPTURE_OUTPUT, err);

@@ -23,9 +23,24 @@ static void discard(struct stepping_source *s)
     usleep(2000);
 }
 
+/* The same by a VMM that then does not answer until its guest gets on: nobody else is there to drop
+ * protection. */
+static void discard_and_wait(struct stepping_source *s)
+{
+    discard(s);
+    uint64_t before = atomic_load(&s->board->written);
+    for (int tries = 0; atomic_load(&s->board->written) < before + 1000; tries++) {
+        if (tries == 3000) {
+            atomic_fetch_add(&s->board->wrong, 1);
+            return;
+        }
+        usleep(1000);
+    }
+}
+
 /* A snapshot of a process that throws its memory away right after the instant. 0: it failed as it
  * must. */
-static int discard_in_snapshot(void)
+static int discard_in_snapshot(void (*resumed)(struct stepping_source *s))
 {
     struct error e = {0};
     struct stepping_board *board = stepping_board_new();
@@ -34,7 +49,7 @@ static int discard_in_snapshot(void)
     struct stepping_source source;
     if (!stepping_source_open(&source, board))
         return 1;
-    source.resumed = discard;
+    source.resumed = resumed;
     char image[] = "/tmp/vmsnap-engine-discard";
     unlink(image);
     struct snapshot_options options = stepping_options(image);
@@ -47,6 +62,10 @@ static int discard_in_snapshot(void)
     usleep(50000);
     if (atomic_load(&board->written) == before) {
         printf("the process stands\n");
+        failed = 1;
+    }
+    if (atomic_load(&board->wrong)) {
+        printf("the process stood for as long as its VMM waited for it\n");
         failed = 1;
     }
     stepping_source_close(&source);
@@ -79,7 +98,7 @@ static int held(void)
 {
     char log[] = "/tmp/vmsnap-engine-discard-log", go[] = "/tmp/vmsnap-engine-discard-log.go";
     pid_t pid = hold_fault_thread(log);
-    int failed = discard_in_snapshot();
+    int failed = discard_in_snapshot(discard);
     waitpid(pid, NULL, 0);
     failed |= access(log, F_OK) != 0;
     unlink(log);
@@ -100,6 +119,6 @@ int main(void)
         printf("skipped: needs root and userfaultfd (%s)\n", e.message);
         return 77;
     }
-    int failed = discard_in_snapshot();
+    int failed = discard_in_snapshot(discard) || discard_in_snapshot(discard_and_wait);
     return failed ? failed : held();
 }
