@@ -24,10 +24,10 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -38,7 +38,8 @@
 #include "restore/fill.h"
 
 #define SPIN_NS 200000u
-#define RETRY_NO_ROOM_MS 50
+#define RETRY_NO_ROOM_NS 50000000u
+#define RETRY_EVENT_NS 30000u
 #define MESSAGES_MAX 64
 #define WAITING_MAX 1024
 #define SERVER_NICE (-10)
@@ -219,11 +220,13 @@ static bool advance_stage(struct server *s)
     }
 }
 
-static void sleep_for_more(struct server *s, int timeout_ms)
+/* Sleeps until a message or a job comes, or until timeout_ns have passed (0: without end). */
+static void sleep_for_more(struct server *s, uint32_t timeout_ns)
 {
     struct pollfd fds[2] = {{.fd = s->config.uffd, .events = POLLIN},
                             {.fd = s->queue.wake_fd, .events = POLLIN}};
-    poll(fds, 2, timeout_ms);
+    const struct timespec timeout = {.tv_nsec = (long)timeout_ns};
+    ppoll(fds, 2, timeout_ns ? &timeout : NULL, NULL);
 }
 
 /* Sleeps until a message, a job or a command comes. */
@@ -236,8 +239,18 @@ static void sleep_until_work(struct server *s)
                    (server_stage(s) == SERVER_FILLING && atomic_load(&s->all_queued)) ||
                    (server_stage(s) == SERVER_FILLED && atomic_load(&s->release_wanted));
     if (!job && !command)
-        sleep_for_more(s, -1);
+        sleep_for_more(s, 0);
     queue_sleep_end(&s->queue);
+}
+
+/*
+ * Something must be tried again. After an event was read, the thread that caused it has to get its
+ * turn before the kernel lets us install. Yielding would not see to that: we run at a higher priority
+ * than it does.
+ */
+static void wait_to_retry(struct server *s, bool no_room)
+{
+    sleep_for_more(s, no_room ? RETRY_NO_ROOM_NS : RETRY_EVENT_NS);
 }
 
 /* One turn without a new message. */
@@ -245,15 +258,12 @@ static void turn_without_message(struct server *s)
 {
     bool no_room = answer_waiting(s);
     if (s->n_waiting > 0) {
-        if (no_room)
-            sleep_for_more(s, RETRY_NO_ROOM_MS);
-        else
-            sched_yield(); /* the thread whose event we read must get its turn */
+        wait_to_retry(s, no_room);
         return;
     }
     if (install_next_job(s, &no_room)) {
-        if (no_room)
-            sleep_for_more(s, RETRY_NO_ROOM_MS);
+        if (s->has_job)
+            wait_to_retry(s, no_room);
         return;
     }
     if (advance_stage(s))
@@ -266,6 +276,7 @@ static void *run_server(void *opaque)
 {
     struct server *s = opaque;
     setpriority(PRIO_PROCESS, 0, SERVER_NICE); /* without the right to it: as it is */
+    prctl(PR_SET_TIMERSLACK, 1000);            /* ns: short sleeps are to be short */
     while (!atomic_load_explicit(&s->stop, memory_order_relaxed)) {
         if (read_messages(s) > 0)
             answer_waiting(s);

@@ -158,9 +158,8 @@ enum holds { HOLDS_IMAGE, HOLDS_ZEROS, HOLDS_MARK };
 static void check_holds(uint32_t block, uint64_t page, enum holds holds)
 {
     unsigned char expected[PAGE] = {0}, image[PAGE];
-    kit_page(block, page, image);
     if (holds == HOLDS_IMAGE)
-        memcpy(expected, image, PAGE);
+        kit_page(block, page, expected);
     if (holds == HOLDS_MARK)
         expected[7] = 'w';
     atomic_fetch_add(&board->pages_read, 1);
@@ -168,6 +167,7 @@ static void check_holds(uint32_t block, uint64_t page, enum holds holds)
     if (memcmp(p, expected, PAGE) == 0)
         return;
     atomic_fetch_add(&board->wrong, 1);
+    kit_page(block, page, image);
     if (memcmp(p, image, PAGE) == 0)
         atomic_fetch_add(&board->came_back, 1);
 }
