@@ -16,6 +16,8 @@
 #include "common/log.h"
 
 #define TICK_MS 100
+/* A worker without a sign of life for less than this may just be short of CPU time. */
+#define HEARTBEAT_MIN_MS 1000
 
 /* How the worker hands its result over: through a memfd, so that no pipe can fill up. */
 struct result {
@@ -127,8 +129,10 @@ static int clean_up_after(struct guardian *g, int status, int interrupted_by, in
         return -EIO;
     }
     if (atomic_load(&b->paused)) {
-        guest = GUEST_RUNNING;
-        if (g->resume(g->opaque, &problem)) {
+        int resumed = g->resume(g->opaque, &problem);
+        if (resumed == 0)
+            guest = GUEST_RUNNING;
+        if (resumed < 0) {
             guest = problem.guest == GUEST_ENDED ? GUEST_ENDED : GUEST_UNKNOWN;
             error_wrap(e, "the VM could not be resumed (%s)", problem.message);
             error_hint(e, "give \"cont\" to the VM's monitor");
@@ -142,36 +146,51 @@ static int clean_up_after(struct guardian *g, int status, int interrupted_by, in
     return -EIO;
 }
 
+struct heartbeat {
+    unsigned beat;
+    uint64_t since_ns; /* it beats no more since then */
+    uint64_t looked_ns;
+    bool killed;
+};
+
 /* The heartbeat of a worker that holds memory protected: kills it when it has none. */
-static void watch_heartbeat(struct guardian *g, pid_t worker, unsigned *last, uint64_t *since)
+static void watch_heartbeat(struct guardian *g, pid_t worker, struct heartbeat *h)
 {
     unsigned beat = atomic_load(&g->board->beat);
     uint64_t now = clock_monotonic_ns();
     bool matters = atomic_load(&g->board->protected) || atomic_load(&g->board->paused);
-    if (beat != *last || !matters) {
-        *last = beat;
-        *since = now;
-    } else if (now - *since > (uint64_t)g->max_stall_ms * 1000000u) {
-        log_warn("no sign of life from the worker for %d ms: ending it", g->max_stall_ms);
-        kill(worker, SIGKILL);
+    int limit_ms = g->max_stall_ms > HEARTBEAT_MIN_MS ? g->max_stall_ms : HEARTBEAT_MIN_MS;
+    /* We did not run either (suspended, frozen): that says nothing about the worker. */
+    bool slept = now - h->looked_ns > HEARTBEAT_MIN_MS * 1000000ull;
+    h->looked_ns = now;
+    if (beat != h->beat || !matters || slept) {
+        h->beat = beat;
+        h->since_ns = now;
+    } else if (!h->killed && now - h->since_ns > (uint64_t)limit_ms * 1000000u) {
+        h->killed = true;
+        kill(worker, SIGKILL); /* before anything that could block, a message say */
+        log_warn("no sign of life from the worker for %d ms: ended it", limit_ms);
     }
 }
 
 /* Waits for the worker; continues it when it is stopped. Returns its wait status. */
 static int watch(struct guardian *g, pid_t worker, int signal_fd, int *interrupted_by)
 {
-    unsigned beat = 0;
-    uint64_t beat_since = clock_monotonic_ns();
+    struct heartbeat heartbeat = {.looked_ns = clock_monotonic_ns()};
     for (;;) {
         int status;
         pid_t got = waitpid(worker, &status, WNOHANG | WUNTRACED);
         if (got == worker && !WIFSTOPPED(status))
             return status;
+        if (got < 0 && errno == ECHILD)
+            return SIGKILL; /* gone, and reaped by somebody else: as if it had been killed */
         if (got == worker) {
-            log_warn("the worker was stopped; it is continued, since the guest depends on it");
             kill(worker, SIGCONT);
+            log_warn("the worker was stopped; it was continued, since the guest depends on it");
         }
-        watch_heartbeat(g, worker, &beat, &beat_since);
+        watch_heartbeat(g, worker, &heartbeat);
+        if (*interrupted_by && atomic_load(&g->board->finishing))
+            kill(worker, SIGKILL); /* it may hang on a sink that nobody reads */
         struct pollfd p = {.fd = signal_fd, .events = POLLIN};
         if (poll(&p, 1, TICK_MS) <= 0)
             continue;
@@ -180,9 +199,7 @@ static int watch(struct guardian *g, pid_t worker, int signal_fd, int *interrupt
             continue;
         if (info.ssi_signo == SIGINT || info.ssi_signo == SIGTERM)
             *interrupted_by = (int)info.ssi_signo;
-        if (*interrupted_by && atomic_load(&g->board->finishing))
-            kill(worker, SIGKILL); /* it may hang on a sink that nobody reads */
-        else if (*interrupted_by || info.ssi_signo == SIGUSR1)
+        if (*interrupted_by || info.ssi_signo == SIGUSR1)
             kill(worker, (int)info.ssi_signo);
     }
 }
@@ -201,6 +218,8 @@ int guardian_run(struct guardian *g, json_t **summary, struct error *e)
     sigaddset(&watched, SIGTERM);
     sigaddset(&watched, SIGUSR1);
     sigprocmask(SIG_BLOCK, &watched, &old);
+    /* Ignored, as some parents leave it, would mean that there is nothing to wait for. */
+    signal(SIGCHLD, SIG_DFL);
     /* A terminal must not stop us while a guest depends on us. */
     signal(SIGTSTP, SIG_IGN);
     signal(SIGTTIN, SIG_IGN);

@@ -6,7 +6,7 @@
  *   worker killed           the kernel drops protection (the userfaultfd closes); if the VM was
  *                           paused by us the guardian resumes it; a temporary file is removed
  *   worker stopped          (SIGSTOP) continued at once
- *   worker starved          no heartbeat for max_stall: killed, then as above
+ *   worker starved          no heartbeat for max_stall (at least 1 s): killed, then as above
  *   guardian killed         the worker gets SIGTERM and gives up in order
  *
  * The worker is in a process group of its own, so that a signal to the foreground group of a
@@ -40,7 +40,8 @@ struct guardian {
     void *opaque;
     /* The worker: runs in the child. *summary is a new reference. */
     int (*work)(void *opaque, struct guardian_board *board, json_t **summary, struct error *e);
-    /* In the guardian, when the worker has died with the VM paused by us. */
+    /* In the guardian, when the worker has died with the VM paused by us. 0: it runs; 1: it had not
+     * been stopped yet; -errno. */
     int (*resume)(void *opaque, struct error *e);
     /* In the guardian, when it has died with KSM switched off. */
     int (*remerge)(void *opaque, struct error *e);

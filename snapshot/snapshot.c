@@ -490,7 +490,7 @@ static void explain_stages(const struct job *j)
 static void give_up(struct job *j, struct error *e)
 {
     struct source *s = j->source;
-    bool alive = target_alive(&s->target);
+    bool alive = target_alive(&s->target) && e->guest != GUEST_ENDED;
     if (j->capture_ready) {
         capture_fail(&j->capture, CAPTURE_CANCELLED, 0, 0);
         arm_release(j->uffd, s->regions, s->n_regions);
@@ -514,7 +514,8 @@ static void give_up(struct job *j, struct error *e)
     if (e->guest == GUEST_UNTOUCHED && j->capture_ready)
         e->guest = !target_alive(&s->target)               ? GUEST_ENDED
                    : atomic_load(&j->board->paused_before) ? GUEST_PAUSED
-                                                           : GUEST_RUNNING;
+                   : j->was_running                        ? GUEST_RUNNING
+                                                           : GUEST_UNTOUCHED;
 }
 
 static void tear_down(struct job *j)

@@ -49,7 +49,8 @@ struct source_ops {
 
     /* The guardian's way to resume when the worker has died at any point of a call above: clears
      * a half-sent command, continues the VM, checks that it runs. Called in another process that
-     * shares the source's fds; allocates nothing that the worker's death could have locked. */
+     * shares the source's fds; allocates nothing that the worker's death could have locked. 0: it
+     * runs; 1: the worker had not stopped it; -errno. */
     int (*resume_after_death)(struct source *s, struct error *e);
 
     /* stop_ns, cont_ns and pause_ns as far as the VMM says them. */

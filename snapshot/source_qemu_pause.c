@@ -246,7 +246,7 @@ int source_qemu_resume_after_death(struct source *base, struct error *e)
 {
     struct source_qemu *s = source_qemu_of(base);
     if (!atomic_load(&s->shared->stopped_by_us))
-        return 0;
+        return 1;
     struct qmp *q = NULL;
     uint64_t deadline_ns = clock_monotonic_ns() + (uint64_t)base->timeout_ms * 1000000u;
     CLEANUP_FD int fd = fcntl(qmp_fd(s->q), F_DUPFD_CLOEXEC, 0);
