@@ -6,9 +6,11 @@
 #include "common/sink_file.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
+#include <unistd.h>
 
 #include "common/publish.h"
 #include "common/sink_internal.h"
@@ -23,6 +25,21 @@ struct file_end {
     struct sink_writer writer;
 };
 
+/*
+ * For linking a name is all we need: closing a file that was written to may wait for its file
+ * system (NFS flushes at close), and a process that ends closes its files one after the other.
+ */
+static void keep_only_path(struct publish *p)
+{
+    char proc[32];
+    snprintf(proc, sizeof(proc), "/proc/self/fd/%d", p->fd);
+    int fd = open(proc, O_PATH | O_CLOEXEC);
+    if (fd < 0)
+        return; /* no /proc: it works all the same while nothing hangs */
+    close(p->fd);
+    p->fd = fd;
+}
+
 static int file_start(struct sink *s)
 {
     struct file_end *f = s->end;
@@ -32,6 +49,8 @@ static int file_start(struct sink *s)
                                             .n_buffers = s->n_buffers};
     int r = sink_writer_start(&f->writer, &setup);
     s->reply_fd = f->writer.socket;
+    if (r == 0 && f->redirect < 0)
+        keep_only_path(&f->file);
     return r;
 }
 
@@ -80,11 +99,14 @@ static int file_publish(struct sink *s, struct error *e)
     return f->redirect >= 0 ? 0 : publish_link(&f->file, e);
 }
 
-/* The writer first: it may still be changing the file. */
+/* The writer first: it may still be changing the file. Where it hangs, removing a hidden name would
+ * hang too: that is left to whoever was told of it (sink_temporary_path()). */
 static int file_close(struct sink *s)
 {
     struct file_end *f = s->end;
     int r = sink_writer_stop(&f->writer, STOP_GRACE_MS);
+    if (r < 0)
+        f->file.linked = false;
     if (f->redirect < 0)
         publish_close(&f->file);
     free(f);
