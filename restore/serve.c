@@ -64,6 +64,7 @@ struct server {
     unsigned n_waiting;
     bool has_job; /* a job that got EAGAIN and must be tried again */
     uint32_t job_slot;
+    uint64_t spin_ns; /* SPIN_NS; 0 on a single CPU, where it would hold up the guest */
     uint64_t last_fault_ns;
     uint64_t last_empty_ns;
     uint32_t release_block; /* server_release(): how far it is */
@@ -245,8 +246,8 @@ static void sleep_until_work(struct server *s)
 
 /*
  * Something must be tried again. After an event was read, the thread that caused it has to get its
- * turn before the kernel lets us install. Yielding would not see to that: we run at a higher priority
- * than it does.
+ * turn before the kernel lets us install. Yielding would not see to that: we run at a higher
+ * priority than it does.
  */
 static void wait_to_retry(struct server *s, bool no_room)
 {
@@ -268,7 +269,7 @@ static void turn_without_message(struct server *s)
     }
     if (advance_stage(s))
         return;
-    if (s->last_empty_ns - s->last_fault_ns > SPIN_NS)
+    if (s->last_empty_ns - s->last_fault_ns > s->spin_ns)
         sleep_until_work(s);
 }
 
@@ -344,6 +345,7 @@ int server_start(struct server **out, const struct server_config *config, struct
     s->config.n_threads = choose_threads(config->n_threads);
     s->queue.wake_fd = -1;
     s->last_empty_ns = clock_monotonic_ns();
+    s->spin_ns = sysconf(_SC_NPROCESSORS_ONLN) > 1 ? SPIN_NS : 0;
     int rc = init_server(s);
     if (rc) {
         server_stop(s);
