@@ -2,8 +2,8 @@
  * signals.h - Ctrl-C ends both: a signal that would end us goes to the VMM, which we outlive, since
  * its memory comes through us; the second one ends the VMM with SIGKILL.
  *
- * Ctrl-Z stops us only after it has stopped the VMM as well: a guest must not hang because its server
- * alone was suspended.
+ * Ctrl-Z stops us only after it has stopped the VMM as well: a guest must not hang because its
+ * server alone was suspended.
  */
 #ifndef VMSNAP_RESTORE_SIGNALS_H
 #define VMSNAP_RESTORE_SIGNALS_H
