@@ -18,7 +18,11 @@ static const struct command *const commands[] = {
     &command_export,
     &command_check,
     NULL,
-    &command_snapshot, &command_info, &command_verify, &command_export, NULL,
+    &command_snapshot,
+    &command_info,
+    &command_verify,
+    &command_export,
+    NULL,
 };
 
 static void print_help(FILE *f)
@@ -96,8 +100,8 @@ static void do_nothing(int number)
     (void)number;
 }
 
-/* A reader that went away is an error of write(), a file over `ulimit -f` too. Not SIG_IGN: a VMM that we start would inherit
- * that. SIGUSR1 asks for a progress line and never ends us. */
+/* A reader that went away is an error of write(), a file over `ulimit -f` too. Not SIG_IGN: a VMM
+ * that we start would inherit that. SIGUSR1 asks for a progress line and never ends us. */
 static void setup_signals(void)
 {
     struct sigaction action = {.sa_handler = do_nothing, .sa_flags = SA_RESTART};
