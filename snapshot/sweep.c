@@ -53,6 +53,16 @@ static uint64_t next_data(const struct region *r, uint64_t offset)
     return in_region < r->bytes ? in_region : r->bytes;
 }
 
+/* A chunk without data in its file, which knows nothing of poison: that is in the page table. */
+static int look_for_poison(struct sweep *s, uint64_t hva, size_t n)
+{
+    int ret = target_presence(s->capture->target, hva, n, s->presence);
+    for (size_t i = 0; ret == 0 && i < n; i++)
+        if (s->presence[i] == PAGE_PRESENT)
+            s->presence[i] = PAGE_ABSENT;
+    return ret;
+}
+
 /* Fills s->presence for the chunk: PAGE_ABSENT only where the page is surely zero. */
 static int look(struct sweep *s, const struct chunk *k)
 {
@@ -61,9 +71,10 @@ static int look(struct sweep *s, const struct chunk *k)
     size_t n = chunk_bytes(k) / IMAGE_PAGE_BYTES;
     if (r->kind == REGION_SHARED) {
         uint64_t data = next_data(r, offset);
-        bool empty = data >= offset + chunk_bytes(k);
+        if (data >= offset + chunk_bytes(k))
+            return look_for_poison(s, r->hva + offset, n);
         for (size_t i = 0; i < n; i++)
-            s->presence[i] = empty ? PAGE_ABSENT : PAGE_PRESENT;
+            s->presence[i] = PAGE_PRESENT;
         return 0;
     }
     int ret = target_presence(s->capture->target, r->hva + offset, n, s->presence);

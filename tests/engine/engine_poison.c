@@ -1,6 +1,7 @@
 /*
  * Poisoned pages are recorded as poisoned, their neighbours in the same cluster are saved, and
- * nothing of the poison is touched.
+ * nothing of the poison is touched. In shared memory the file knows nothing of it: a hole there may
+ * be poisoned in the process.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,17 +25,13 @@ static uint64_t poisoned_pages(const char *path)
     return pages;
 }
 
-int main(void)
+static int poison_in(enum stepping_kind kind)
 {
     struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e) || !kernel_probe()->poison) {
-        printf("skipped: needs root, userfaultfd and UFFDIO_POISON (6.6)\n");
-        return 77;
-    }
     struct stepping_board *board = stepping_board_new();
     board->n_blocks = 1;
     atomic_store(&board->poison, true);
-    board->blocks[0] = (struct stepping_block){.kind = STEPPING_ANON, .n_pages = 2048};
+    board->blocks[0] = (struct stepping_block){.kind = kind, .n_pages = 8192};
     struct stepping_source source;
     if (!stepping_source_open(&source, board) || !atomic_load(&board->poison))
         return 1;
@@ -55,4 +52,14 @@ int main(void)
     unlink(image);
     close(fd);
     return failed;
+}
+
+int main(void)
+{
+    struct error e = {0};
+    if (geteuid() != 0 || kernel_require(&e) || !kernel_probe()->poison) {
+        printf("skipped: needs root, userfaultfd and UFFDIO_POISON (6.6)\n");
+        return 77;
+    }
+    return poison_in(STEPPING_ANON) || poison_in(STEPPING_MEMFD);
 }

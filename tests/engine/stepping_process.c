@@ -18,6 +18,7 @@
 #define PAGE 4096u
 #define GROWTH 8u
 #define POISONED_PAGES 3u
+#define UNTOUCHED_PAGES 512u /* with poison: not read either, so that a shared hole stays one */
 
 static struct stepping_board *board;
 
@@ -110,8 +111,8 @@ static void *reader(void *opaque)
         x ^= x << 13, x ^= x >> 7, x ^= x << 17;
         struct stepping_block *b = &board->blocks[x % board->n_blocks];
         uint64_t p = (x >> 8) % b->n_pages;
-        if (!b->hva ||
-            (atomic_load(&board->poison) && b == board->blocks && p >= b->n_pages - POISONED_PAGES))
+        if (!b->hva || (atomic_load(&board->poison) && b == board->blocks &&
+                        p >= b->n_pages - UNTOUCHED_PAGES))
             continue;
         char *page = (char *)(uintptr_t)b->hva + p * PAGE;
         uint64_t first = __atomic_load_n((uint64_t *)(void *)page, __ATOMIC_RELAXED);
