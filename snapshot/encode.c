@@ -103,6 +103,7 @@ static bool next_buffer(struct encoder *enc, uint32_t *buffer)
         unsigned seen = atomic_load(&enc->submitted);
         bool last = atomic_load(&enc->no_more);
         atomic_fetch_add(&enc->sleepers, 1);
+        atomic_thread_fence(memory_order_seq_cst);
         bool got = ring_pop(&enc->queue, buffer);
         if (!got && !last) {
             uint64_t from = clock_monotonic_ns();
@@ -177,6 +178,9 @@ void encoder_submit(struct encoder *enc, uint32_t buffer, const struct captured 
      * thread would not. */
     while (!ring_push(&enc->queue, buffer))
         futex_wait(&enc->submitted, atomic_load(&enc->submitted), 1);
+    /* The store that filled the place comes before the look for sleepers; they count themselves
+     * before they look for it. */
+    atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load(&enc->sleepers) > 0) {
         atomic_fetch_add(&enc->submitted, 1);
         futex_wake(&enc->submitted, 1);
