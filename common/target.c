@@ -17,6 +17,7 @@
 #include "common/cleanup.h"
 
 #define PAGE_BYTES 4096u
+#define USER_END (1ull << 47) /* x86-64, unless a process asks for more */
 
 static int open_failed(struct target *t, pid_t pid, int err, const char *what, struct error *e)
 {
@@ -116,9 +117,10 @@ int target_presence(const struct target *t, uint64_t hva, size_t n_pages, enum p
         ssize_t r = pread(t->pagemap_fd, entries, n * sizeof(entries[0]), at);
         if (r < 0)
             return -errno;
-        /* The memory is gone (the process ended or ran another program), or past its end. */
+        /* Past the end of any address space; else the memory is gone: the process is ending, which
+         * takes a while with much memory, or runs another program. */
         if (r < (ssize_t)sizeof(entries[0]))
-            return target_alive(t) ? -EFAULT : -ESRCH;
+            return hva >= USER_END && target_alive(t) ? -EFAULT : -ESRCH;
         n = (size_t)r / sizeof(entries[0]);
         for (size_t i = 0; i < n; i++)
             out[i] = target_decode_pagemap(entries[i]);

@@ -80,9 +80,9 @@ enum page_presence {
 enum page_presence target_decode_pagemap(uint64_t entry);
 
 /* Looks `n_pages` (4 KiB each) up from `hva` on, without touching them. One pread per 512 pages.
- * Any thread; does not allocate. -ESRCH: the process has ended; -EFAULT: beyond its address space,
- * or it runs another program now. Needs CAP_SYS_ADMIN (kernel_require() checks it): without it
- * markers look like swapped pages. */
+ * Any thread; does not allocate. -ESRCH: the process has ended, is ending, or runs another program
+ * now; -EFAULT: beyond its address space. Needs CAP_SYS_ADMIN (kernel_require() checks it): without
+ * it markers look like swapped pages. */
 int target_presence(const struct target *t, uint64_t hva, size_t n_pages, enum page_presence *out);
 
 /* process_vm_readv. Returns bytes copied (short at the first page that faults) or -errno. Blocks

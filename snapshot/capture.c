@@ -50,6 +50,8 @@ void capture_fail(struct capture *c, enum capture_failure why, int err, uint64_t
     int ok = CAPTURE_OK;
     if (err == -ESRCH)
         why = CAPTURE_TARGET_GONE;
+    else if (why == CAPTURE_PROTECT && err == -ENOENT)
+        why = CAPTURE_UNMAPPED; /* nothing of ours is mapped there any more */
     if (!atomic_compare_exchange_strong(&c->failure, &ok, (int)why))
         return;
     atomic_store(&c->failure_errno, err);
