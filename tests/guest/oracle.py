@@ -131,9 +131,9 @@ def selfcheck_sees(t):
     t.equal(code, 1, "verdict on damaged memory")
     os.kill(process.pid, signal.SIGCONT)
     wait_until(lambda: len(said("ERROR")) >= 3, 20, "ERROR lines of the disturbed selfcheck")
-    t.check(any("page=100 " in line for line in said("ERROR")), "the lost page is named")
-    old = said("up=")[-1]
-    t.check("errors=0" not in old, "errors are counted")
+    wait_until(lambda: any("page=100 " in line for line in said("ERROR")), 20,
+               "the lost page is named")
+    wait_until(lambda: "errors=0" not in said("up=")[-1], 20, "errors are counted")
 
 
 @case("guest.selfcheck-rate", "cli", 60)

@@ -9,7 +9,8 @@
  *                   generation is a page of zeros, header included.
  *   PAGE_STEPPER    `value` counts rounds; the last word of the page repeats it and is written
  *                   after it. The words between never change: a function of (run, page).
- *   PAGE_BOOT       as PAGE_STEPPER, written by the firmware guest (kvm_boot.S): the words between are zero.
+ *   PAGE_BOOT       as PAGE_STEPPER, written by the firmware guest (kvm_boot.S): the words between
+ * are zero.
  *
  * A stepper adds one to page 0, 1, 2, ... in strict order, round after round. So at any true
  * instant the values never rise from one page to the next, first and last differ by at most one,

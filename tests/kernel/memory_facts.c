@@ -410,7 +410,8 @@ static int unregister(const void *arg)
     KTEST_CHECK(puppet_wait(s.p, NULL), "the writer still waits");
     KTEST_CHECK(target_mappings(puppet_target(s.p), &maps, &e) == 0, "%s", e.message);
     const struct mapping *m = mapping_find(&maps, s.r.hva);
-    KTEST_CHECK(m && !m->uffd_wp && !m->uffd_missing && m->end >= s.r.hva + s.r.bytes,
+    KTEST_CHECK(m, "the mapping is gone");
+    KTEST_CHECK(!m->uffd_wp && !m->uffd_missing && m->end >= s.r.hva + s.r.bytes,
                 "what is left: 0x%llx to 0x%llx", (unsigned long long)m->start,
                 (unsigned long long)m->end);
     mapping_list_free(&maps);

@@ -38,7 +38,7 @@ static int open_damaged(struct kit *k, struct kit_board *board)
 
 static int check_error(struct kit *k)
 {
-    struct error e;
+    struct error e = {0};
     KTEST_CHECK(KTEST_WAIT(server_take_error(k->server, &e)), "no error");
     printf("    %s\n", e.message);
     KTEST_CHECK(e.exit_code == VMSNAP_EXIT_IMAGE, "exit code %d", e.exit_code);

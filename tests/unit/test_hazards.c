@@ -307,12 +307,12 @@ static int memory_fd;
 
 static void map_for_writing(void)
 {
-    mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
+    (void)mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
 }
 
 static void map_for_reading(void)
 {
-    mmap(NULL, 4096, PROT_READ, MAP_SHARED, memory_fd, 0);
+    (void)mmap(NULL, 4096, PROT_READ, MAP_SHARED, memory_fd, 0);
 }
 
 static void do_nothing(void)
