@@ -102,7 +102,7 @@ static bool no_message(const struct scene *s)
 /* The next message is a fault of `page` (in a unit of unit_pages), write-protect or missing. */
 static int expect_fault(const struct scene *s, size_t page, size_t unit_pages, bool wp)
 {
-    struct uffd_msg msg;
+    struct uffd_msg msg = {0};
     KTEST_CHECK(next_message(s, &msg), "page %zu: no event", page);
     KTEST_CHECK(msg.event == UFFD_EVENT_PAGEFAULT, "page %zu: event 0x%x", page, msg.event);
     uint64_t at = msg.arg.pagefault.address;
@@ -246,7 +246,7 @@ static int event_remove(const void *arg)
 {
     (void)arg;
     struct scene s;
-    struct uffd_msg msg;
+    struct uffd_msg msg = {0};
     uint8_t buf[4 * PAGE];
     STEP(scene_open(&s, PUPPET_ANON, N_PAGES, all, UFFD_FEATURE_EVENT_REMOVE));
     STEP(scene_arm(&s, MISSING_WP));
@@ -382,7 +382,7 @@ static int minor_continue(const void *arg)
     KTEST_CHECK(puppet_wait(s.p, &value) && value == 0x55, "read 0x%02x", value);
     /* in the file, but not continued: a MINOR event */
     memset(ours + 20 * PAGE, 0x44, PAGE);
-    struct uffd_msg msg;
+    struct uffd_msg msg = {0};
     puppet_read_begin(s.p, 20);
     KTEST_CHECK(next_message(&s, &msg) &&
                     (msg.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR) != 0,

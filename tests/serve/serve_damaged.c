@@ -18,7 +18,7 @@ static bool damage(const struct kit *k, uint64_t cluster)
     uint64_t entry = image_index_entry(k->img, cluster);
     off_t at = (off_t)(IMAGE_INDEX_OFFSET(entry) + sizeof(struct image_record) + 100);
     int fd = open(k->image_path, O_RDWR | O_CLOEXEC);
-    unsigned char c;
+    unsigned char c = 0;
     bool ok = fd >= 0 && pread(fd, &c, 1, at) == 1;
     c ^= 1;
     ok = ok && pwrite(fd, &c, 1, at) == 1;

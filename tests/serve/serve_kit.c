@@ -151,7 +151,7 @@ static bool complain(const struct error *e)
 bool kit_open(struct kit *k, struct kit_board *board, bool hot)
 {
     struct error e = {0};
-    struct region regions[KIT_BLOCKS_MAX];
+    struct region regions[KIT_BLOCKS_MAX] = {0};
     *k = (struct kit){.board = board};
     k->pid = ktest_spawn(serve_process, board);
     if (!KTEST_WAIT(atomic_load(&board->ready)))

@@ -207,7 +207,7 @@ static void ended_reader_is_epipe(int write_fd, int read_fd)
 
 static void all_pipe_tests(void)
 {
-    int p[2], s[2];
+    int p[2] = {-1, -1}, s[2] = {-1, -1};
     CHECK(pipe(p) == 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, s) == 0);
     stream_arrives(p[1], p[0]);
     stream_arrives(s[1], s[0]);
@@ -284,7 +284,7 @@ static void stopped_writer_can_be_cancelled(void)
 static void killed_parent_lets_go_of_its_descriptors(void)
 {
     char path[] = "/var/tmp/vmsnap-sink-parent-XXXXXX", byte;
-    int held[2], told[2];
+    int held[2] = {-1, -1}, told[2] = {-1, -1};
     pid_t writer = 0;
     close(mkstemp(path));
     CHECK(pipe2(held, O_CLOEXEC) == 0 && pipe2(told, O_CLOEXEC) == 0);
