@@ -81,18 +81,19 @@ class Guest:
 
     def __init__(self, t, name="vm", memory_mib=512, machine="pc", cpus=1, accel="tcg", ram="anon",
                  boot="linux", work="selfcheck,vio", user=None, sandbox=False, extra=(),
-                 boot_pages=4096, devices=("rng", "disk"), thp=True, **options):
+                 boot_pages=4096, devices=("rng", "disk"), thp=True, initrd=None,
+                 **options):
         self.t = t
         self._shape = {"memory_mib": memory_mib, "machine": machine, "cpus": cpus, "accel": accel,
                        "ram": ram, "boot": boot, "work": work, "user": user, "sandbox": sandbox,
                        "extra": extra, "boot_pages": boot_pages, "devices": devices, "thp": thp,
-                       **options}
+                       "initrd": initrd, **options}
         self.name = t.unique(name)
         self.memory_mib, self.machine, self.cpus = memory_mib, machine, cpus
         self.accel, self.ram, self.boot, self.work = accel, ram, boot, work
         self.user, self.sandbox, self.extra, self.thp = user, sandbox, list(extra), thp
         self.devices = devices if boot == "linux" else ()
-        self.boot_pages = boot_pages
+        self.boot_pages, self.initrd = boot_pages, initrd or guest_file("initramfs.gz")
         self.options = {"mib": 64, **options}
         self.dir = t.path(self.name)
         os.mkdir(self.dir)
@@ -136,8 +137,8 @@ class Guest:
         words += [f"vmsnap.{k}={v}" for k, v in self.options.items()]
         if "phys" in self.options:
             words.append(f"memmap=16M${self.options['phys']}")
-        return ["-kernel", guest_file("vmlinuz"), "-initrd", self.options.get("initrd")
-                or guest_file("initramfs.gz"), "-append", " ".join(words)]
+        return ["-kernel", guest_file("vmlinuz"), "-initrd", self.initrd,
+                "-append", " ".join(words)]
 
     def _firmware(self):
         """The guest without an operating system, with this guest's number of pages."""

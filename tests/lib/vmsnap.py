@@ -144,6 +144,7 @@ class Restore:
                                             ("err", self.process.stderr))]
         for thread in self._threads:
             thread.start()
+        self._read_out = False
         self.pid = None
 
     def _read(self, name, pipe):
@@ -155,7 +156,12 @@ class Restore:
 
     def result(self):
         """The Result so far; its code is None while vmsnap runs."""
-        return Result(self.process.poll(), *(self._text[n].decode("utf-8", "replace")
+        code = self.process.poll()
+        if code is not None and not self._read_out: # a VMM that lives on may hold the pipes
+            for thread in self._threads:
+                thread.join(1)
+            self._read_out = True
+        return Result(code, *(self._text[n].decode("utf-8", "replace")
                                              for n in ("out", "err")))
 
     def wait_running(self, seconds=COMMAND_SECONDS):
@@ -164,8 +170,6 @@ class Restore:
             if self.result().of_type("running"):
                 return True
             if self.process.poll() is not None:
-                for thread in self._threads:
-                    thread.join(5)
                 if not self.result().of_type("running"):
                     raise Failed(f"restore ended: {self.result().text()}\n{self.guest.stderr()}")
             return False
@@ -203,8 +207,6 @@ class Restore:
         """Asks the VMM to quit and waits for vmsnap; returns its Result."""
         self.guest.qmp.command("quit")
         self.process.wait(seconds)
-        for thread in self._threads:
-            thread.join(5)
         return self.result()
 
 
