@@ -27,7 +27,7 @@ def guest_file(name):
 def parse_fields(line):
     """"SELFCHECK 0 up=1.5 errors=0" -> {"kind": "SELFCHECK", "owner": 0, "up": 1.5, ...}"""
     words = line.split()
-    fields = {"kind": words[0]}
+    fields = {"kind": words[0], "owner": 0}
     for word in words[1:]:
         name, equals, value = word.partition("=")
         if equals:
@@ -82,17 +82,18 @@ class Guest:
     def __init__(self, t, name="vm", memory_mib=512, machine="pc", cpus=1, accel="tcg", ram="anon",
                  boot="linux", work="selfcheck,vio", user=None, sandbox=False, extra=(),
                  boot_pages=4096, devices=("rng", "disk"), thp=True, initrd=None,
-                 **options):
+                 append="", **options):
         self.t = t
         self._shape = {"memory_mib": memory_mib, "machine": machine, "cpus": cpus, "accel": accel,
                        "ram": ram, "boot": boot, "work": work, "user": user, "sandbox": sandbox,
                        "extra": extra, "boot_pages": boot_pages, "devices": devices, "thp": thp,
-                       "initrd": initrd, **options}
+                       "initrd": initrd, "append": append, **options}
         self.name = t.unique(name)
         self.memory_mib, self.machine, self.cpus = memory_mib, machine, cpus
         self.accel, self.ram, self.boot, self.work = accel, ram, boot, work
         self.user, self.sandbox, self.extra, self.thp = user, sandbox, list(extra), thp
         self.devices = devices if boot == "linux" else ()
+        self.append = append
         self.boot_pages, self.initrd = boot_pages, initrd or guest_file("initramfs.gz")
         self.options = {"mib": 64, **options}
         self.dir = t.path(self.name)
@@ -123,7 +124,7 @@ class Guest:
                           "share=on",
                    "shm-private": f"memory-backend-file,id=ram,size={size},"
                                   f"mem-path={self.shm_path()},share=off",
-                   "unmergeable": f"memory-backend-ram,id=ram,size={size},merge=off"}[self.ram]
+                   "prealloc": f"memory-backend-ram,id=ram,size={size},prealloc=on"}[self.ram]
         return ["-object", backend, "-machine", f"{machine},memory-backend=ram", "-m", size]
 
     def shm_path(self):
@@ -133,7 +134,8 @@ class Guest:
     def _boot_arguments(self):
         if self.boot == "firmware":
             return ["-bios", self._firmware()]
-        words = ["console=ttyS0 quiet panic=-1 tsc=reliable", f"vmsnap.work={self.work}"]
+        words = ["console=ttyS0 quiet panic=-1 tsc=reliable", f"vmsnap.work={self.work}",
+                 self.append]
         words += [f"vmsnap.{k}={v}" for k, v in self.options.items()]
         if "phys" in self.options:
             words.append(f"memmap=16M${self.options['phys']}")

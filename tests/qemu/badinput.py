@@ -264,7 +264,7 @@ def hazards(t):
         f.truncate(1 << 20)
     for name, allowable, options in (
             ("disks", True, {"extra": ["-drive", f"if=virtio,format=raw,file={disk}"]}),
-            ("balloon", True, {"ram": "memfd", "devices": ("balloon",)})):
+            ("balloon", False, {"ram": "memfd", "devices": ("balloon",)})):
         guest = Guest(t, boot="linux", work="selfcheck", **{"devices": (), "mib": 16, **options})
         guest.boot_up()
         result = attempt(t, guest.qmp_path)
@@ -278,6 +278,10 @@ def hazards(t):
             allowed = attempt(t, guest.qmp_path, "--allow", name)
             t.check(allowed.code in (0, 3), f"--allow {name}: {allowed.text()}")
             os.unlink(t.path("out/image"))
+        else:
+            t.equal(items[0]["allow"], None, "what --allow takes")
+            check_error(t, attempt(t, guest.qmp_path, "--allow", name), 14, name)
+            no_image(t, guest)
         guest.check_whole()
     guest = Guest(t, mib=16).boot_up()
     check_error(t, attempt(t, guest.qmp_path, "--allow", "nonsense"), 2, "nonsense")
