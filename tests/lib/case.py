@@ -105,6 +105,7 @@ class Case:
         self.dir = tempfile.mkdtemp(prefix="vmsnap-")
         os.chmod(self.dir, 0o755)
         self.began = time.monotonic()
+        self.quiet = False
         self._deferred = []
         self._count = 0
 
@@ -123,7 +124,8 @@ class Case:
         return f"{stem}{self._count}"
 
     def say(self, text):
-        print(f"[{time.monotonic() - self.began:7.2f}] {text}", flush=True)
+        if not self.quiet:
+            print(f"[{time.monotonic() - self.began:7.2f}] {text}", flush=True)
 
     def skip(self, why):
         raise Skipped(why)
@@ -248,28 +250,27 @@ def _run_one(name):
     for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupted)
     t = Case(name)
-    status = 1
+    status, verdict = 1, "FAILED"
     signal.alarm(timeout)
     try:
         function(t)
-        t.say(f"PASSED {name}")
-        status = 0
+        status, verdict = 0, "PASSED"
     except Skipped as why:
-        t.say(f"SKIPPED {name}: {why}")
-        status = SKIP_STATUS
+        status, verdict = SKIP_STATUS, f"SKIPPED, {why}:"
     except (Failed, DeadlineError) as why:
         traceback.print_exc(file=sys.stdout)
-        t.say(f"FAILED {name}: {why}")
+        verdict = f"FAILED, {why}:"
     except KeyboardInterrupt:
-        t.say(f"INTERRUPTED {name}")
-        status = 130
+        status, verdict = 130, "INTERRUPTED"
     except Exception:
         traceback.print_exc(file=sys.stdout)
-        t.say(f"FAILED {name}: an error in the test or its tools, see above")
+        verdict = "FAILED by an error in the test or its tools, see above:"
     finally:
         signal.alarm(0)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
+        t.quiet = False
+        t.say(f"{verdict} {name}")
         t.clean_up()
     return status
 
