@@ -40,6 +40,13 @@ int region_classify(struct region *r, const struct target *t, const struct mappi
                     struct error *e);
 void region_close(struct region *r);
 
+/* `bytes` from a page's start on, up to the end of a page: of hugetlbfs the saved length may end
+ * within one, and the kernel takes only whole ones. */
+static inline uint64_t region_whole_pages(const struct region *r, uint64_t bytes)
+{
+    return (bytes + r->page_bytes - 1) / r->page_bytes * r->page_bytes;
+}
+
 /*
  * Copies `n_pages` (4 KiB, at most 64) at `offset` bytes into the region to `buf`. Never allocates
  * memory in the target and never waits for a userfault: absent pages come out as zeros without

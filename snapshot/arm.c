@@ -30,7 +30,7 @@ int arm_register(int uffd, const struct region *regions, uint32_t n_regions, str
         uint64_t modes = UFFDIO_REGISTER_MODE_WP;
         if (r->kind == REGION_ANON && r->page_bytes == 4096)
             modes |= UFFDIO_REGISTER_MODE_MISSING;
-        ret = uffd_register(uffd, r->hva, r->bytes, modes, NULL);
+        ret = uffd_register(uffd, r->hva, region_whole_pages(r, r->bytes), modes, NULL);
         if (ret == -EBUSY) {
             error_set(e, VMSNAP_EXIT_BUSY, EBUSY, "%s is under another userfaultfd already",
                       r->name);
@@ -63,7 +63,7 @@ int arm_protect(int uffd, const struct region *regions, uint32_t n_regions, int 
         int ret;
         if (r == skip)
             continue;
-        while ((ret = uffd_protect(uffd, r->hva, r->bytes)) == -EAGAIN &&
+        while ((ret = uffd_protect(uffd, r->hva, region_whole_pages(r, r->bytes))) == -EAGAIN &&
                clock_monotonic_ns() < deadline)
             sched_yield(); /* the fault thread reads the event that is in the way */
         if (ret)
@@ -75,5 +75,6 @@ int arm_protect(int uffd, const struct region *regions, uint32_t n_regions, int 
 void arm_release(int uffd, const struct region *regions, uint32_t n_regions)
 {
     for (uint32_t i = 0; i < n_regions; i++)
-        uffd_unregister_pieces(uffd, regions[i].hva, regions[i].bytes);
+        uffd_unregister_pieces(uffd, regions[i].hva,
+                               region_whole_pages(&regions[i], regions[i].bytes));
 }

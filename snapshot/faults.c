@@ -211,9 +211,8 @@ static void unit_of(const struct cluster_range *range, uint64_t cluster, uint64_
 static bool release(struct faults *f, const struct cluster_range *range, uint64_t from, uint64_t to)
 {
     uint64_t hva = cluster_hva(range, from);
-    uint64_t bytes = cluster_hva(range, to - 1) + cluster_bytes(range, to - 1) - hva;
-    if (range->unit_clusters > 1)
-        bytes = (to - from) * IMAGE_CLUSTER_BYTES; /* whole huge pages only */
+    uint64_t bytes = region_whole_pages(range->region, cluster_hva(range, to - 1) +
+                                                           cluster_bytes(range, to - 1) - hva);
     if (!unprotect(f, hva, bytes))
         return false;
     for (uint64_t cluster = from; cluster < to; cluster++)

@@ -171,7 +171,8 @@ static bool release_clusters(struct sweep *s, const struct chunk *k)
         }
     uint64_t hva = cluster_hva(k->range, k->from);
     int ret;
-    while ((ret = uffd_unprotect(c->uffd, hva, chunk_bytes(k))) == -EAGAIN) {
+    while ((ret = uffd_unprotect(
+                c->uffd, hva, region_whole_pages(k->range->region, chunk_bytes(k)))) == -EAGAIN) {
         if (capture_failed(c))
             return false;
         sched_yield(); /* the fault thread reads the event that is in the way */

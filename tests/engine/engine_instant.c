@@ -25,7 +25,7 @@ int main(void)
                                                STEPPING_PRIVATE_FILE, STEPPING_HUGETLB};
     for (size_t i = 0; i < sizeof(kinds) / sizeof(*kinds); i++)
         board->blocks[board->n_blocks++] = (struct stepping_block){
-            .kind = kinds[i], .n_pages = kinds[i] == STEPPING_HUGETLB ? 1024 : 4096 + i * 3};
+            .kind = kinds[i], .n_pages = kinds[i] == STEPPING_HUGETLB ? 1024 + 3 : 4096 + i * 3};
     struct stepping_source source;
     if (!stepping_source_open(&source, board))
         return 1;
