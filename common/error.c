@@ -5,6 +5,14 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Texts of a VMM, a file name: no control character may reach a terminal, nor a second line a log. */
+static void make_one_line(char *text)
+{
+    for (; *text; text++)
+        if ((unsigned char)*text < 0x20 || *text == 0x7f)
+            *text = '?';
+}
+
 int(error_set)(struct error *e, enum vmsnap_exit exit_code, int err, const char *fmt, ...)
 {
     if (e) {
@@ -17,6 +25,7 @@ int(error_set)(struct error *e, enum vmsnap_exit exit_code, int err, const char 
             snprintf(e->message + n, sizeof(e->message) - (size_t)n, ": %s",
                      strerror_r(err, text, sizeof(text)));
         }
+        make_one_line(e->message);
         e->exit_code = exit_code;
         e->err = err;
         e->hint[0] = '\0';
@@ -44,6 +53,7 @@ void error_wrap(struct error *e, const char *fmt, ...)
     memmove(e->message + used, e->message, keep);
     e->message[used + keep] = '\0';
     memcpy(e->message, context, used);
+    make_one_line(e->message);
 }
 
 void error_hint(struct error *e, const char *fmt, ...)
@@ -54,6 +64,7 @@ void error_hint(struct error *e, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(e->hint, sizeof(e->hint), fmt, ap);
     va_end(ap);
+    make_one_line(e->hint);
 }
 
 const char *guest_state_name(enum guest_state state)

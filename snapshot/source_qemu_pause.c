@@ -27,6 +27,10 @@
 #include "common/qemu/status.h"
 #include "common/testhook.h"
 
+/* How long at least a guest that we may have paused is waited for, whatever --timeout says: QEMU
+ * drops commands that it has not begun when their connection closes, so leaving early leaves it
+ * paused. */
+#define RESUME_PATIENCE_MS 60000
 #define STATE_MAX_BYTES (1ll << 30)
 
 int source_qemu_offer_state_fd(struct source_qemu *s, struct error *e)
@@ -242,30 +246,38 @@ int source_qemu_resume(struct source *base, struct error *e)
     return check_plugged(s, e);
 }
 
+/* Continues the VM if it is paused, and makes sure that it runs. */
+static int make_run(struct qmp *q, uint64_t deadline_ns, struct error *e)
+{
+    char status[QEMU_STATUS_BYTES];
+    int r = qemu_status_get(q, clock_ms_until(deadline_ns), status, e);
+    if (r == 0 && strcmp(status, "paused") == 0) {
+        r = qmp_command(q, "cont", NULL, -1, clock_ms_until(deadline_ns), NULL, e);
+        if (r == 0)
+            r = qemu_status_get(q, clock_ms_until(deadline_ns), status, e);
+    }
+    if (r == 0 && strcmp(status, "running") != 0)
+        r = error_set(e, VMSNAP_EXIT_FAILED, EBUSY, "the VM is in state \"%s\"", status);
+    return r;
+}
+
 int source_qemu_resume_after_death(struct source *base, struct error *e)
 {
     struct source_qemu *s = source_qemu_of(base);
     if (!atomic_load(&s->shared->stopped_by_us))
         return 1;
     struct qmp *q = NULL;
-    uint64_t deadline_ns = clock_monotonic_ns() + (uint64_t)base->timeout_ms * 1000000u;
+    int patience_ms = base->timeout_ms > RESUME_PATIENCE_MS ? base->timeout_ms : RESUME_PATIENCE_MS;
+    uint64_t deadline_ns = clock_monotonic_ns() + (uint64_t)patience_ms * 1000000u;
     CLEANUP_FD int fd = fcntl(qmp_fd(s->q), F_DUPFD_CLOEXEC, 0);
     if (fd < 0)
         return error_set(e, VMSNAP_EXIT_FAILED, errno, "cannot take the QMP connection over");
-    int r = qmp_take_over(&q, fd, base->timeout_ms, e);
+    int r = qmp_take_over(&q, fd, patience_ms, e);
     if (r < 0)
         return r;
     take_fd(&fd);
-    char status[QEMU_STATUS_BYTES];
-    r = qemu_status_get(q, clock_ms_until(deadline_ns), status, e);
-    if (r == 0 && strcmp(status, "paused") == 0) {
-        r = qmp_command(q, "cont", NULL, -1, clock_ms_until(deadline_ns), NULL, e);
-        if (r == 0)
-            r = qemu_status_get(q, clock_ms_until(deadline_ns), status, e);
-    }
+    r = make_run(q, deadline_ns, e);
     qmp_close(q);
-    if (r == 0 && strcmp(status, "running") != 0)
-        r = error_set(e, VMSNAP_EXIT_FAILED, EBUSY, "the VM is in state \"%s\"", status);
     if (r == 0)
         atomic_store(&s->shared->stopped_by_us, false);
     else

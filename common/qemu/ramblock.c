@@ -52,10 +52,11 @@ static int no_memory(struct error *e)
     return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot list the ramblocks");
 }
 
+/* To be asked again: the guest may have moved it meanwhile. */
 static int changed(struct error *e, const char *what)
 {
-    return error_set(e, VMSNAP_EXIT_TARGET, EAGAIN, "%s changed its place while being looked up",
-                     what);
+    error_set(e, VMSNAP_EXIT_TARGET, 0, "memory block %s is not where QEMU says", what);
+    return -EAGAIN;
 }
 
 static int ask_blocks(struct search *s, struct error *e)
@@ -232,6 +233,9 @@ static int search_run(struct search *s, struct ramblocks *out, struct error *e)
         r = target_mappings(s->t, &s->maps, e);
     if (r == 0)
         r = span_list_find(&s->spans, &s->maps, e);
+    if (r == 0 && s->spans.count == 0)
+        r = error_set(e, VMSNAP_EXIT_TARGET, EINVAL, "process %d has no guest memory",
+                      (int)s->t->pid);
     if (r == 0)
         r = place_by_address(s, e);
     if (r == 0)

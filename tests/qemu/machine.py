@@ -4,7 +4,9 @@ and go while a snapshot is being prepared."""
 
 import json
 import os
+import signal
 import sys
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
@@ -213,6 +215,30 @@ def nothing_is_left(t):
     # QEMU closes what was removed from a set while paused when it runs and a client leaves.
     vmsnap(t, "check", "--qmp", guest.qmp_path)
     wait_until(lambda: seen() == before, 5, "no descriptor of ours is left")
+    guest.check_whole()
+
+
+@case("qemu.machine.slow-stop", "qemu", 90)
+def slow_stop(t):
+    """QEMU does not answer `stop` in time (a disk that takes long to flush, say) and stops late: vmsnap
+    has failed long since, but it does not leave before the guest runs again."""
+    image = prepare(t)
+    guest = Guest(t, mib=16).boot_up()
+    log, reached, go = pause_log(t)
+    process = start_vmsnap(t, "snapshot", "--timeout", "1s", "--qmp", guest.qmp_path, image,
+                           hooks={"pause_at": "source-before-stop", "pause_log": log})
+    reached("source-before-stop")
+    os.kill(guest.pid, signal.SIGSTOP)
+    go()
+    time.sleep(6)
+    t.equal(process.poll(), None, "vmsnap's status while QEMU does not answer")
+    os.kill(guest.pid, signal.SIGCONT)
+    result = finish(t, process)
+    t.equal(result.code, 17, f"exit status ({result.text()})")
+    t.equal(result.error["guest_state"], "running", "guest_state")
+    stops = [e["event"] for e in guest.qmp.take_events(0.5) if e["event"] in ("STOP", "RESUME")]
+    t.equal(stops, ["STOP", "RESUME"], "what QEMU went through")
+    check_no_litter(t.path("out"))
     guest.check_whole()
 
 
