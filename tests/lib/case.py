@@ -110,8 +110,11 @@ class Case:
         self._count = 0
 
     def sub(self):
-        """The same case with a directory of its own inside, for a check that is run again."""
+        """The same case with a directory and processes of its own inside, for a check that is run
+        again; end() ends those."""
         other = copy.copy(self)
+        other._deferred = []
+        self.defer(other.end)
         other.dir = os.path.join(self.dir, self.unique("sub"))
         os.mkdir(other.dir)
         return other
@@ -172,12 +175,17 @@ class Case:
                          f"{timeout} s") from stuck
         return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
-    def clean_up(self):
-        for function, args in reversed(self._deferred):
+    def end(self):
+        """Calls what was deferred; once."""
+        deferred, self._deferred[:] = list(reversed(self._deferred)), []
+        for function, args in deferred:
             try:
                 function(*args)
             except Exception:  # the rest must be cleaned up, too
                 traceback.print_exc()
+
+    def clean_up(self):
+        self.end()
         for pid in descendants(os.getpid()):
             try:
                 os.kill(pid, signal.SIGKILL)
