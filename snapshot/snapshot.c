@@ -390,6 +390,8 @@ static int write_tail(struct job *j, struct error *e)
 /* The guest is free of us: from here on the guardian may simply kill us when the user asks. */
 static int finish(struct job *j, struct error *e)
 {
+    if (interrupted(j)) /* by the guardian's death, for one: nobody waits for the image any more */
+        return -EINTR;
     atomic_store(&j->board->finishing, true);
     int ret = encoder_finish(j->encoder);
     if (ret)
@@ -399,6 +401,8 @@ static int finish(struct job *j, struct error *e)
     if (ret)
         return ret;
     TESTHOOK_POINT("snapshot-finished");
+    if (interrupted(j))
+        return -EINTR;
     ret = sink_commit(j->sink, e);
     if (ret)
         return ret;
