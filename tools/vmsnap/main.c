@@ -18,11 +18,6 @@ static const struct command *const commands[] = {
     &command_export,
     &command_check,
     NULL,
-    &command_snapshot,
-    &command_info,
-    &command_verify,
-    &command_export,
-    NULL,
 };
 
 static void print_help(FILE *f)
