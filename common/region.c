@@ -218,17 +218,13 @@ static int read_file_page(struct page_read *p, unsigned i)
     return 0;
 }
 
+/* No look for holes first: SEEK_DATA takes the inode's lock, which a thread of lower priority may
+ * hold. */
 static int read_file(struct page_read *p, unsigned i, unsigned n)
 {
     off_t at = (off_t)(p->fd_offset + (uint64_t)i * PAGE_BYTES);
-    off_t end = at + (off_t)n * PAGE_BYTES;
-    off_t data = lseek(p->r->fd, at, SEEK_DATA);
-    if ((data < 0 && errno == ENXIO) || data >= end) {
-        for (unsigned k = i; k < i + n; k++)
-            set_page(p, k, &p->zero);
-        return 0;
-    }
-    if (pread(p->r->fd, page_at(p, i), (size_t)n * PAGE_BYTES, at) == (ssize_t)(end - at))
+    ssize_t bytes = (ssize_t)n * PAGE_BYTES;
+    if (pread(p->r->fd, page_at(p, i), (size_t)bytes, at) == bytes)
         return 0;
     for (unsigned k = i; k < i + n; k++) {
         int r = read_file_page(p, k);
