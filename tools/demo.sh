@@ -102,8 +102,8 @@ start_guest() { # start_guest ACCELERATOR
     qemu-system-x86_64 -name demo -accel "$1" -cpu "$cpu" -machine pc -smp 2 -m "$memory_mib" \
         -nodefaults -no-user-config -display none -no-reboot \
         -kernel "$top/build/guest/vmlinuz" -initrd "$top/build/guest/initramfs.gz" \
-        -append "console=ttyS0 quiet panic=-1 vmsnap.work=selfcheck,vio vmsnap.mib=$check_mib \
-vmsnap.rate=$rate" \
+        -append "console=ttyS0 quiet panic=-1 no_timer_check vmsnap.work=selfcheck,vio \
+vmsnap.mib=$check_mib vmsnap.rate=$rate" \
         -chardev file,id=console,path=console,append=on -serial chardev:console \
         -device virtio-rng-pci -qmp unix:qmp,server=on,wait=off </dev/null >qemu.log 2>&1 &
     vmm=$!

@@ -134,8 +134,9 @@ class Guest:
     def _boot_arguments(self):
         if self.boot == "firmware":
             return ["-bios", self._firmware()]
-        words = ["console=ttyS0 quiet panic=-1 tsc=reliable", f"vmsnap.work={self.work}",
-                 self.append]
+        # no_timer_check: on a busy host the kernel finds its timer too slow, and panics.
+        words = ["console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check",
+                 f"vmsnap.work={self.work}", self.append]
         words += [f"vmsnap.{k}={v}" for k, v in self.options.items()]
         if "phys" in self.options:
             words.append(f"memmap=16M${self.options['phys']}")
