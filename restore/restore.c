@@ -192,6 +192,8 @@ static bool leaves_paused(const struct restore *r)
 static int let_run(struct restore *r, struct error *e)
 {
     int rc = server_begin_prefetch(r->server, e);
+    if (rc == 0)
+        vmm_let_live(&r->vmm);
     if (rc == 0 && !leaves_paused(r))
         rc = load_continue(r->qmp, r->o->timeout_ms, e);
     r->running_ns = clock_monotonic_ns() - r->vmm.launched_ns;

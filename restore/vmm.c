@@ -29,6 +29,7 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "restore/keeper.h"
 
 #define END_GRACE_MS 2000
 #define END_KILL_MS 10000
@@ -60,10 +61,14 @@ static int make_directory(struct vmm *v)
     return rc;
 }
 
+static void name_socket(struct vmm *v)
+{
+    snprintf(v->socket_path, sizeof(v->socket_path), "%s/" RELAUNCH_PRIVATE_SOCKET, v->directory);
+}
+
 static int listen_privately(struct vmm *v)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    snprintf(v->socket_path, sizeof(v->socket_path), "%s/" RELAUNCH_PRIVATE_SOCKET, v->directory);
     snprintf(address.sun_path, sizeof(address.sun_path), "%s", v->socket_path);
     v->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (v->listen_fd < 0 || bind(v->listen_fd, (struct sockaddr *)&address, sizeof(address)) ||
@@ -74,8 +79,12 @@ static int listen_privately(struct vmm *v)
 
 int vmm_prepare(struct vmm *v, struct error *e)
 {
-    *v = (struct vmm){.listen_fd = -1, .child_status = -1, .vmm_status = -1};
+    *v = (struct vmm){.listen_fd = -1, .keeper_fd = -1, .child_status = -1, .vmm_status = -1};
     int rc = make_directory(v);
+    if (rc == 0) {
+        name_socket(v);
+        rc = keeper_start(&v->keeper_fd, v->directory, v->socket_path);
+    }
     if (rc == 0)
         rc = listen_privately(v);
     if (rc) {
@@ -203,6 +212,7 @@ int vmm_start(struct vmm *v, const struct relaunch *l, bool detached, struct err
     if (child < 0)
         return error_set(e, VMSNAP_EXIT_VMM, err, "can't start a process for the VMM");
     atomic_store(&v->child, child);
+    keeper_watch(v->keeper_fd, child);
     struct start_failure f;
     ssize_t n;
     do
@@ -306,6 +316,8 @@ int vmm_accept(struct vmm *v, int *fd, int timeout_ms, struct error *e)
     }
     v->has_target = true;
     atomic_store(&v->pid, pid);
+    if (pid != atomic_load(&v->child))
+        keeper_watch(v->keeper_fd, pid);
     return 0;
 }
 
@@ -399,16 +411,26 @@ static void close_all(struct vmm *v)
         close(v->listen_fd);
     v->listen_fd = -1;
     remove_directory(v);
+    keeper_dismiss(&v->keeper_fd);
     if (v->has_target)
         target_close(&v->target);
     v->has_target = false;
     relay_stop(&v->relay);
 }
 
+/* One that a wrapper left behind and that has not connected is a child of ours, too. */
+static bool has_children(void)
+{
+    siginfo_t info;
+    return waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) == 0;
+}
+
 void vmm_end(struct vmm *v)
 {
-    if (atomic_load(&v->child) > 0 || v->has_target) {
+    if (v->has_target || (v->launched_ns && has_children())) {
         vmm_signal(v, SIGTERM);
+        if (!v->has_target)
+            kill_children(SIGTERM);
         if (!wait_gone(v, END_GRACE_MS)) {
             vmm_signal(v, SIGKILL);
             kill_children(SIGKILL);
@@ -416,6 +438,11 @@ void vmm_end(struct vmm *v)
         }
     }
     close_all(v);
+}
+
+void vmm_let_live(struct vmm *v)
+{
+    keeper_dismiss(&v->keeper_fd);
 }
 
 void vmm_leave(struct vmm *v)

@@ -19,6 +19,7 @@ struct vmm {
     char directory[64]; /* private, holds the socket; "" when it is gone */
     char socket_path[96];
     int listen_fd;
+    int keeper_fd;        /* the line to the keeper, -1: dismissed */
     atomic_int child;     /* whom we forked; 0 when there is none (left) */
     atomic_int pid;       /* the VMM itself; 0 until it has connected */
     struct target target; /* the VMM, once `pid` is set */
@@ -44,6 +45,9 @@ int vmm_accept(struct vmm *v, int *fd, int timeout_ms, struct error *e);
 /* Takes note of children that have ended, without waiting. True when the VMM and the child that we
  * forked are both gone. */
 bool vmm_reap(struct vmm *v);
+
+/* The guest is about to run: from now on the VMM lives on if we are killed. */
+void vmm_let_live(struct vmm *v);
 
 /* What the shell would say of the VMM: its exit status, 128+N for a signal. After vmm_reap(). */
 int vmm_exit_status(const struct vmm *v);

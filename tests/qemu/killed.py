@@ -2,6 +2,7 @@
 """vmsnap is killed, stopped or starved while a guest depends on it. Whatever the moment: the guest runs
 (or stays as it was), its memory is right, and under the image's name there is a whole image or none."""
 
+import glob
 import os
 import random
 import signal
@@ -345,8 +346,42 @@ def restorer(t):
     kill_restorer(t, source, image, kill_later, "killed a little later")
 
 
+# Until then the VMM does not outlive its restorer.
+BEFORE_RUNNING = {"restore-launched", "restore-attached", "restore-registered",
+                  "restore-state-loaded"}
+
+
+def stale_directories():
+    """Those of restores whose socket is gone with them."""
+    with open("/proc/net/unix", encoding="utf-8") as f:
+        bound = f.read()
+    return {path for path in glob.glob("/run/vmsnap-restore-*") if f"{path}/qmp" not in bound}
+
+
+def vmms_of(target):
+    """The processes whose command line names a socket of the guest's, vmsnap's own aside."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as f:
+                line = f.read()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if target.test_qmp_path.encode() in line and b"vmsnap-restore-" in line:
+            found.append(int(pid))
+    return found
+
+
+def check_nothing_left(t, target, process, directories, point):
+    process.wait(5)
+    wait_until(lambda: not vmms_of(target), 5, f"{point}: the VMM is gone")
+    wait_until(lambda: not stale_directories() - directories, 5,
+               f"{point}: the private directory is gone")
+
+
 def restore_points(t, times):
-    """SIGKILL at every named point of a restore: no VM is left that runs on wrong memory."""
+    """SIGKILL at every named point of a restore: no VM is left that runs on wrong memory, and none
+    at all that has not run yet."""
     source = Guest(t, mib=64).boot_up()
     image = t.path("image")
     snapshot(t, source, image)
@@ -355,9 +390,12 @@ def restore_points(t, times):
         for _ in range(times):
             log, _, _ = pause_log(t)
             target = Guest(t, name="re", **source.shape())
+            directories = stale_directories()
             process = start_vmsnap(t, "restore", image, "--", *target.argv(),
                                    hooks={"kill_at": point, "pause_log": log})
             wait_until(lambda log=log: os.path.exists(log), 20, f"{point} is reached")
+            if point in BEFORE_RUNNING:
+                check_nothing_left(t, target, process, directories, point)
             time.sleep(0.5)
             target.check_no_errors()
             for pid in descendants(process.pid) + descendants(os.getpid()):
