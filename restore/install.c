@@ -58,25 +58,37 @@ static int put(const struct installer *ins, enum page_class class, uint64_t hva,
     return uffd_zeropage(ins->uffd, hva, len, true, done);
 }
 
-/* Puts a run in; steps over pages that are present, which nobody may overwrite. */
+/*
+ * Puts a run in; steps over pages that are present, which nobody may overwrite. The kernel refuses
+ * a range (ENOENT) that is not within one mapping: it may have been split in between by an madvise
+ * or mprotect of the process's. Then it goes page by page, and what is not there is left out.
+ * *settled: bytes that are in.
+ */
 static int put_run(const struct installer *ins, const struct block *b, enum page_class class,
-                   uint64_t offset, const unsigned char *data, uint64_t len, uint64_t *present)
+                   uint64_t offset, const unsigned char *data, uint64_t len, uint64_t *present,
+                   uint64_t *settled)
 {
+    uint64_t page = b->region.page_bytes, piece = len;
     while (len > 0) {
-        uint64_t done = 0;
-        int rc = put(ins, class, b->region.hva + offset, data, len, &done);
+        uint64_t n = len < piece ? len : piece, done = 0;
+        int rc = put(ins, class, b->region.hva + offset, data, n, &done);
         if (rc == 0)
-            return 0;
+            done = n;
+        *settled += done;
         if (rc == -EEXIST) {
-            done += b->region.page_bytes;
+            done += page;
+            *settled += page;
             if (present)
-                *present += b->region.page_bytes;
-        } else if (rc != -EAGAIN || done == 0) {
+                *present += page;
+        } else if (rc == -ENOENT) {
+            done += n == page ? page : 0;
+            piece = page;
+        } else if (rc && (rc != -EAGAIN || done == 0)) {
             return rc;
         }
         offset += done;
         data = data ? data + done : NULL;
-        len = len > done ? len - done : 0;
+        len -= done;
     }
     return 0;
 }
@@ -84,7 +96,7 @@ static int put_run(const struct installer *ins, const struct block *b, enum page
 static int install(const struct installer *ins, const struct block *b, uint64_t offset,
                    const unsigned char *data, uint64_t len, uint64_t *present)
 {
-    uint64_t page = b->region.page_bytes;
+    uint64_t page = b->region.page_bytes, tried = 0, settled = 0;
     for (uint64_t at = 0; at < len;) {
         enum page_class class = classify(ins, b, offset + at);
         uint64_t end = at + page;
@@ -92,13 +104,14 @@ static int install(const struct installer *ins, const struct block *b, uint64_t 
             end += page;
         if (class != PAGE_SKIP) {
             const unsigned char *from = data && class == PAGE_GIVE ? data + at : NULL;
-            int rc = put_run(ins, b, class, offset + at, from, end - at, present);
+            int rc = put_run(ins, b, class, offset + at, from, end - at, present, &settled);
             if (rc)
                 return rc;
+            tried += end - at;
         }
         at = end;
     }
-    return 0;
+    return tried > 0 && settled == 0 ? -ENOENT : 0;
 }
 
 int install_data(const struct installer *ins, const struct block *b, uint64_t offset,
@@ -132,6 +145,8 @@ int install_zeros(const struct installer *ins, const struct block *b, uint64_t o
 int install_discarded(const struct installer *ins, const struct block *b, uint64_t offset,
                       uint64_t *present)
 {
-    return put_run(ins, b, PAGE_GIVE, offset, has_zero_page(b) ? NULL : ins->zeros,
-                   b->region.page_bytes, present);
+    uint64_t settled = 0;
+    int rc = put_run(ins, b, PAGE_GIVE, offset, has_zero_page(b) ? NULL : ins->zeros,
+                     b->region.page_bytes, present, &settled);
+    return rc == 0 && settled == 0 ? -ENOENT : rc;
 }

@@ -39,7 +39,7 @@ enum install_zero {
  * for them, and poisons those that the image says are poisoned. `data` is what they contain. Both
  * offset and len are multiples of the block's page size. Pages that are present already stay.
  * *present (may be NULL): bytes that were present. Returns 0 when all are settled; -EAGAIN: an
- * event must be read first, some may be in; -ENOENT: the range is not (or no longer) ours; -ESRCH:
+ * event must be read first, some may be in; -ENOENT: no page of it is ours (any longer); -ESRCH:
  * the process is gone; -ENOMEM, -ENOSPC: no room (memory cgroup, tmpfs).
  */
 int install_data(const struct installer *ins, const struct block *b, uint64_t offset,

@@ -11,7 +11,7 @@
 
 struct shape {
     enum kit_before before;
-    bool prefetch, fill, poison, read_at_the_end;
+    bool prefetch, fill, poison, split, read_at_the_end;
 };
 
 static void add_blocks(struct kit_board *board)
@@ -67,6 +67,7 @@ static int run_shape(const void *arg)
     board->n_threads = 3;
     board->before = shape->before;
     board->poisoned = shape->poison;
+    board->split = shape->split;
     add_blocks(board);
     struct kit k;
     KTEST_CHECK(kit_open(&k, board, true), "no process or image");
@@ -103,6 +104,8 @@ static const struct shape
     locked = {.before = KIT_LOCKED, .prefetch = true, .fill = true},
     sprinkled = {.before = KIT_SPRINKLED, .prefetch = true, .fill = true},
     sprinkled_demand = {.before = KIT_SPRINKLED}, poisoned = {.before = KIT_FRESH, .poison = true},
+    split = {.before = KIT_FRESH, .split = true},
+    split_fill = {.before = KIT_FRESH, .split = true, .fill = true, .read_at_the_end = true},
     poisoned_fill = {.before = KIT_FILLED, .poison = true, .fill = true, .read_at_the_end = true};
 
 int main(int argc, char **argv)
@@ -120,6 +123,8 @@ int main(int argc, char **argv)
         {"preallocated-and-locked", run_shape, &locked},
         {"some-present", run_shape, &sprinkled},
         {"some-present-on-demand", run_shape, &sprinkled_demand},
+        {"split", run_shape, &split},
+        {"split-fill", run_shape, &split_fill},
         {"poisoned", run_shape, &poisoned},
         {"poisoned-fill", run_shape, &poisoned_fill},
     };

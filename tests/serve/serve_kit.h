@@ -58,6 +58,7 @@ struct kit_board {
     uint32_t n_blocks;
     enum kit_before before;
     enum kit_work work;
+    bool split;    /* many small mappings instead of one */
     bool poisoned; /* page KIT_POISONED_PAGE of block 0 is */
     unsigned n_threads, n_rounds;
     uint64_t touch_page;
