@@ -59,7 +59,7 @@
 
 #define MS_NS 1000000ull
 /* So many times round the threads, those with a signal about to be delivered are passed over. */
-#define PATIENT_ROUNDS 50
+#define PATIENT_ROUNDS 20
 #define PAGE_BYTES 4096ull
 
 /*
@@ -223,11 +223,14 @@ static int find_code(struct tracer *tr, struct error *e)
         return r;
     r = x86_find_code(&tr->code, tr->t, &maps);
     mapping_list_free(&maps);
-    if (r)
-        return error_set(e, VMSNAP_EXIT_TARGET, -r,
-                         "process %d: no C library's signal return found in its code",
-                         (int)tr->t->pid);
-    return 0;
+    if (r && !target_alive(tr->t))
+        return error_set(e, VMSNAP_EXIT_TARGET, ESRCH, "process %d", (int)tr->t->pid);
+    if (r == -ENOENT)
+        error_set(e, VMSNAP_EXIT_TARGET, 0,
+                  "process %d: no C library's signal return found in its code", (int)tr->t->pid);
+    else if (r)
+        error_set(e, VMSNAP_EXIT_TARGET, -r, "process %d: can't read its code", (int)tr->t->pid);
+    return r;
 }
 
 int tracer_attach(struct tracer *tr, const struct target *t, uint64_t deadline_ns, struct error *e)

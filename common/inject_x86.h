@@ -22,7 +22,8 @@ struct x86_code {
 };
 
 /* Searches the target's executable mappings: the vdso and the C library first. -ENOENT: no such
- * code. Reads at most the executable memory of the target, once. */
+ * code; others: not found, and some of the code could not be read. Reads at most the executable
+ * memory of the target, once. */
 int x86_find_code(struct x86_code *code, const struct target *t, const struct mapping_list *maps);
 
 /* What the kernel's registers of a stopped thread say. */

@@ -30,20 +30,22 @@ static bool complete(const struct x86_code *code)
     return code->syscall_ret && code->restorer;
 }
 
-static void search_mapping(struct x86_code *code, const struct target *t, const struct mapping *m,
-                           uint8_t *buf)
+/* 0, or -errno when a part of the mapping could not be read. */
+static int search_mapping(struct x86_code *code, const struct target *t, const struct mapping *m,
+                          uint8_t *buf)
 {
     for (uint64_t at = m->start; at < m->end && !complete(code);) {
         size_t len = m->end - at < CHUNK_BYTES ? m->end - at : CHUNK_BYTES;
         ssize_t n = target_read(t, at, buf, len);
         if (n <= 0)
-            return;
+            return n < 0 ? (int)n : -EFAULT;
         len = (size_t)n;
         look_for(&code->syscall_ret, buf, len, at, syscall_ret, sizeof(syscall_ret));
         look_for(&code->restorer, buf, len, at, restorer_rax, sizeof(restorer_rax));
         look_for(&code->restorer, buf, len, at, restorer_eax, sizeof(restorer_eax));
         at += len > OVERLAP_BYTES && at + len < m->end ? len - OVERLAP_BYTES : len;
     }
+    return 0;
 }
 
 /* Code that does not change: not what a JIT writes. */
@@ -65,12 +67,18 @@ int x86_find_code(struct x86_code *code, const struct target *t, const struct ma
     if (!buf)
         return -ENOMEM;
     *code = (struct x86_code){0};
+    int unread = 0;
     for (int likely = 1; likely >= 0; likely--) {
         for (size_t i = 0; i < maps->count && !complete(code); i++) {
             const struct mapping *m = &maps->items[i];
-            if (is_fixed_code(m) && is_likely(m) == (likely == 1))
-                search_mapping(code, t, m, buf);
+            if (!is_fixed_code(m) || is_likely(m) != (likely == 1))
+                continue;
+            int r = search_mapping(code, t, m, buf);
+            if (r)
+                unread = r;
         }
     }
-    return complete(code) ? 0 : -ENOENT;
+    if (complete(code))
+        return 0;
+    return unread ? unread : -ENOENT;
 }

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -22,10 +23,10 @@
 #define MADV_COLLAPSE 25
 #endif
 
+#define PAGE_BYTES 4096ul
 #define HUGE_BYTES (2ul << 20)
 
 static struct kernel_features features;
-static bool probed;
 
 int kernel_open_dev_userfaultfd(void)
 {
@@ -94,7 +95,7 @@ static bool probe_pagemap_entries(int pagemap)
 {
     volatile char here = 1;
     uint64_t entry = 0;
-    off_t at = (off_t)((uintptr_t)&here / 4096 * sizeof(entry));
+    off_t at = (off_t)((uintptr_t)&here / PAGE_BYTES * sizeof(entry));
     return pread(pagemap, &entry, sizeof(entry), at) == (ssize_t)sizeof(entry) &&
            (entry & ((1ull << 55) - 1)) != 0;
 }
@@ -107,6 +108,41 @@ static void probe_pagemap(struct kernel_features *f)
     f->pagemap_entries = probe_pagemap_entries(pagemap) && !TESTHOOK_MASKED("pagemap");
     struct pm_scan_arg scan = {.size = sizeof(scan)};
     f->pagemap_scan = ioctl(pagemap, PAGEMAP_SCAN, &scan) >= 0 && !TESTHOOK_MASKED("pagemap-scan");
+}
+
+/* The pagemap entry of a hole in shared memory that `fd` write-protects: only a marker. 0: failed.
+ */
+static uint64_t armed_hole_entry(int fd, int pagemap, void *hole)
+{
+    uint64_t entry = 0;
+    off_t at = (off_t)((uintptr_t)hole / PAGE_BYTES * sizeof(entry));
+    int r = uffd_enable(fd, UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
+    if (r == 0)
+        r = uffd_register(fd, (uintptr_t)hole, PAGE_BYTES, UFFDIO_REGISTER_MODE_WP, NULL);
+    if (r == 0)
+        r = uffd_protect(fd, (uintptr_t)hole, PAGE_BYTES);
+    if (r == 0 && pread(pagemap, &entry, sizeof(entry), at) != (ssize_t)sizeof(entry))
+        return 0;
+    return entry;
+}
+
+/*
+ * Which "swap type" is not swap but a marker. The last one, 31, since Linux 6.2; in 6.1 that is an
+ * entry of its own for lost swap, and markers are 30 (linux/swap.h), which later became a device
+ * entry. So ask: make a marker and look.
+ */
+static unsigned probe_marker_type(void)
+{
+    const uint64_t present = 1ull << 63, swapped = 1ull << 62, type_mask = 31;
+    CLEANUP_FD int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    CLEANUP_FD int fd = probe_open();
+    void *hole = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (hole == MAP_FAILED)
+        return KERNEL_MARKER_DEFAULT;
+    uint64_t entry = fd >= 0 && pagemap >= 0 ? armed_hole_entry(fd, pagemap, hole) : 0;
+    munmap(hole, PAGE_BYTES);
+    bool is_marker = !(entry & present) && (entry & swapped);
+    return is_marker ? (unsigned)(entry & type_mask) : KERNEL_MARKER_DEFAULT;
 }
 
 /* MADV_COLLAPSE of one huge page of ours, through process_madvise. No free huge page (ENOMEM,
@@ -136,15 +172,19 @@ static bool probe_pidfd_getfd(void)
     return syscall(SYS_pidfd_getfd, -1, 0, 0) < 0 && errno == EBADF;
 }
 
+static void probe_all(void)
+{
+    probe_userfaultfd(&features);
+    probe_pagemap(&features);
+    features.marker_type = probe_marker_type();
+    features.collapse = probe_collapse();
+    features.pidfd_getfd = probe_pidfd_getfd();
+}
+
 const struct kernel_features *kernel_probe(void)
 {
-    if (!probed) {
-        probe_userfaultfd(&features);
-        probe_pagemap(&features);
-        features.collapse = probe_collapse();
-        features.pidfd_getfd = probe_pidfd_getfd();
-        probed = true;
-    }
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, probe_all);
     return &features;
 }
 

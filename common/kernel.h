@@ -28,7 +28,10 @@ struct kernel_features {
     bool collapse;          /* MADV_COLLAPSE through process_madvise (6.1+) */
     bool pidfd_getfd;       /* 5.6+ */
     bool pagemap_entries;   /* pagemap shows us frames and swap entries (CAP_SYS_ADMIN) */
+    unsigned marker_type;   /* the swap type in a pagemap entry that says "marker" */
 };
+
+#define KERNEL_MARKER_DEFAULT 31u
 
 struct kernel_item {
     const char *name; /* stable, the name in `vmsnap check`, e.g. "kernel.wp-shmem" */
@@ -37,7 +40,7 @@ struct kernel_item {
     char reason[160]; /* what it is for, and what is done without it */
 };
 
-/* Asks the kernel. The answer is kept: later calls are free. Main thread first; then any thread. */
+/* Asks the kernel. The answer is kept: later calls are free. Any thread. */
 const struct kernel_features *kernel_probe(void);
 
 /* Lists every feature as an item for `vmsnap check`. Returns how many were written (<= max). */

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/kernel.h"
 
 #define PAGE_BYTES 4096u
 #define USER_END (1ull << 47) /* x86-64, unless a process asks for more */
@@ -55,6 +56,7 @@ int target_open(struct target *t, pid_t pid, struct error *e)
     t->mem_fd = open_in_proc(t, "mem", O_RDONLY);
     if (t->mem_fd < 0)
         return open_failed(t, pid, errno, "its memory", e);
+    kernel_probe(); /* so that target_presence() never has to ask */
     /* Alive now: so the number was not given to another process between the opens. */
     if (!target_alive(t))
         return open_failed(t, pid, ESRCH, "", e);
@@ -90,20 +92,23 @@ int target_get_fd(const struct target *t, int fd)
 
 /*
  * One entry of /proc/PID/pagemap: bit 63 present, bit 62 swapped, and then the swap type in bits
- * 0-4 and the offset in bits 5-54. The last type, 31, is not swap but a marker (linux/swapops.h):
- * offset bit 0 a write-protect marker over a hole, bit 1 poison. Device, migration and hardware
- * poison entries have types of their own below it; they are memory that is there, and a hardware
- * poisoned page shows when it is read.
+ * 0-4 and the offset in bits 5-54. One of the last types is not swap but a marker
+ * (linux/swapops.h): offset bit 0 a write-protect marker over a hole, bit 1 poison. Linux 6.1 has a
+ * type of its own, behind the marker's, for swap that could not be read back, which is as good as
+ * poison. Device, migration and hardware poison entries have types below these; they are memory
+ * that is there, and a hardware poisoned page shows when it is read.
  */
-enum page_presence target_decode_pagemap(uint64_t entry)
+enum page_presence target_decode_pagemap(uint64_t entry, unsigned marker_type)
 {
     const uint64_t present = 1ull << 63, swapped = 1ull << 62;
-    const uint64_t type_mask = 31, marker = 31, poison = 1ull << (5 + 1);
+    const uint64_t type_mask = 31, poison = 1ull << (5 + 1);
     if (entry & present)
         return PAGE_PRESENT;
     if (!(entry & swapped))
         return PAGE_ABSENT;
-    if ((entry & type_mask) != marker)
+    if ((entry & type_mask) > marker_type)
+        return PAGE_POISONED;
+    if ((entry & type_mask) < marker_type)
         return PAGE_PRESENT;
     return entry & poison ? PAGE_POISONED : PAGE_ABSENT;
 }
@@ -111,6 +116,7 @@ enum page_presence target_decode_pagemap(uint64_t entry)
 int target_presence(const struct target *t, uint64_t hva, size_t n_pages, enum page_presence *out)
 {
     uint64_t entries[512];
+    unsigned marker_type = kernel_probe()->marker_type;
     while (n_pages > 0) {
         size_t n = n_pages < 512 ? n_pages : 512;
         off_t at = (off_t)(hva / PAGE_BYTES * sizeof(entries[0]));
@@ -123,7 +129,7 @@ int target_presence(const struct target *t, uint64_t hva, size_t n_pages, enum p
             return hva >= USER_END && target_alive(t) ? -EFAULT : -ESRCH;
         n = (size_t)r / sizeof(entries[0]);
         for (size_t i = 0; i < n; i++)
-            out[i] = target_decode_pagemap(entries[i]);
+            out[i] = target_decode_pagemap(entries[i], marker_type);
         out += n;
         hva += n * PAGE_BYTES;
         n_pages -= n;

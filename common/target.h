@@ -74,10 +74,11 @@ const struct mapping *mapping_find(const struct mapping_list *list, uint64_t hva
 enum page_presence {
     PAGE_ABSENT,   /* never touched here, or only a write-protect marker */
     PAGE_PRESENT,  /* in memory or in swap (hardware poison too: it shows when read) */
-    PAGE_POISONED, /* a poison marker */
+    PAGE_POISONED, /* a poison marker, or swap that was lost */
 };
 
-enum page_presence target_decode_pagemap(uint64_t entry);
+/* marker_type: kernel_features.marker_type. */
+enum page_presence target_decode_pagemap(uint64_t entry, unsigned marker_type);
 
 /* Looks `n_pages` (4 KiB each) up from `hva` on, without touching them. One pread per 512 pages.
  * Any thread; does not allocate. -ESRCH: the process has ended, is ending, or runs another program

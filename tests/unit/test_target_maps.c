@@ -173,22 +173,36 @@ Test(target_maps, find_takes_the_mapping_that_holds_the_address)
     cr_assert_null(mapping_find(&list, 0x1000));
 }
 
-/* Entries as Linux 6.1 and 6.18 print them. */
+static void entry_is(uint64_t entry, enum page_presence presence)
+{
+    cr_assert_eq(target_decode_pagemap(entry, 31), presence, "0x%llx", (unsigned long long)entry);
+}
+
+/* Entries as Linux 6.18 prints them. */
 Test(target_pagemap, entries)
 {
-    cr_assert_eq(target_decode_pagemap(0), PAGE_ABSENT);
-    cr_assert_eq(target_decode_pagemap(1ull << 55), PAGE_ABSENT); /* soft-dirty only */
-    cr_assert_eq(target_decode_pagemap(0x8180000000012345), PAGE_PRESENT);
-    cr_assert_eq(target_decode_pagemap(0xa180000000012345), PAGE_PRESENT);      /* of a file */
-    cr_assert_eq(target_decode_pagemap(1ull << 63 | 1ull << 57), PAGE_PRESENT); /* protected */
-    cr_assert_eq(target_decode_pagemap(1ull << 62 | 0x1234ull << 5 | 2), PAGE_PRESENT); /* swap */
-    cr_assert_eq(target_decode_pagemap(1ull << 62 | 1ull << 57 | 0x40ull << 5), PAGE_PRESENT);
-    cr_assert_eq(target_decode_pagemap(1ull << 62 | 0x40ull << 5 | 28),
-                 PAGE_PRESENT);                                             /* migrates */
-    cr_assert_eq(target_decode_pagemap(0x420000000000003f), PAGE_ABSENT);   /* armed hole */
-    cr_assert_eq(target_decode_pagemap(0x400000000000005f), PAGE_POISONED); /* UFFDIO_POISON */
-    cr_assert_eq(target_decode_pagemap(0x420000000000007f), PAGE_POISONED); /* both */
-    cr_assert_eq(target_decode_pagemap(1ull << 62 | 4ull << 5 | 31), PAGE_ABSENT); /* guard */
+    const uint64_t swapped = 1ull << 62, protected = 1ull << 57;
+    entry_is(0, PAGE_ABSENT);
+    entry_is(1ull << 55, PAGE_ABSENT); /* soft-dirty only */
+    entry_is(0x8180000000012345, PAGE_PRESENT);
+    entry_is(0xa180000000012345, PAGE_PRESENT); /* of a file */
+    entry_is(0x830000000001a5a8, PAGE_PRESENT); /* protected */
+    entry_is(swapped | 0x1234ull << 5 | 2, PAGE_PRESENT);
+    entry_is(swapped | protected | 0x40ull << 5, PAGE_PRESENT);
+    entry_is(swapped | 0x40ull << 5 | 28, PAGE_PRESENT); /* migrates */
+    entry_is(0x420000000000003f, PAGE_ABSENT);           /* armed hole */
+    entry_is(0x400000000000005f, PAGE_POISONED);         /* UFFDIO_POISON */
+    entry_is(0x420000000000007f, PAGE_POISONED);         /* both */
+    entry_is(swapped | 4ull << 5 | 31, PAGE_ABSENT);     /* guard */
+}
+
+/* And Linux 6.1, where the marker is type 30 and lost swap 31. */
+Test(target_pagemap, entries_of_6_1)
+{
+    cr_assert_eq(target_decode_pagemap(0x428000000000003e, 30), PAGE_ABSENT);
+    cr_assert_eq(target_decode_pagemap(1ull << 62 | 0x77ull << 5 | 31, 30), PAGE_POISONED);
+    cr_assert_eq(target_decode_pagemap(1ull << 62 | 0x77ull << 5 | 29, 30), PAGE_PRESENT);
+    cr_assert_eq(target_decode_pagemap(0xa3800000000029e6, 30), PAGE_PRESENT);
 }
 
 /* This process itself: what /proc says about a page that is there and one that is not. */
