@@ -51,8 +51,8 @@ static inline uint64_t region_whole_pages(const struct region *r, uint64_t bytes
  * Copies `n_pages` (4 KiB, at most 64) at `offset` bytes into the region to `buf`. Never allocates
  * memory in the target and never waits for a userfault: absent pages come out as zeros without
  * being touched. Bit i of *zero / *poisoned (may be NULL): page i of private anonymous memory is
- * absent / page i is poisoned (then zeros in buf). Returns 0 or -errno (-ESRCH: the process is gone). Any thread, no allocation, no
- * lock: what the fault path uses.
+ * absent / page i is poisoned (then zeros in buf). Returns 0 or -errno (-ESRCH: the process is
+ * gone). Any thread, no allocation, no lock: what the fault path uses.
  */
 int region_read(const struct region *r, const struct target *t, uint64_t offset, unsigned n_pages,
                 void *buf, uint64_t *zero, uint64_t *poisoned);
