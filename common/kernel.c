@@ -194,33 +194,35 @@ struct item_text {
     size_t offset; /* of the bool in struct kernel_features */
     bool required;
     const char *purpose, *without;
+    bool of_userfaultfd; /* can't be asked for without a userfaultfd */
 };
 
 #define ITEM(field) offsetof(struct kernel_features, field)
 
 static const struct item_text item_texts[] = {
     {"kernel.userfaultfd", ITEM(userfaultfd), true, "memory is tracked with it",
-     "nothing works: needs CAP_SYS_PTRACE, or access to /dev/userfaultfd, or a kernel with it"},
+     "needs CAP_SYS_PTRACE, or access to /dev/userfaultfd, or a kernel that has it", false},
     {"kernel.dev-userfaultfd", ITEM(dev_userfaultfd), false,
      "a VM process without privileges gets its userfaultfd from /dev/userfaultfd",
-     "only VM processes that may call userfaultfd() themselves can be attached to"},
-    {"kernel.wp-anon", ITEM(wp_anon), true, "write-protects private memory", "needs Linux 5.7"},
+     "only one that may call userfaultfd() can be attached to", false},
+    {"kernel.wp-anon", ITEM(wp_anon), true, "write-protects private memory", "needs Linux 5.7",
+     true},
     {"kernel.wp-shmem", ITEM(wp_shmem), true, "write-protects shared memory and huge pages",
-     "needs Linux 5.19"},
+     "needs Linux 5.19", true},
     {"kernel.minor-shmem", ITEM(minor_shmem), true, "restores shared memory on demand",
-     "needs Linux 5.13"},
+     "needs Linux 5.13", true},
     {"kernel.event-remove", ITEM(event_remove), true, "sees memory that the VM gives back",
-     "needs Linux 4.11"},
+     "needs Linux 4.11", true},
     {"kernel.pagemap", ITEM(pagemap_entries), true, "tells absent memory from present memory",
-     "needs CAP_SYS_ADMIN: run as root"},
+     "needs CAP_SYS_ADMIN: run as root", false},
     {"kernel.pidfd-getfd", ITEM(pidfd_getfd), true, "fetches the userfaultfd of the VM's process",
-     "needs Linux 5.6"},
+     "needs Linux 5.6", false},
     {"kernel.poison", ITEM(poison), false, "poisoned pages stay poisoned after a restore",
-     "an image with poisoned pages can't be restored (needs Linux 6.6)"},
+     "an image with poisoned pages can't be restored (needs Linux 6.6)", true},
     {"kernel.pagemap-scan", ITEM(pagemap_scan), false, "scans memory maps faster",
-     "pagemap entries are read one by one (needs Linux 6.7)"},
+     "pagemap entries are read one by one (needs Linux 6.7)", false},
     {"kernel.collapse", ITEM(collapse), false, "gives huge pages back after a snapshot or restore",
-     "memory stays in small pages until khugepaged merges it (needs Linux 6.1)"},
+     "memory stays in small pages until khugepaged merges it (needs Linux 6.1)", false},
 };
 
 size_t kernel_list(struct kernel_item *items, size_t max)
@@ -233,8 +235,11 @@ size_t kernel_list(struct kernel_item *items, size_t max)
         items[i].name = text->name;
         items[i].ok = *(const bool *)((const char *)f + text->offset);
         items[i].required = text->required;
+        const char *missing = text->of_userfaultfd && !f->userfaultfd
+                                  ? "not known without kernel.userfaultfd"
+                                  : text->without;
         snprintf(items[i].reason, sizeof(items[i].reason), "%s%s%s", text->purpose,
-                 items[i].ok ? "" : "; missing: ", items[i].ok ? "" : text->without);
+                 items[i].ok ? "" : "; missing: ", items[i].ok ? "" : missing);
     }
     return n;
 }
