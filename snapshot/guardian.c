@@ -116,8 +116,7 @@ static int clean_up_after(struct guardian *g, int status, int interrupted_by, in
                           struct error *e)
 {
     struct guardian_board *b = g->board;
-    bool touched = atomic_load(&b->protected) || atomic_load(&b->finishing);
-    enum guest_state guest = !touched                         ? GUEST_UNTOUCHED
+    enum guest_state guest = !atomic_load(&b->touched)        ? GUEST_UNTOUCHED
                              : atomic_load(&b->paused_before) ? GUEST_PAUSED
                                                               : GUEST_RUNNING;
     struct error problem = {0};

@@ -27,6 +27,7 @@ struct guardian_board {
     atomic_uint beat;          /* the worker counts it up while it lives */
     atomic_bool paused;        /* the VM is (about to be) stopped by us: resume it if we die */
     atomic_bool paused_before; /* it was not running when we came */
+    atomic_bool touched;       /* it was (or was found) stopped, its memory protected; stays set */
     atomic_bool protected;     /* memory is protected: no terminal stop, watch the heartbeat */
     atomic_bool unmerged;      /* KSM was switched off for the VM's memory */
     atomic_bool finishing;     /* the guest is free of us: the worker may simply be killed */

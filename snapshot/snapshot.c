@@ -259,6 +259,7 @@ static int pause_and_protect(struct job *j, struct error *e)
     if (ret)
         return ret;
     TESTHOOK_POINT("snapshot-state-saved");
+    atomic_store(&j->board->touched, true);
     atomic_store(&j->board->protected, true);
     ret = protect(j, e);
     if (ret)
