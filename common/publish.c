@@ -47,7 +47,7 @@ static int settle_path(struct publish *p, const char *path, struct error *e)
         return error_set(e, VMSNAP_EXIT_FAILED, EISDIR, "'%s' is no name for a file", path);
     if (lstat(path, &st) < 0)
         return errno == ENOENT ? 0 : error_set(e, VMSNAP_EXIT_FAILED, errno, "%s", path);
-    if (!p->overwrite)
+    if (!p->overwrite && !S_ISDIR(st.st_mode))
         return refuse_existing(path, e);
     if (!realpath(path, p->path) || stat(p->path, &st) < 0)
         return error_set(e, VMSNAP_EXIT_FAILED, errno, "%s", path);

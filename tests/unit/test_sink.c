@@ -187,6 +187,8 @@ Test(sink, an_existing_image_is_refused)
     cr_assert_eq(e.exit_code, VMSNAP_EXIT_FAILED);
     cr_assert_not_null(strstr(e.message, "/image exists"), "%s", e.message);
     cr_assert_not_null(strstr(e.hint, "--overwrite"));
+    cr_assert_lt(sink_open_file(&sink, dir, &options, &e), 0);
+    cr_assert_not_null(strstr(e.message, "not a regular file"), "%s", e.message);
     check_file(1000);
     tear_down();
 }
