@@ -157,7 +157,7 @@ static int load_ends(struct image *img, struct error *e)
         return r;
     if (have < 16 || memcmp(img->header.magic, IMAGE_HEADER_MAGIC, 8) != 0) {
         r = image_damaged(img, e, 0, "not a vmsnap image");
-        error_hint(e, "an image starts with the bytes of `vmsnap snapshot`; check the path");
+        error_hint(e, "is this the file that `vmsnap snapshot` wrote? Check the path");
         return r;
     }
     if (img->file_bytes < least) {

@@ -300,9 +300,10 @@ int image_verify(const struct image *img, unsigned n_threads,
         return error_set(e, VMSNAP_EXIT_FAILED, -r, "checking %s", img->name);
     if (v.places_damaged == 0)
         return 0;
-    error_set(e, VMSNAP_EXIT_IMAGE, 0, "%s: %llu damaged places, %llu damaged pages of %llu",
+    error_set(e, VMSNAP_EXIT_IMAGE, 0, "%s: %llu damaged place%s, %llu damaged pages of %llu",
               img->name, (unsigned long long)result->places_damaged,
-              (unsigned long long)result->pages_damaged, (unsigned long long)result->pages_checked);
+              result->places_damaged == 1 ? "" : "s", (unsigned long long)result->pages_damaged,
+              (unsigned long long)result->pages_checked);
     error_hint(e, "copy the image again from where it is whole, or take another snapshot");
     return -EBADMSG;
 }

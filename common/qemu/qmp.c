@@ -390,7 +390,7 @@ int qmp_connect(struct qmp **out, const char *path, int timeout_ms, struct error
     if (r < 0) {
         int code = r == -ETIMEDOUT ? VMSNAP_EXIT_TIMEOUT : VMSNAP_EXIT_TARGET;
         error_set(e, code, -r, "cannot connect to the QMP socket %s", path);
-        error_hint(e, "is the VM running, and was it started with -qmp unix:%s,server,wait=off ?",
+        error_hint(e, "is the VM running, and was it started with -qmp unix:%s,server=on,wait=off?",
                    path);
         return r;
     }
