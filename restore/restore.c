@@ -22,7 +22,6 @@
 #include "restore/restore.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <stdio.h>
@@ -68,7 +67,7 @@ struct restore {
     struct progress progress;
     uint64_t running_ns;  /* from launch */
     uint64_t complete_ns; /* from launch; 0: not yet */
-    bool vmm_prepared, handed_off, summarized;
+    bool vmm_prepared, pid_written, handed_off, summarized;
 };
 
 /* ---- before anything is started ---- */
@@ -205,6 +204,7 @@ static int write_pidfile(struct restore *r, struct error *e)
     if (!r->o->pidfile)
         return 0;
     CLEANUP_STREAM FILE *f = fopen(r->o->pidfile, "we");
+    r->pid_written = f != NULL;
     if (!f || fprintf(f, "%d\n", (int)r->vmm.target.pid) < 0 || fflush(f))
         return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't write %s", r->o->pidfile);
     return 0;
@@ -394,7 +394,7 @@ static void give_up(struct restore *r, struct error *e)
         vmm_explain_end(&r->vmm, e);
     if (r->vmm_prepared)
         vmm_end(&r->vmm);
-    if (r->o->pidfile && r->running_ns)
+    if (r->pid_written)
         unlink(r->o->pidfile);
     e->guest = GUEST_NOT_STARTED;
 }

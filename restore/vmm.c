@@ -11,6 +11,7 @@
  */
 #include "restore/vmm.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -30,10 +31,14 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "restore/keeper.h"
+#include "restore/qemu/refuse.h"
 
 #define END_GRACE_MS 2000
 #define END_KILL_MS 10000
 #define MAX_DEPTH 32 /* of wrappers between us and the VMM */
+
+#define INHERITED_END 1024       /* a recorded line inherits no descriptor from here on */
+#define CLOSE_ON_EXEC_RANGE 0x4u /* CLOSE_RANGE_CLOEXEC, Linux 5.11 */
 
 /* ---- the private socket ---- */
 
@@ -128,6 +133,35 @@ static int become(const struct relaunch *l)
                : 0;
 }
 
+/* Whether a word of the line holds the number. */
+static bool is_named(const struct relaunch *l, int fd)
+{
+    char number[16];
+    int len = snprintf(number, sizeof(number), "%d", fd);
+    for (size_t i = 1; i < l->argc; i++)
+        for (const char *p = l->argv[i]; (p = strstr(p, number)); p++)
+            if ((p == l->argv[i] || !isalnum((unsigned char)p[-1])) &&
+                !isalnum((unsigned char)p[len]))
+                return true;
+    return false;
+}
+
+/* A recorded line gets nothing of the caller's that it can't have had: no ambient capability, and
+ * no descriptor whose number does not stand on it. */
+static void drop_rights(const struct relaunch *l)
+{
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    unsigned from = STDERR_FILENO + 1;
+    for (int fd = STDERR_FILENO + 1; fd < INHERITED_END; fd++) {
+        if (!relaunch_fd_inherited(fd) || !is_named(l, fd))
+            continue;
+        if ((unsigned)fd > from)
+            syscall(SYS_close_range, from, fd - 1, CLOSE_ON_EXEC_RANGE);
+        from = (unsigned)fd + 1;
+    }
+    syscall(SYS_close_range, from, ~0u, CLOSE_ON_EXEC_RANGE);
+}
+
 static void reset_signals(void)
 {
     struct sigaction action = {.sa_handler = SIG_DFL};
@@ -154,6 +188,8 @@ static _Noreturn void run_child(const struct relaunch *l, int stderr_fd, int rep
     reset_signals();
     if (stderr_fd >= 0)
         replace_stdio(stderr_fd);
+    if (l->recorded)
+        drop_rights(l);
     if (become(l))
         fail_start(report_fd, START_USER);
     if (l->cwd && chdir(l->cwd))

@@ -315,11 +315,49 @@ static bool is_plain(const char *word)
     return word[0] && word[strspn(word, plain)] == '\0';
 }
 
+/* How many bytes from `p` on a terminal would take as a command: C0, DEL, or C1 in UTF-8. */
+static size_t count_control(const char *p)
+{
+    const unsigned char *u = (const unsigned char *)p;
+    if (u[0] == 0xc2 && u[1] >= 0x80 && u[1] < 0xa0)
+        return 2;
+    return (u[0] > 0 && u[0] < 0x20) || u[0] == 0x7f;
+}
+
+static bool has_control(const char *word)
+{
+    for (; *word; word++)
+        if (count_control(word))
+            return true;
+    return false;
+}
+
+/* $'it\'s \x1b': what the line says must be seen before it is trusted. */
+static void print_escaped(FILE *f, const char *word)
+{
+    fputs("$'", f);
+    while (*word) {
+        size_t n = count_control(word);
+        for (size_t i = 0; i < n; i++)
+            fprintf(f, "\\x%02x", (unsigned char)*word++);
+        if (n > 0)
+            continue;
+        if (*word == '\'' || *word == '\\')
+            fputc('\\', f);
+        fputc(*word++, f);
+    }
+    fputc('\'', f);
+}
+
 /* 'it'\''s' */
 static void print_quoted(FILE *f, const char *word)
 {
     if (is_plain(word)) {
         fputs(word, f);
+        return;
+    }
+    if (has_control(word)) {
+        print_escaped(f, word);
         return;
     }
     fputc('\'', f);

@@ -14,7 +14,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from case import Failed, case, is_alive, main, tool, wait_until  # noqa: E402
 from guest import Guest  # noqa: E402
-from vmsnap import Restore, environment, json_lines, snapshot  # noqa: E402
+from vmsnap import Restore, environment, json_lines, snapshot, start_vmsnap  # noqa: E402
 
 
 def make_image(t):
@@ -91,6 +91,33 @@ def before_it_runs(t):
         wait_until(lambda: '"guest_state":"not-started"' in restored.result().text(), 5,
                    "an error that says what became of the guest")
         os.unlink(t.path("w"))
+
+
+@case("qemu.restore-ends.inherited", "qemu", 60)
+def inherited(t):
+    """A recorded line gets none of the caller's descriptors but those that it names."""
+    source, image = make_image(t)
+    secret, named = os.open("/dev/null", os.O_RDONLY), os.open("/dev/zero", os.O_RDONLY)
+    t.defer(os.close, secret)
+    t.defer(os.close, named)
+    # Numbers that no line has by chance, but for the one that is given as an id.
+    os.dup2(secret, 733)
+    os.dup2(named, 731)
+    t.defer(os.close, 733)
+    t.defer(os.close, 731)
+    extra = ["-add-fd", "fd=731,set=1"]
+    guest = Guest(t, name="re", **source.shape())
+    for recorded in (False, True):
+        line = [] if recorded else ["--", *guest.argv(), *extra]
+        restored = start_vmsnap(t, "restore", "--allow", "disks", image, *line, pass_fds=(731, 733))
+        running = json.loads(restored.stdout.readline())
+        names = {fd: os.readlink(f"/proc/{running['vmm_pid']}/fd/{fd}")
+                 for fd in os.listdir(f"/proc/{running['vmm_pid']}/fd")}
+        t.equal("733" in names, not recorded, f"recorded: {recorded}: 733 is in {names}")
+        if not recorded:
+            t.check("/dev/zero" in names.values(), f"the one that the line names is in {names}")
+        restored.terminate()
+        restored.wait(20)
 
 
 # What an interactive shell does with a job.

@@ -160,6 +160,17 @@ Test(plan, words_are_quoted_for_a_shell)
                 "'$(rm)' -machine pc-i440fx-7.2");
 }
 
+Test(plan, what_a_terminal_would_obey_is_shown)
+{
+    describe((char *[]){"qemu", "-name",
+                        "it's\x1b[2K\\\r\xc2\x9b"
+                        "0m\xc3\xa4",
+                        NULL});
+    cr_assert_eq(relaunch_plan(&plan, description, NULL, &e), 0);
+    assert_line("/usr/bin/qemu -name $'it\\'s\\x1b[2K\\\\\\x0d\\xc2\\x9b0m\xc3\xa4' -machine "
+                "pc-i440fx-7.2");
+}
+
 /* Sets one key of the recorded launch to something else; it must be refused, not crash. */
 static void assert_bad(const char *key, json_t *value)
 {
