@@ -2,7 +2,7 @@
  * inject.h - runs a few system calls inside another process, with ptrace, so that the process
  * cannot tell and survives whatever happens to us.
  *
- * Rules, from measurements on Linux 6.18 and 6.1 (docs/architecture.md, "Attaching"):
+ * Rules, from measurements on Linux 6.18 and 6.1 (docs/attaching.md):
  *  - only into a thread that is stopped in a system call, so that no rseq section, no half-run
  *    instruction sequence is disturbed;
  *  - a signal frame with the full register state lies on the thread's own stack below the red
