@@ -260,6 +260,9 @@ enum answer answer_job(struct answerer *a, const struct job *job, const unsigned
         while (to < job->n_clusters &&
                page_state_get(a->state, job->cluster + to) == CLUSTER_PENDING)
             to++;
+        /* Of a huge page that could not be read at first no part can be put in. */
+        if (job->block->unit_bytes > IMAGE_CLUSTER_BYTES && to - from < job->n_clusters)
+            return ANSWERED;
         if (to > from) {
             enum answer answer = install_part(a, job, data, from, to);
             if (answer != ANSWERED)

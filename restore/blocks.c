@@ -37,10 +37,14 @@ static int take_block(struct block *b, const struct image_region *saved, struct 
     int rc = check_lengths(saved, r, e);
     if (rc)
         return rc;
-    if (saved->bytes % r->page_bytes != 0)
-        return error_set(e, VMSNAP_EXIT_MISMATCH, 0,
-                         "memory block '%s' does not fill whole pages of %" PRIu64 " bytes here",
-                         saved->name, r->page_bytes);
+    if (saved->bytes % r->page_bytes != 0) {
+        error_set(e, VMSNAP_EXIT_MISMATCH, 0,
+                  "memory block '%s' does not fill whole pages of %" PRIu64 " bytes here",
+                  saved->name, r->page_bytes);
+        error_hint(e, "give a command line after -- on which this memory has no huge pages: the "
+                      "same backend and id with hugetlb=off, or a mem-path elsewhere");
+        return -EINVAL;
+    }
     *b = (struct block){
         .region = *r,
         .bytes = saved->bytes,

@@ -185,8 +185,10 @@ static bool release_piece(struct server *s)
         return false;
     const struct block *b = &blocks->items[s->release_block];
     uint64_t len = b->bytes - s->release_offset;
-    if (len > UFFD_PIECE_BYTES)
-        len = UFFD_PIECE_BYTES;
+    uint64_t piece =
+        b->region.page_bytes > UFFD_PIECE_BYTES ? b->region.page_bytes : UFFD_PIECE_BYTES;
+    if (len > piece)
+        len = piece;
     uffd_unregister_pieces(s->config.uffd, b->region.hva + s->release_offset, len);
     s->release_offset += len;
     if (s->release_offset == b->bytes) {
