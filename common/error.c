@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Texts of a VMM, a file name: no control character may reach a terminal, nor a second line a log. */
+/* Texts of a VMM, a file name: no control character may reach a terminal, no second line a log. */
 static void make_one_line(char *text)
 {
     for (; *text; text++)
