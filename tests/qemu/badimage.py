@@ -64,12 +64,7 @@ def verify_random(t, count):
                 os.unlink(t.path("raw"))
 
 
-@case("qemu.badimage.verify-20", "qemu", 90)
-def verify_20(t):
-    verify_random(t, 20)
-
-
-@case("qemu.badimage.verify-200", "qemu,slow", 600)
+@case("qemu.badimage.verify-200", "qemu", 180)
 def verify_200(t):
     verify_random(t, 200)
 

@@ -232,7 +232,8 @@ for _point in ("snapshot-armed", "snapshot-sweeping"):
     for _name, _number, _whom in (("sigstop-worker", signal.SIGSTOP, only_worker),
                                   ("sigstop-guardian", signal.SIGSTOP, only_guardian),
                                   ("ctrl-z", signal.SIGTSTP, whole_group)):
-        @case(f"qemu.stalled.{_name}-{_point.split('-')[1]}", "qemu", 90)
+        @case(f"qemu.stalled.{_name}-{_point.split('-')[1]}",
+              "qemu" if _point == "snapshot-armed" else "qemu,slow", 90)
         def stopped(t, point=_point, number=_number, whom=_whom):
             """Within --max-stall the guest runs free again."""
             stop_at(t, point, number, whom)
