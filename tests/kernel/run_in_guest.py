@@ -142,14 +142,14 @@ def judge(t, guest, tests):
     t.check(any(status == 0 for status, _ in ends.values()), "no test ran in the guest")
 
 
-LIMIT_S = 570
+QUICK = ("kernel.probe", "kernel.memory_facts", "kernel.region_read", "kernel.inject_calls",
+         "kernel.engine_instant")
 
 
-@case("kernel.in_guest", "kernel,qemu", LIMIT_S + 10)
-def in_guest(t):
-    """All of them, one after another."""
+def in_guest(t, limit_s, names=None):
     t.need(os.path.exists(guest_file("vmlinuz")), "no guest kernel: run tools/guest.sh")
-    tests = kernel_tests(t)
+    tests = [one for one in kernel_tests(t) if not names or one.name in names]
+    t.check(len(tests) == len(names or tests), f"of {names} only {[one.name for one in tests]}")
     initramfs = build_initramfs(t, tests)
     guest = Guest(t, cpus=2, memory_mib=1024, devices=(), work="",
                   initrd=initramfs, run=f"/{DIRECTORY}/run", extra=["-cpu", "max"])
@@ -157,13 +157,25 @@ def in_guest(t):
     try:
         wait_until(lambda: guest.process.poll() is not None or
                    any(line.startswith("KTEST all") for line in guest.console.lines()),
-                   LIMIT_S, "the tests in the guest", every=0.5)
+                   limit_s, "the tests in the guest", every=0.5)
     except Failed as late:
         t.say(str(late))
     print("\n".join(line for line in guest.console.lines() if line.startswith("GUEST ")))
     for line in guest.console.errors():
         t.say("the guest's kernel: " + line)
     judge(t, guest, tests)
+
+
+@case("kernel.in_guest-quick", "kernel,qemu", 180)
+def in_guest_quick(t):
+    """What the rest stands on."""
+    in_guest(t, 170, QUICK)
+
+
+@case("kernel.in_guest", "kernel,qemu,slow", 1200)
+def in_guest_all(t):
+    """All of them, one after another."""
+    in_guest(t, 1190)
 
 
 if __name__ == "__main__":
