@@ -150,12 +150,13 @@ def two_at_once(t):
 
 @case("qemu.badinput.foreign-userfaultfd", "qemu", 60)
 def foreign_userfaultfd(t):
-    """QEMU's own background snapshot holds the memory. No device of this guest writes memory, or
-    the snapshot would hold QEMU's main loop too, which then answers nobody."""
+    """QEMU's own background snapshot holds the memory. Its stream is read slowly: too slowly to be
+    over soon, but steadily, or a write that it holds would hold QEMU's main loop and its QMP."""
     guest = Guest(t, mib=16, work="selfcheck", devices=()).boot_up()
     guest.qmp.command("migrate-set-capabilities",
                       capabilities=[{"capability": "background-snapshot", "state": True}])
-    guest.qmp.command("migrate", uri="exec:sleep 12") # reads nothing: it can't be completed
+    guest.qmp.command("migrate", uri="exec:n=0; while [ $n -lt 400 ]; do head -c 65536 >/dev/null; "
+                      "sleep 0.02; n=$((n+1)); done")
     wait_until(lambda: guest.qmp.command("query-migrate").get("status") == "active", 10,
                "a background snapshot is active")
     check_error(t, attempt(t, guest.qmp_path), 11)
