@@ -256,6 +256,9 @@ int tracer_attach(struct tracer *tr, const struct target *t, uint64_t deadline_n
         error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT,
                   "process %d: no thread came to rest in a system call (the last one tried: %s)",
                   (int)t->pid, tr->why_not);
+        if (tracee_state(t, t->pid) == 'T')
+            error_hint(e, "the process is stopped (SIGSTOP): continue it with kill -CONT %d",
+                       (int)t->pid);
         return -ETIMEDOUT;
     }
     if (r && e && e->exit_code == 0)
