@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -82,6 +83,17 @@ bool target_alive(const struct target *t)
 {
     struct pollfd p = {.fd = t->pidfd, .events = POLLIN};
     return poll(&p, 1, 0) == 0;
+}
+
+int target_lock(const struct target *t, struct error *e)
+{
+    if (flock(t->pagemap_fd, LOCK_EX | LOCK_NB) == 0)
+        return 0;
+    if (errno != EWOULDBLOCK)
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "process %d: cannot lock it", (int)t->pid);
+    error_set(e, VMSNAP_EXIT_BUSY, EBUSY, "process %d is being snapshotted already", (int)t->pid);
+    error_hint(e, "wait until the other vmsnap has ended");
+    return -EBUSY;
 }
 
 int target_get_fd(const struct target *t, int fd)

@@ -26,6 +26,15 @@ struct target {
 int target_open(struct target *t, pid_t pid, struct error *e);
 void target_close(struct target *t);
 
+/*
+ * Takes the process for one snapshot: -EBUSY with exit code 11 if another vmsnap has it. Held by t
+ * and by those that inherit it across fork(), until the last of them closes it or ends. It is an
+ * flock() of the process's own pagemap file, so it leaves nothing behind, needs the right to look
+ * into the process, and ends with it. Between pid namespaces with a /proc of their own it does not
+ * exclude; there userfaultfd's own EBUSY does. Does not block.
+ */
+int target_lock(const struct target *t, struct error *e);
+
 /* True while the process has not ended (a zombie has ended). Does not block. */
 bool target_alive(const struct target *t);
 

@@ -31,11 +31,12 @@ static int refuse_state(struct source_qemu *s, struct error *e)
     return r < 0 ? r : qemu_status_check(status, e);
 }
 
-/* Finds the VM's process: the one named, or the one that listens on the socket. */
-static int find_process(struct source_qemu *s, pid_t pid, struct error *e)
+/* Finds the VM's process, the one named or the one that listens on the socket, and takes it for
+ * this snapshot. */
+static int find_process(struct source_qemu *s, int qmp_socket, pid_t pid, struct error *e)
 {
     if (pid <= 0) {
-        int r = qmp_peer_pid(s->q, &pid);
+        int r = qmp_peer_pid(qmp_socket, &pid);
         if (r < 0) {
             error_set(e, VMSNAP_EXIT_TARGET, -r,
                       "cannot tell which process is behind the QMP socket");
@@ -43,7 +44,29 @@ static int find_process(struct source_qemu *s, pid_t pid, struct error *e)
             return r;
         }
     }
-    return target_open(&s->base.target, pid, e);
+    int r = target_open(&s->base.target, pid, e);
+    return r < 0 ? r : target_lock(&s->base.target, e);
+}
+
+/* The process is looked at before the greeting is waited for: it says at once that another
+ * snapshot holds the socket. */
+static int connect_and_find(struct source_qemu *s, const char *qmp_path, pid_t pid, struct error *e)
+{
+    int timeout_ms = s->base.timeout_ms;
+    CLEANUP_FD int fd = -1;
+    int r = qmp_dial(&fd, qmp_path, timeout_ms, e);
+    if (r < 0)
+        return r;
+    r = find_process(s, fd, pid, e);
+    if (r < 0)
+        return r;
+    r = qmp_attach(&s->q, fd, timeout_ms, e);
+    if (r < 0) {
+        error_wrap(e, "QMP socket %s", qmp_path);
+        return r;
+    }
+    take_fd(&fd);
+    return 0;
 }
 
 static int find_memory(struct source_qemu *s, bool pid_given, struct error *e)
@@ -246,11 +269,9 @@ int source_qemu_open(struct source **out, const char *qmp_path, pid_t pid, int t
     struct source_qemu *s = source_new(timeout_ms);
     if (!s)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot open the VM");
-    int r = qmp_connect(&s->q, qmp_path, timeout_ms, e);
+    int r = connect_and_find(s, qmp_path, pid, e);
     if (r == 0)
         r = refuse_state(s, e);
-    if (r == 0)
-        r = find_process(s, pid, e);
     if (r == 0)
         r = find_memory(s, pid > 0, e);
     if (r < 0) {

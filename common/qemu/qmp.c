@@ -274,11 +274,11 @@ int qmp_fd(const struct qmp *q)
     return q->wire.fd;
 }
 
-int qmp_peer_pid(const struct qmp *q, pid_t *pid)
+int qmp_peer_pid(int fd, pid_t *pid)
 {
     struct ucred cred;
     socklen_t len = sizeof(cred);
-    if (getsockopt(q->wire.fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
         return -errno;
     if (cred.pid <= 0)
         return -ESRCH; /* of another pid namespace that is not below ours */
@@ -376,9 +376,8 @@ static int connect_until(int fd, const struct sockaddr_un *addr, uint64_t deadli
     return 0;
 }
 
-int qmp_connect(struct qmp **out, const char *path, int timeout_ms, struct error *e)
+int qmp_dial(int *out, const char *path, int timeout_ms, struct error *e)
 {
-    uint64_t deadline_ns = deadline_after(timeout_ms);
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof(addr.sun_path))
         return error_set(e, VMSNAP_EXIT_TARGET, ENAMETOOLONG, "QMP socket %s", path);
@@ -386,7 +385,7 @@ int qmp_connect(struct qmp **out, const char *path, int timeout_ms, struct error
     CLEANUP_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return error_set(e, VMSNAP_EXIT_FAILED, errno, "cannot make a socket");
-    int r = connect_until(fd, &addr, deadline_ns);
+    int r = connect_until(fd, &addr, deadline_after(timeout_ms));
     if (r < 0) {
         int code = r == -ETIMEDOUT ? VMSNAP_EXIT_TIMEOUT : VMSNAP_EXIT_TARGET;
         error_set(e, code, -r, "cannot connect to the QMP socket %s", path);
@@ -394,6 +393,17 @@ int qmp_connect(struct qmp **out, const char *path, int timeout_ms, struct error
                    path);
         return r;
     }
+    *out = take_fd(&fd);
+    return 0;
+}
+
+int qmp_connect(struct qmp **out, const char *path, int timeout_ms, struct error *e)
+{
+    uint64_t deadline_ns = deadline_after(timeout_ms);
+    CLEANUP_FD int fd = -1;
+    int r = qmp_dial(&fd, path, timeout_ms, e);
+    if (r < 0)
+        return r;
     r = qmp_attach(out, fd, clock_ms_until(deadline_ns), e);
     if (r < 0) {
         error_wrap(e, "QMP socket %s", path);

@@ -15,6 +15,10 @@
 
 struct qmp;
 
+/* Only connects: *fd is then the caller's, for qmp_attach(). Exit code 10 (no such socket,
+ * refused), 17 (its backlog stays full). */
+int qmp_dial(int *fd, const char *path, int timeout_ms, struct error *e);
+
 /* Connects, reads the greeting, negotiates capabilities. Exit codes: 10 (no such socket, refused,
  * not QMP), 17 (connected but no greeting: another client holds this socket; the hint says to add
  * a second -qmp). */
@@ -36,7 +40,7 @@ void qmp_close(struct qmp *q);
 int qmp_fd(const struct qmp *q);
 
 /* SO_PEERCRED: the process that called listen() (or connect()ed to us). */
-int qmp_peer_pid(const struct qmp *q, pid_t *pid);
+int qmp_peer_pid(int fd, pid_t *pid);
 
 /*
  * Runs a command. `arguments` (may be NULL) is stolen. *result (may be NULL) gets a new reference

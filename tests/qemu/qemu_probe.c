@@ -158,7 +158,7 @@ int main(int argc, char **argv)
     log_set_level(LOG_DEBUG);
     if (qmp_connect(&q, argv[1], TIMEOUT_MS, &e) < 0)
         return fail(&e);
-    if (pid == 0 && qmp_peer_pid(q, &pid) < 0)
+    if (pid == 0 && qmp_peer_pid(qmp_fd(q), &pid) < 0)
         return 1;
     uint64_t from = clock_monotonic_ns();
     if (target_open(&t, pid, &e) < 0 || ramblocks_find(&blocks, q, &t, TIMEOUT_MS, &e) < 0)

@@ -510,7 +510,7 @@ Test(qmp, peer_process)
 {
     connected();
     pid_t pid = 0;
-    cr_assert_eq(qmp_peer_pid(q, &pid), 0);
+    cr_assert_eq(qmp_peer_pid(qmp_fd(q), &pid), 0);
     cr_assert_eq(pid, getpid());
     cr_assert_eq(qmp_fd(q), client);
 }

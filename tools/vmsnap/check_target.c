@@ -143,7 +143,7 @@ void check_qemu(struct check_list *list, const char *qmp_path, int pid, int time
         return;
     }
     pid_t peer = pid;
-    int rc = pid > 0 ? 0 : qmp_peer_pid(q, &peer);
+    int rc = pid > 0 ? 0 : qmp_peer_pid(qmp_fd(q), &peer);
     if (rc) {
         error_set(&e, VMSNAP_EXIT_TARGET, -rc, "%s: cannot tell whose it is", qmp_path);
         error_hint(&e, "name the VM's process with --pid");
