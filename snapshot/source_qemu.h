@@ -7,8 +7,8 @@
 #include <stdint.h>
 
 #include "common/qemu/hazards.h"
-#include "common/qemu/qmp.h"
 #include "common/qemu/ramblock.h"
+#include "common/qmp.h"
 #include "snapshot/source.h"
 
 /* What worker and guardian both see: a page shared over fork(). */

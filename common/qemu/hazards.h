@@ -9,7 +9,7 @@
 #include <stddef.h>
 
 #include "common/error.h"
-#include "common/qemu/qmp.h"
+#include "common/qmp.h"
 #include "common/region.h"
 #include "common/target.h"
 

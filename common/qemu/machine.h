@@ -22,7 +22,7 @@
 #include <jansson.h>
 
 #include "common/error.h"
-#include "common/qemu/qmp.h"
+#include "common/qmp.h"
 #include "common/target.h"
 
 /* Asks a running QEMU. *out is a new reference. Not in the pause. */

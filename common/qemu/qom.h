@@ -11,7 +11,7 @@
 
 #include "common/error.h"
 #include "common/json_text.h"
-#include "common/qemu/qmp.h"
+#include "common/qmp.h"
 
 struct qom {
     struct qmp *q;

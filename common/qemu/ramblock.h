@@ -6,7 +6,7 @@
 #ifndef VMSNAP_COMMON_QEMU_RAMBLOCK_H
 #define VMSNAP_COMMON_QEMU_RAMBLOCK_H
 
-#include "common/qemu/qmp.h"
+#include "common/qmp.h"
 #include "common/region.h"
 #include "common/target.h"
 

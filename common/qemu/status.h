@@ -3,7 +3,7 @@
 #define VMSNAP_COMMON_QEMU_STATUS_H
 
 #include "common/error.h"
-#include "common/qemu/qmp.h"
+#include "common/qmp.h"
 
 #define QEMU_STATUS_BYTES 32
 

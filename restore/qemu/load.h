@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "common/error.h"
-#include "common/qemu/qmp.h"
+#include "common/qmp.h"
 #include "common/target.h"
 
 /*

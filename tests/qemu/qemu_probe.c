@@ -19,8 +19,8 @@
 #include "common/log.h"
 #include "common/qemu/hazards.h"
 #include "common/qemu/machine.h"
-#include "common/qemu/qmp.h"
 #include "common/qemu/ramblock.h"
+#include "common/qmp.h"
 
 #define TIMEOUT_MS 10000
 #define READ_PAGES 64u

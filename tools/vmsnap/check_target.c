@@ -10,9 +10,9 @@
 #include "common/format.h"
 #include "common/image_format.h"
 #include "common/qemu/hazards.h"
-#include "common/qemu/qmp.h"
 #include "common/qemu/ramblock.h"
 #include "common/qemu/status.h"
+#include "common/qmp.h"
 #include "common/target.h"
 
 static void check_hazards(struct check_list *list, const struct hazard_scope *scope)

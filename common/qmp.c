@@ -4,7 +4,7 @@
  * out, or to one of a process that died and whose connection was taken over, is skipped. Events
  * come at any time; they are kept in a ring, the oldest making room, which is remembered.
  */
-#include "common/qemu/qmp.h"
+#include "common/qmp.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -16,7 +16,7 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
-#include "common/qemu/qmp_wire.h"
+#include "common/qmp_wire.h"
 
 #define EVENTS_MAX 256u
 

@@ -3,8 +3,8 @@
  * wait with a deadline. JSON by jansson. A peer may be hostile or garbled: line length and
  * nesting are bounded, replies that do not fit are errors with exit code 10 or 17.
  */
-#ifndef VMSNAP_COMMON_QEMU_QMP_H
-#define VMSNAP_COMMON_QEMU_QMP_H
+#ifndef VMSNAP_COMMON_QMP_H
+#define VMSNAP_COMMON_QMP_H
 
 #include <jansson.h>
 #include <stdbool.h>

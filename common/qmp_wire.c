@@ -7,7 +7,7 @@
  * bounded, and the deadline is looked at before each parse, so that neither a stream without
  * newlines nor one of pieces that never make an object holds us longer or larger than said.
  */
-#include "common/qemu/qmp_wire.h"
+#include "common/qmp_wire.h"
 
 #include <errno.h>
 #include <poll.h>

@@ -1,9 +1,9 @@
 /*
  * qmp_wire.h - the bytes under qmp.c: JSON objects over a stream socket, framed by lines, with a
- * deadline on every wait and a bound on every length. Private to common/qemu.
+ * deadline on every wait and a bound on every length. Private to qmp.c.
  */
-#ifndef VMSNAP_COMMON_QEMU_QMP_WIRE_H
-#define VMSNAP_COMMON_QEMU_QMP_WIRE_H
+#ifndef VMSNAP_COMMON_QMP_WIRE_H
+#define VMSNAP_COMMON_QMP_WIRE_H
 
 #include <jansson.h>
 #include <stdbool.h>
