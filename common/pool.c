@@ -41,6 +41,8 @@ int pool_init(struct pool *p, uint32_t n_buffers, size_t buffer_bytes, uint32_t 
         p->memory = NULL;
         return -ENOMEM;
     }
+    /* A child of ours would make each first write to a buffer a copy of its page. */
+    madvise(p->memory, (size_t)n_buffers * buffer_bytes, MADV_DONTFORK);
     p->below = calloc(n_buffers, sizeof(*p->below));
     if (!p->below) {
         pool_free(p);

@@ -17,17 +17,15 @@
 #include <libaio.h>
 #include <linux/magic.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/vfs.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
+#include "common/child.h"
 #include "common/sink.h"
 #include "common/testhook.h"
 
@@ -52,25 +50,6 @@ struct child {
     int aio_event;   /* -1 without libaio */
     struct iocb *cb; /* one per buffer; `data` is the request's length before padding */
 };
-
-/* Leaves the child nothing but what it needs: a descriptor of the parent's that it kept would keep
- * a guest, or somebody's pipe, waiting for a file system. */
-static void close_others(const struct child *c)
-{
-    unsigned low = (unsigned)c->setup.fd, high = (unsigned)c->socket;
-    if (low > high) {
-        low = (unsigned)c->socket;
-        high = (unsigned)c->setup.fd;
-    }
-    if (low > 0)
-        close_range(0, low - 1, 0);
-    if (high > low + 1)
-        close_range(low + 1, high - 1, 0);
-    close_range(high + 1, ~0u, 0);
-    for (int fd = 0; fd <= STDERR_FILENO; fd++)
-        if (fcntl(fd, F_GETFD) < 0)
-            open("/dev/null", O_RDWR); /* takes the lowest number: this one */
-}
 
 /* Uses O_DIRECT and libaio if both are to be had. */
 static void try_direct(struct child *c)
@@ -205,10 +184,10 @@ static bool serve(struct child *c)
     return true;
 }
 
-static _Noreturn void run_child(struct child *c)
+static void run_child(void *opaque)
 {
+    struct child *c = opaque;
     prctl(PR_SET_NAME, "vmsnap-writer");
-    close_others(c);
     try_direct(c);
     answer(c, SINK_WRITER_FLUSHED, 0); /* from here on we hold nothing of the parent's */
     struct pollfd fds[2] = {{.fd = c->socket, .events = POLLIN},
@@ -224,22 +203,6 @@ static _Noreturn void run_child(struct child *c)
 
 /* ---- the parent ---- */
 
-/* All signals stay blocked in the child: it lives as long as its socket. */
-static pid_t fork_child(struct child *c, int parent_socket)
-{
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    pid_t pid = fork();
-    if (pid == 0) {
-        close(parent_socket);
-        run_child(c);
-    }
-    int err = errno;
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return pid < 0 ? -err : pid;
-}
-
 /* Until the child has closed its copies of our descriptors. */
 static int await_child(struct sink_writer *w)
 {
@@ -254,7 +217,7 @@ static int await_child(struct sink_writer *w)
 int sink_writer_start(struct sink_writer *w, const struct sink_writer_setup *setup)
 {
     int sockets[2];
-    *w = (struct sink_writer){.pid = -1, .pidfd = -1, .socket = -1};
+    *w = (struct sink_writer){.pid = -1, .socket = -1};
     struct child c = {.setup = *setup, .cb = calloc(setup->n_buffers, sizeof(*c.cb))};
     if (!c.cb)
         return -ENOMEM;
@@ -264,7 +227,8 @@ int sink_writer_start(struct sink_writer *w, const struct sink_writer_setup *set
     }
     c.socket = sockets[1];
     w->socket = sockets[0];
-    pid_t pid = fork_child(&c, w->socket);
+    const int keep[] = {c.setup.fd, c.socket};
+    pid_t pid = child_fork(keep, 2, run_child, &c);
     close(c.socket);
     free(c.cb);
     if (pid < 0) {
@@ -272,8 +236,7 @@ int sink_writer_start(struct sink_writer *w, const struct sink_writer_setup *set
         return (int)pid;
     }
     w->pid = pid;
-    w->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-    int r = w->pidfd < 0 ? -errno : await_child(w);
+    int r = await_child(w);
     if (r < 0)
         sink_writer_stop(w, 0);
     return r;
@@ -309,14 +272,8 @@ int sink_writer_stop(struct sink_writer *w, int grace_ms)
 {
     if (w->pid < 0)
         return 0;
-    struct pollfd ended = {.fd = w->pidfd, .events = POLLIN};
     close(w->socket);
-    kill(w->pid, SIGKILL); /* not reaped by anybody else: still this process */
-    bool gone = w->pidfd < 0 || poll(&ended, 1, grace_ms) == 1;
-    if (w->pidfd >= 0)
-        close(w->pidfd);
-    if (gone)
-        waitpid(w->pid, NULL, 0);
+    int r = child_end(w->pid, grace_ms);
     w->pid = -1;
-    return gone ? 0 : -EBUSY;
+    return r;
 }

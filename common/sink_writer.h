@@ -19,7 +19,6 @@
 
 struct sink_writer {
     pid_t pid;
-    int pidfd;
     int socket; /* poll it: POLLIN when a reply waits, or the process has ended */
 };
 

@@ -196,7 +196,10 @@ static int check_unmerged(const struct source *base, struct error *e)
 
 static int qemu_prepare_memory(struct source *base, struct error *e)
 {
-    int r = advise_mergeable(base, MADV_UNMERGEABLE, e);
+    int r = disk_sync_start(&source_qemu_of(base)->disk_sync, &base->target, e);
+    if (r < 0)
+        return r;
+    r = advise_mergeable(base, MADV_UNMERGEABLE, e);
     TESTHOOK_POINT("source-unmerged");
     if (r < 0) {
         error_wrap(e, "cannot take the guest's memory from KSM");
@@ -216,6 +219,7 @@ static int qemu_restore_memory(struct source *base, struct error *e)
 static void qemu_close(struct source *base)
 {
     struct source_qemu *s = source_qemu_of(base);
+    disk_sync_stop(&s->disk_sync);
     if (s->state_fd >= 0)
         close(s->state_fd);
     ramblocks_free(&s->blocks);
@@ -252,6 +256,7 @@ static struct source_qemu *source_new(int timeout_ms)
     s->base.target = (struct target){.pidfd = -1, .proc_fd = -1, .pagemap_fd = -1, .mem_fd = -1};
     s->state_fd = -1;
     s->state_fdset = -1;
+    s->disk_sync.socket = -1;
     s->stop_event_us = s->resume_event_us = -1;
     void *page =
         mmap(NULL, sizeof(*s->shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

@@ -9,6 +9,7 @@
 #include "common/qemu/hazards.h"
 #include "common/qemu/ramblock.h"
 #include "common/qmp.h"
+#include "snapshot/disk_sync.h"
 #include "snapshot/source.h"
 
 /* What worker and guardian both see: a page shared over fork(). */
@@ -28,6 +29,7 @@ struct source_qemu {
     struct source_qemu_shared *shared;
     int state_fd;        /* memfd that takes the device state; -1 */
     int64_t state_fdset; /* its number in QEMU; -1 */
+    struct disk_sync disk_sync;
     uint64_t stop_sent_ns, stopped_ns, cont_sent_ns, running_ns; /* CLOCK_MONOTONIC */
     int64_t stop_event_us, resume_event_us;                      /* the VMM's stamps; -1 */
 };

@@ -131,6 +131,9 @@ int source_qemu_pause(struct source *base, bool *was_running, struct error *e)
     char status[QEMU_STATUS_BYTES];
     int r = source_qemu_offer_state_fd(s, e);
     if (r == 0)
+        r = disk_sync_run(&s->disk_sync, base->timeout_ms, e);
+    disk_sync_stop(&s->disk_sync); /* its copies of QEMU's descriptors hold QEMU's file locks */
+    if (r == 0)
         r = qemu_status_get(s->q, base->timeout_ms, status, e);
     if (r < 0)
         return r;

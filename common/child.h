@@ -1,0 +1,26 @@
+/*
+ * child.h - a process of our own that does what may sleep in the kernel without end (file systems),
+ * and so must hold nothing of ours that a guest or a user waits for.
+ */
+#ifndef VMSNAP_COMMON_CHILD_H
+#define VMSNAP_COMMON_CHILD_H
+
+#include <sys/types.h>
+
+/* Descriptors that a child can keep. */
+#define CHILD_MAX_KEEP 257u
+
+/*
+ * Forks; the child closes all descriptors but `keep` (n of them, each once, in any order), puts
+ * /dev/null where stdin, stdout or stderr are missing then, and calls run(opaque), which never
+ * returns. All signals stay blocked in it. Since the caller may have threads, `run` makes system
+ * calls only. Returns the pid or -errno. Until the child is through with closing it still holds
+ * everything: who must know waits for a word from `run`.
+ */
+pid_t child_fork(const int *keep, unsigned n, void (*run)(void *opaque), void *opaque);
+
+/* Kills and reaps it. -EBUSY: it still sleeps in the kernel after grace_ms; it ends by itself when
+ * it can. Not for a pid that somebody else may have reaped. */
+int child_end(pid_t pid, int grace_ms);
+
+#endif
