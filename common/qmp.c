@@ -25,6 +25,7 @@ struct qmp {
     uint64_t last_id;
     bool broken; /* what came was not QMP: nothing can be trusted any more */
     bool events_lost;
+    json_t *greeting; /* NULL after a takeover */
     char error_class[64];
     struct qmp_event events[EVENTS_MAX]; /* a ring */
     unsigned first_event, n_events;
@@ -269,6 +270,11 @@ bool qmp_failed_with(const struct qmp *q, const char *error_class)
     return strcmp(q->error_class, error_class) == 0;
 }
 
+const json_t *qmp_greeting(const struct qmp *q)
+{
+    return q->greeting;
+}
+
 int qmp_fd(const struct qmp *q)
 {
     return q->wire.fd;
@@ -301,6 +307,7 @@ void qmp_close(struct qmp *q)
     for (; q->n_events > 0; q->n_events--)
         qmp_event_clear(event_at(q, q->n_events - 1));
     qmp_wire_close(&q->wire);
+    json_decref(q->greeting);
     free(q);
 }
 
@@ -315,7 +322,10 @@ static int read_greeting(struct qmp *q, uint64_t deadline_ns, struct error *e)
                    "another client (libvirt, Proxmox, ...) seems to hold this socket: start the VM "
                    "with a second -qmp socket and name that one");
     }
-    if (r > 0 && !json_is_object(json_object_get(message, "QMP")))
+    json_t *greeting = r > 0 ? json_object_get(message, "QMP") : NULL;
+    if (json_is_object(greeting))
+        q->greeting = json_incref(greeting);
+    else if (r > 0)
         r = -EPROTO;
     json_decref(message);
     if (r == 0 || r == -EPROTO) {

@@ -35,6 +35,10 @@ int qmp_attach(struct qmp **out, int fd, int timeout_ms, struct error *e);
  */
 int qmp_take_over(struct qmp **out, int fd, int timeout_ms, struct error *e);
 
+/* What the server said of itself in its greeting ("version" holds {"qemu": ...} or the like):
+ * borrowed, NULL on a connection that was taken over. */
+const json_t *qmp_greeting(const struct qmp *q);
+
 /* Closes the fd as well, however it came. */
 void qmp_close(struct qmp *q);
 int qmp_fd(const struct qmp *q);

@@ -19,6 +19,7 @@
 #include <inttypes.h>
 #include <linux/magic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -129,6 +130,15 @@ void region_close(struct region *r)
     if (r->fd >= 0)
         close(r->fd);
     r->fd = -1;
+}
+
+void region_set_free(struct region_set *set)
+{
+    for (uint32_t i = 0; i < set->count; i++)
+        region_close(&set->items[i]);
+    free(set->items);
+    free(set->gpa);
+    memset(set, 0, sizeof(*set));
 }
 
 /* One call of region_read(): where its pages are, what came of them. */

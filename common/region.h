@@ -66,4 +66,15 @@ struct gpa_range {
 };
 #define GPA_ROM 1u
 
+/* All memory of a VM. */
+struct region_set {
+    struct region *items;
+    uint32_t count;
+    struct gpa_range *gpa; /* what the guest sees of them, ascending */
+    uint32_t n_gpa;
+};
+
+/* Closes and frees what is in it. */
+void region_set_free(struct region_set *set);
+
 #endif

@@ -134,12 +134,12 @@ static int compare_machine(struct restore *r, struct error *e)
 
 static int match_blocks(struct restore *r, struct error *e)
 {
-    struct ramblocks found = {0};
+    struct region_set found = {0};
     int rc = ramblocks_find(&found, r->qmp, &r->vmm.target, r->o->timeout_ms, e);
     if (rc)
         return rc;
     rc = blocks_match(&r->blocks, r->img, found.items, found.count, e);
-    ramblocks_free(&found);
+    region_set_free(&found);
     if (rc == 0 && page_state_init(&r->state, image_get_trailer(r->img)->n_clusters))
         rc = error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory for the page states");
     return rc;

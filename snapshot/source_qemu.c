@@ -18,17 +18,17 @@
 #include "common/qemu/hazards.h"
 #include "common/qemu/machine.h"
 #include "common/qemu/qom.h"
-#include "common/qemu/status.h"
 #include "common/testhook.h"
+#include "common/vm_status.h"
 
 /* A piece holds the VM's mmap_lock for about half a millisecond (6-10 ms per GiB measured). */
 #define KSM_PIECE_BYTES (64ull << 20)
 
 static int refuse_state(struct source_qemu *s, struct error *e)
 {
-    char status[QEMU_STATUS_BYTES];
-    int r = qemu_status_get(s->q, s->base.timeout_ms, status, e);
-    return r < 0 ? r : qemu_status_check(status, e);
+    char status[VM_STATUS_BYTES];
+    int r = vm_status_get(s->q, s->base.timeout_ms, status, e);
+    return r < 0 ? r : vm_status_check(status, e);
 }
 
 /* Finds the VM's process, the one named or the one that listens on the socket, and takes it for
@@ -222,7 +222,7 @@ static void qemu_close(struct source *base)
     disk_sync_stop(&s->disk_sync);
     if (s->state_fd >= 0)
         close(s->state_fd);
-    ramblocks_free(&s->blocks);
+    region_set_free(&s->blocks);
     target_close(&base->target);
     qmp_close(s->q);
     free(s->blocks_text);

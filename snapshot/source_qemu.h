@@ -20,7 +20,7 @@ struct source_qemu_shared {
 struct source_qemu {
     struct source base; /* first: the engine's view */
     struct qmp *q;
-    struct ramblocks blocks;
+    struct region_set blocks;
     char *blocks_text; /* `info ramblock` as it was: nothing may have changed at the instant */
     json_t *plugged;   /* what is plugged, as it was described; NULL before */
     bool state_saved;  /* since then plugged has not been compared */

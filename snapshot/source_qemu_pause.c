@@ -24,8 +24,8 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/log.h"
-#include "common/qemu/status.h"
 #include "common/testhook.h"
+#include "common/vm_status.h"
 
 /* How long at least a guest that we may have paused is waited for, whatever --timeout says: QEMU
  * drops commands that it has not begun when their connection closes, so leaving early leaves it
@@ -117,8 +117,8 @@ static int stop_vm(struct source_qemu *s, struct error *e)
     s->stop_event_us = ev.time_us;
     qmp_event_clear(&ev);
     /* The guest may have run into an I/O error or panic just before: then this is not our pause. */
-    char status[QEMU_STATUS_BYTES];
-    r = qemu_status_get(s->q, s->base.timeout_ms, status, e);
+    char status[VM_STATUS_BYTES];
+    r = vm_status_get(s->q, s->base.timeout_ms, status, e);
     if (r == 0 && strcmp(status, "paused") != 0)
         r = error_set(e, VMSNAP_EXIT_TARGET, EBUSY, "the VM is in state \"%s\" after stop", status);
     return r;
@@ -128,13 +128,13 @@ static int stop_vm(struct source_qemu *s, struct error *e)
 int source_qemu_pause(struct source *base, bool *was_running, struct error *e)
 {
     struct source_qemu *s = source_qemu_of(base);
-    char status[QEMU_STATUS_BYTES];
+    char status[VM_STATUS_BYTES];
     int r = source_qemu_offer_state_fd(s, e);
     if (r == 0)
         r = disk_sync_run(&s->disk_sync, base->timeout_ms, e);
     disk_sync_stop(&s->disk_sync); /* its copies of QEMU's descriptors hold QEMU's file locks */
     if (r == 0)
-        r = qemu_status_get(s->q, base->timeout_ms, status, e);
+        r = vm_status_get(s->q, base->timeout_ms, status, e);
     if (r < 0)
         return r;
     *was_running = strcmp(status, "running") == 0;
@@ -252,12 +252,12 @@ int source_qemu_resume(struct source *base, struct error *e)
 /* Continues the VM if it is paused, and makes sure that it runs. */
 static int make_run(struct qmp *q, uint64_t deadline_ns, struct error *e)
 {
-    char status[QEMU_STATUS_BYTES];
-    int r = qemu_status_get(q, clock_ms_until(deadline_ns), status, e);
+    char status[VM_STATUS_BYTES];
+    int r = vm_status_get(q, clock_ms_until(deadline_ns), status, e);
     if (r == 0 && strcmp(status, "paused") == 0) {
         r = qmp_command(q, "cont", NULL, -1, clock_ms_until(deadline_ns), NULL, e);
         if (r == 0)
-            r = qemu_status_get(q, clock_ms_until(deadline_ns), status, e);
+            r = vm_status_get(q, clock_ms_until(deadline_ns), status, e);
     }
     if (r == 0 && strcmp(status, "running") != 0)
         r = error_set(e, VMSNAP_EXIT_FAILED, EBUSY, "the VM is in state \"%s\"", status);

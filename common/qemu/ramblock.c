@@ -143,7 +143,7 @@ static int place_by_address(struct search *s, struct error *e)
 }
 
 /* The block that has `len` bytes from `hva` on, as an index of out->items; -1 for none. */
-static int64_t region_at(const struct ramblocks *out, uint64_t hva, uint64_t len)
+static int64_t region_at(const struct region_set *out, uint64_t hva, uint64_t len)
 {
     for (uint32_t i = 0; i < out->count; i++) {
         const struct region *r = &out->items[i];
@@ -169,7 +169,7 @@ static bool is_unnamed(const struct search *s, const struct flat_range *f)
 }
 
 /* What the guest sees of the blocks. A range must be where its name and offset say. */
-static int fill_gpa(struct ramblocks *out, const struct search *s, struct error *e)
+static int fill_gpa(struct region_set *out, const struct search *s, struct error *e)
 {
     out->gpa = calloc(s->n_ranges, sizeof(*out->gpa));
     if (!out->gpa)
@@ -195,7 +195,7 @@ static int fill_gpa(struct ramblocks *out, const struct search *s, struct error 
 }
 
 /* The regions of all blocks that have a name: QEMU migrates no others, nor do we save them. */
-static int fill_regions(struct ramblocks *out, const struct search *s, struct error *e)
+static int fill_regions(struct region_set *out, const struct search *s, struct error *e)
 {
     out->items = calloc(s->n_lines, sizeof(*out->items));
     if (!out->items)
@@ -224,7 +224,7 @@ static int fill_regions(struct ramblocks *out, const struct search *s, struct er
 }
 
 /* One attempt. -EAGAIN: the guest moved something meanwhile. */
-static int search_run(struct search *s, struct ramblocks *out, struct error *e)
+static int search_run(struct search *s, struct region_set *out, struct error *e)
 {
     int r = ask_blocks(s, e);
     if (r == 0)
@@ -247,7 +247,7 @@ static int search_run(struct search *s, struct ramblocks *out, struct error *e)
     return r;
 }
 
-int ramblocks_find(struct ramblocks *out, struct qmp *q, const struct target *t, int timeout_ms,
+int ramblocks_find(struct region_set *out, struct qmp *q, const struct target *t, int timeout_ms,
                    struct error *e)
 {
     uint64_t deadline_ns = clock_monotonic_ns() + (uint64_t)timeout_ms * 1000000u;
@@ -258,19 +258,10 @@ int ramblocks_find(struct ramblocks *out, struct qmp *q, const struct target *t,
         r = search_run(&s, out, e);
         search_free(&s);
         if (r < 0)
-            ramblocks_free(out);
+            region_set_free(out);
     }
     if (r == -EAGAIN)
         error_hint(e, "process %d may not be the VM behind this QMP socket: name it with --pid",
                    (int)t->pid);
     return r;
-}
-
-void ramblocks_free(struct ramblocks *r)
-{
-    for (uint32_t i = 0; i < r->count; i++)
-        region_close(&r->items[i]);
-    free(r->items);
-    free(r->gpa);
-    memset(r, 0, sizeof(*r));
 }

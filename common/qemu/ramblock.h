@@ -10,16 +10,9 @@
 #include "common/region.h"
 #include "common/target.h"
 
-struct ramblocks {
-    struct region *items; /* in QEMU's order, classified */
-    uint32_t count;
-    struct gpa_range *gpa; /* what the guest sees of them, ascending */
-    uint32_t n_gpa;
-};
-
-/* Blocks on QMP and /proc: milliseconds; not in the pause. */
-int ramblocks_find(struct ramblocks *out, struct qmp *q, const struct target *t, int timeout_ms,
+/* Regions in QEMU's order, classified. Blocks on QMP and /proc: milliseconds; not in the pause. The
+ * caller ends with region_set_free(). */
+int ramblocks_find(struct region_set *out, struct qmp *q, const struct target *t, int timeout_ms,
                    struct error *e);
-void ramblocks_free(struct ramblocks *r);
 
 #endif

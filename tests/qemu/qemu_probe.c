@@ -54,7 +54,7 @@ static json_t *gpa_object(const struct gpa_range *g)
                      (json_int_t)g->offset, "rom", (int)(g->flags & GPA_ROM));
 }
 
-static int list(const struct ramblocks *blocks, pid_t pid, uint64_t took_ns)
+static int list(const struct region_set *blocks, pid_t pid, uint64_t took_ns)
 {
     json_t *regions = json_array(), *gpa = json_array();
     for (uint32_t i = 0; i < blocks->count; i++)
@@ -80,7 +80,7 @@ static int write_pages(FILE *f, uint64_t first, unsigned n, const char *buf)
     return 0;
 }
 
-static int dump_block(const struct ramblocks *blocks, const struct target *t, const char *name,
+static int dump_block(const struct region_set *blocks, const struct target *t, const char *name,
                       const char *path)
 {
     static char buf[READ_PAGES * 4096u];
@@ -125,7 +125,7 @@ static int describe(struct qmp *q, const struct target *t, const char *recorded_
     return r < 0 ? fail(&e) : 0;
 }
 
-static int hazards(struct qmp *q, const struct target *t, const struct ramblocks *blocks)
+static int hazards(struct qmp *q, const struct target *t, const struct region_set *blocks)
 {
     struct error e = {0};
     struct hazard found[HAZARD_MAX];
@@ -151,7 +151,7 @@ int main(int argc, char **argv)
     struct error e = {0};
     struct qmp *q;
     struct target t;
-    struct ramblocks blocks;
+    struct region_set blocks;
     pid_t pid = argc > 3 ? atoi(argv[2]) : -1;
     if (pid < 0)
         return 2;
@@ -174,7 +174,7 @@ int main(int argc, char **argv)
         status = describe(q, &t, argv[4]);
     else if (strcmp(argv[3], "hazards") == 0)
         status = hazards(q, &t, &blocks);
-    ramblocks_free(&blocks);
+    region_set_free(&blocks);
     target_close(&t);
     qmp_close(q);
     return status;

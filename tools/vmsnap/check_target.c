@@ -11,9 +11,9 @@
 #include "common/image_format.h"
 #include "common/qemu/hazards.h"
 #include "common/qemu/ramblock.h"
-#include "common/qemu/status.h"
 #include "common/qmp.h"
 #include "common/target.h"
+#include "common/vm_status.h"
 
 static void check_hazards(struct check_list *list, const struct hazard_scope *scope)
 {
@@ -54,8 +54,8 @@ static bool check_access(struct check_list *list, struct target *t, int pid)
 static bool check_status(struct check_list *list, struct qmp *q, int timeout_ms)
 {
     struct error e = {0};
-    char status[QEMU_STATUS_BYTES];
-    if (qemu_status_get(q, timeout_ms, status, &e) || qemu_status_check(status, &e)) {
+    char status[VM_STATUS_BYTES];
+    if (vm_status_get(q, timeout_ms, status, &e) || vm_status_check(status, &e)) {
         check_failed(list, "run-state", &e);
         return false;
     }
@@ -78,7 +78,7 @@ static const char *kind_words(enum region_kind kind)
 }
 
 /* How much of the blocks lies in huge pages of either kind. */
-static uint64_t huge_bytes(const struct ramblocks *blocks, const struct target *t)
+static uint64_t huge_bytes(const struct region_set *blocks, const struct target *t)
 {
     struct mapping_list maps;
     uint64_t sum = 0;
@@ -94,7 +94,7 @@ static uint64_t huge_bytes(const struct ramblocks *blocks, const struct target *
     return sum;
 }
 
-static void describe_memory(struct check_list *list, const struct ramblocks *blocks,
+static void describe_memory(struct check_list *list, const struct region_set *blocks,
                             const struct target *t)
 {
     uint64_t bytes = 0, unit = IMAGE_CLUSTER_BYTES;
@@ -118,7 +118,7 @@ static void check_memory(struct check_list *list, struct qmp *q, const struct ta
                          int timeout_ms)
 {
     struct error e = {0};
-    struct ramblocks blocks;
+    struct region_set blocks;
     if (ramblocks_find(&blocks, q, t, timeout_ms, &e)) {
         check_failed(list, "memory", &e);
         return;
@@ -130,7 +130,7 @@ static void check_memory(struct check_list *list, struct qmp *q, const struct ta
                                  .n_regions = blocks.count,
                                  .timeout_ms = timeout_ms};
     check_hazards(list, &scope);
-    ramblocks_free(&blocks);
+    region_set_free(&blocks);
 }
 
 void check_qemu(struct check_list *list, const char *qmp_path, int pid, int timeout_ms)

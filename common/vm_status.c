@@ -1,18 +1,18 @@
-#include "common/qemu/status.h"
+#include "common/vm_status.h"
 
 #include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
 
-int qemu_status_get(struct qmp *q, int timeout_ms, char *status, struct error *e)
+int vm_status_get(struct qmp *q, int timeout_ms, char *status, struct error *e)
 {
     json_t *result = NULL;
     int r = qmp_command(q, "query-status", NULL, -1, timeout_ms, &result, e);
     if (r < 0)
         return r;
     const char *name = json_string_value(json_object_get(result, "status"));
-    if (name && *name && strlen(name) < QEMU_STATUS_BYTES)
+    if (name && *name && strlen(name) < VM_STATUS_BYTES)
         memcpy(status, name, strlen(name) + 1);
     else
         r = error_set(e, VMSNAP_EXIT_TARGET, EPROTO,
@@ -30,7 +30,7 @@ static bool is_one_of(const char *status, const char *const *names)
     return false;
 }
 
-int qemu_status_check(const char *status, struct error *e)
+int vm_status_check(const char *status, struct error *e)
 {
     static const char *const good[] = {"running", "paused", "prelaunch", NULL};
     static const char *const busy[] = {
