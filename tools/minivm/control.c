@@ -1,0 +1,335 @@
+/*
+ * control.c - the main thread's loop. A message is a JSON object, however many lines it takes. A
+ * byte 0xFF, which no JSON has, clears what came before it: so another process can take over a
+ * connection whose user died in the middle of a command. Everything is bounded; who does not read
+ * his answers for a while is dropped.
+ */
+#include "control.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "commands.h"
+
+#define MAX_CONNECTIONS 16u
+#define MAX_MESSAGE 65536u
+#define SEND_SECONDS 5
+
+struct connection {
+    int fd; /* -1: unused */
+    int passed_fd;
+    bool negotiated;
+    size_t used;
+    char *buf; /* MAX_MESSAGE */
+};
+
+struct control {
+    struct vm *vm;
+    int listen_fd, signal_fd;
+    bool quit;
+    struct connection connections[MAX_CONNECTIONS];
+};
+
+struct vm *control_vm(struct control *c)
+{
+    return c->vm;
+}
+
+void control_quit(struct control *c)
+{
+    c->quit = true;
+}
+
+static void drop(struct connection *k)
+{
+    if (k->passed_fd >= 0)
+        close(k->passed_fd);
+    close(k->fd);
+    free(k->buf);
+    *k = (struct connection){.fd = -1, .passed_fd = -1};
+}
+
+/* Takes `message` over. */
+static void say(struct connection *k, json_t *message)
+{
+    char *text = json_dumps(message, JSON_COMPACT);
+    size_t len = text ? strlen(text) : 0, done = 0;
+    json_decref(message);
+    if (text)
+        text[len++] = '\n'; /* in place of the terminator */
+    while (text && done < len) {
+        ssize_t n = send(k->fd, text + done, len - done, MSG_NOSIGNAL);
+        if (n <= 0 && errno != EINTR)
+            break;
+        done += n > 0 ? (size_t)n : 0;
+    }
+    free(text);
+    if (!text || done < len)
+        drop(k);
+}
+
+static bool add(struct control *c, int fd)
+{
+    struct timeval limit = {.tv_sec = SEND_SECONDS};
+    for (unsigned i = 0; i < MAX_CONNECTIONS; i++) {
+        struct connection *k = &c->connections[i];
+        if (k->fd >= 0)
+            continue;
+        *k = (struct connection){.fd = fd, .passed_fd = -1, .buf = malloc(MAX_MESSAGE)};
+        if (!k->buf)
+            break;
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+        say(k, json_pack("{s{s{s:i,s:s}s[]}}", "QMP", "version", "vmsnap-vmm", 1, "package",
+                         "minivm 1", "capabilities"));
+        return true;
+    }
+    close(fd);
+    return false;
+}
+
+static json_t *timestamp(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return json_pack("{s:I,s:I}", "seconds", (json_int_t)t.tv_sec, "microseconds",
+                     (json_int_t)(t.tv_nsec / 1000));
+}
+
+void control_event(struct control *c, const char *name, json_t *data)
+{
+    json_t *event = json_pack("{s:s,s:o}", "event", name, "timestamp", timestamp());
+    if (data)
+        json_object_set_new(event, "data", data);
+    for (unsigned i = 0; i < MAX_CONNECTIONS; i++)
+        if (c->connections[i].fd >= 0 && c->connections[i].negotiated)
+            say(&c->connections[i], json_incref(event));
+    json_decref(event);
+}
+
+static json_t *error(const char *class, const char *text)
+{
+    return json_pack("{s{s:s,s:s}}", "error", "class", class, "desc", text);
+}
+
+static json_t *execute(struct control *c, struct connection *k, json_t *message)
+{
+    const char *name = json_string_value(json_object_get(message, "execute"));
+    json_t *arguments = json_object_get(message, "arguments");
+    if (!name || (arguments && !json_is_object(arguments)))
+        return error("GenericError", "not a command");
+    if (strcmp(name, "qmp_capabilities") == 0) {
+        k->negotiated = true;
+        return json_pack("{s{}}", "return");
+    }
+    if (!k->negotiated)
+        return error("CommandNotFound", "Expecting capabilities negotiation with qmp_capabilities");
+    const struct command *command = commands_find(name);
+    if (!command) {
+        char text[160];
+        snprintf(text, sizeof(text), "The command %.100s has not been found", name);
+        return error("CommandNotFound", text);
+    }
+    struct request r = {.control = c, .vm = c->vm, .arguments = arguments, .fd = k->passed_fd};
+    if (command->takes_fd && r.fd < 0)
+        return error("GenericError", "the command needs a descriptor (SCM_RIGHTS)");
+    json_t *result = command->run(&r);
+    return result ? json_pack("{s:o}", "return", result) : error("GenericError", r.problem);
+}
+
+static void answer(struct control *c, struct connection *k, json_t *message)
+{
+    json_t *reply = execute(c, k, message);
+    json_t *id = json_object_get(message, "id");
+    if (id)
+        json_object_set(reply, "id", id);
+    json_decref(message);
+    if (k->passed_fd >= 0)
+        close(k->passed_fd);
+    k->passed_fd = -1;
+    say(k, reply);
+}
+
+static void forget(struct connection *k, size_t len)
+{
+    memmove(k->buf, k->buf + len, k->used - len);
+    k->used -= len;
+}
+
+/* Takes the messages that are complete. */
+static void parse(struct control *c, struct connection *k)
+{
+    while (k->fd >= 0 && k->used > 0) {
+        const char *cut = memrchr(k->buf, 0xff, k->used);
+        if (cut) {
+            forget(k, (size_t)(cut - k->buf) + 1);
+            say(k, error("GenericError", "JSON parse error: cleared"));
+            continue;
+        }
+        size_t blank = 0;
+        while (blank < k->used && strchr(" \t\r\n", k->buf[blank]))
+            blank++;
+        forget(k, blank);
+        if (k->used == 0)
+            return;
+        json_error_t e;
+        json_t *message = json_loadb(k->buf, k->used, JSON_DISABLE_EOF_CHECK, &e);
+        if (!message && json_error_code(&e) == json_error_premature_end_of_input)
+            return;
+        forget(k, message ? (size_t)e.position : k->used);
+        if (json_is_object(message)) {
+            answer(c, k, message);
+        } else {
+            json_decref(message);
+            say(k, error("GenericError", "JSON parse error: an object was expected"));
+        }
+    }
+}
+
+/* Of the descriptors that come the last one is kept. */
+static void take_fds(struct connection *k, struct msghdr *m)
+{
+    for (struct cmsghdr *h = CMSG_FIRSTHDR(m); h; h = CMSG_NXTHDR(m, h)) {
+        if (h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_RIGHTS)
+            continue;
+        size_t n = (h->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < n; i++) {
+            if (k->passed_fd >= 0)
+                close(k->passed_fd);
+            memcpy(&k->passed_fd, CMSG_DATA(h) + i * sizeof(int), sizeof(int));
+        }
+    }
+}
+
+static void receive(struct control *c, struct connection *k)
+{
+    union {
+        struct cmsghdr header;
+        char room[CMSG_SPACE(8 * sizeof(int))];
+    } control;
+    struct iovec v = {k->buf + k->used, MAX_MESSAGE - k->used};
+    struct msghdr m = {
+        .msg_iov = &v, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+    ssize_t n = recvmsg(k->fd, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (n > 0)
+        take_fds(k, &m);
+    k->used += n > 0 ? (size_t)n : 0;
+    if (n > 0)
+        parse(c, k);
+    if (k->fd >= 0 && (n <= 0 || k->used == MAX_MESSAGE))
+        drop(k);
+}
+
+static bool set_path(struct sockaddr_un *a, const char *path, char *why, size_t why_bytes)
+{
+    *a = (struct sockaddr_un){.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof(a->sun_path)) {
+        snprintf(why, why_bytes, "the path of a socket is too long: %s", path);
+        return false;
+    }
+    strcpy(a->sun_path, path);
+    return true;
+}
+
+bool control_connect(struct control *c, const char *path, char *why, size_t why_bytes)
+{
+    struct sockaddr_un a;
+    if (!set_path(&a, path, why, why_bytes))
+        return false;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&a, sizeof(a)) != 0) {
+        snprintf(why, why_bytes, "cannot connect to %s: %s", path, strerror(errno));
+        if (fd >= 0)
+            close(fd);
+        return false;
+    }
+    return add(c, fd);
+}
+
+/* Nobody listens on the socket any more. */
+static bool is_left_over(const struct sockaddr_un *a)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int r = connect(fd, (const struct sockaddr *)a, sizeof(*a));
+    bool refused = r != 0 && errno == ECONNREFUSED;
+    close(fd);
+    return refused;
+}
+
+bool control_listen(struct control *c, const char *path, char *why, size_t why_bytes)
+{
+    struct sockaddr_un a;
+    if (!set_path(&a, path, why, why_bytes))
+        return false;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (is_left_over(&a))
+        unlink(path);
+    if (fd < 0 || bind(fd, (struct sockaddr *)&a, sizeof(a)) != 0 || listen(fd, 8) != 0) {
+        snprintf(why, why_bytes, "cannot listen on %s: %s", path, strerror(errno));
+        if (fd >= 0)
+            close(fd);
+        return false;
+    }
+    c->listen_fd = fd;
+    return true;
+}
+
+struct control *control_open(struct vm *vm, char *why, size_t why_bytes)
+{
+    struct control *c = calloc(1, sizeof(*c));
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGINT);
+    sigprocmask(SIG_BLOCK, &signals, NULL);
+    int fd = signalfd(-1, &signals, SFD_CLOEXEC);
+    if (!c || fd < 0) {
+        snprintf(why, why_bytes, "cannot serve: %s", strerror(errno));
+        free(c);
+        return NULL;
+    }
+    c->vm = vm;
+    c->listen_fd = -1;
+    c->signal_fd = fd;
+    for (unsigned i = 0; i < MAX_CONNECTIONS; i++)
+        c->connections[i].fd = c->connections[i].passed_fd = -1;
+    return c;
+}
+
+enum { POLL_SIGNAL, POLL_FAILED, POLL_LISTEN, POLL_CONNECTIONS };
+
+bool control_run(struct control *c)
+{
+    struct pollfd p[POLL_CONNECTIONS + MAX_CONNECTIONS];
+    while (!c->quit) {
+        p[POLL_SIGNAL] = (struct pollfd){.fd = c->signal_fd, .events = POLLIN};
+        p[POLL_FAILED] = (struct pollfd){.fd = c->vm->failed_fd, .events = POLLIN};
+        p[POLL_LISTEN] = (struct pollfd){.fd = c->listen_fd, .events = POLLIN};
+        for (unsigned i = 0; i < MAX_CONNECTIONS; i++)
+            p[POLL_CONNECTIONS + i] = (struct pollfd){.fd = c->connections[i].fd, .events = POLLIN};
+        if (poll(p, POLL_CONNECTIONS + MAX_CONNECTIONS, -1) < 0)
+            continue;
+        if (p[POLL_FAILED].revents)
+            return false;
+        if (p[POLL_SIGNAL].revents)
+            return true;
+        for (unsigned i = 0; i < MAX_CONNECTIONS; i++)
+            if (p[POLL_CONNECTIONS + i].revents && c->connections[i].fd >= 0)
+                receive(c, &c->connections[i]);
+        int fd = p[POLL_LISTEN].revents ? accept4(c->listen_fd, NULL, NULL, SOCK_CLOEXEC) : -1;
+        if (fd >= 0)
+            add(c, fd);
+    }
+    return true;
+}

@@ -1,0 +1,44 @@
+/* main.c - minivm, the reference VMM: README.md. */
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "control.h"
+#include "options.h"
+#include "vm.h"
+
+static struct vm vm;
+
+static bool start(struct control **control, const struct options *o, char *why, size_t why_bytes)
+{
+    /* First, so that the signals it takes are blocked in every thread. */
+    *control = control_open(&vm, why, why_bytes);
+    if (!*control || !vm_open(&vm, o, why, why_bytes))
+        return false;
+    fprintf(stderr, "minivm: accelerator %s\n", vm.accel->name);
+    if (o->control && !control_listen(*control, o->control, why, why_bytes))
+        return false;
+    if (o->incoming)
+        return control_connect(*control, o->incoming, why, why_bytes);
+    memory_fill(&vm.memory, o);
+    vm_cont(&vm);
+    return true;
+}
+
+int main(int argc, char **argv)
+{
+    struct options o;
+    struct control *control;
+    char why[200] = "";
+    if (!options_parse(&o, argc, argv))
+        return 2;
+    if (!start(&control, &o, why, sizeof(why))) {
+        fprintf(stderr, "minivm: %s\n", why);
+        return 1;
+    }
+    if (!control_run(control)) {
+        fprintf(stderr, "minivm: the guest is dead: %s\n", vm.failure);
+        return 1;
+    }
+    return 0;
+}

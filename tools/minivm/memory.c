@@ -1,0 +1,133 @@
+/* memory.c - see memory.h. */
+#include "memory.h"
+
+#include <errno.h>
+#include <linux/memfd.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define HUGE_BYTES (2ull << 20)
+#define MAX_FILLERS 8u
+
+/* The descriptor that backs it, or -1 for anonymous memory; -errno. It stays open: a snapshot reads
+ * through a copy of it. */
+static int open_backing(const struct options *o)
+{
+    unsigned flags = MFD_CLOEXEC | (o->kind == MEMORY_HUGETLBFS ? MFD_HUGETLB | MFD_HUGE_2MB : 0);
+    int fd = memfd_create("minivm-ram", flags);
+    if (fd < 0)
+        return -errno;
+    if (ftruncate(fd, (off_t)o->memory_bytes) != 0) {
+        int saved = errno;
+        close(fd);
+        return -saved;
+    }
+    return fd;
+}
+
+/*
+ * Address space around the memory is kept without access, so that its mapping starts at a multiple
+ * of 2 MiB and never merges with another one.
+ */
+int memory_open(struct memory *m, const struct options *o)
+{
+    bool shared = o->kind == MEMORY_MEMFD || o->kind == MEMORY_HUGETLBFS;
+    int fd = shared ? open_backing(o) : -1;
+    if (shared && fd < 0)
+        return fd;
+    uint8_t *around = mmap(NULL, o->memory_bytes + 2 * HUGE_BYTES, PROT_NONE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (around == MAP_FAILED)
+        return -errno;
+    void *at = around + HUGE_BYTES - (uintptr_t)around % HUGE_BYTES;
+    int flags = (shared ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE) | MAP_FIXED;
+    if (mmap(at, o->memory_bytes, PROT_READ | PROT_WRITE, flags, fd, 0) == MAP_FAILED)
+        return -errno;
+    if (o->kind == MEMORY_ANON || o->kind == MEMORY_THP)
+        if (madvise(at, o->memory_bytes, o->kind == MEMORY_THP ? MADV_HUGEPAGE : MADV_NOHUGEPAGE))
+            return -errno;
+    *m = (struct memory){.hva = at, .bytes = o->memory_bytes, .kind = o->kind};
+    return 0;
+}
+
+struct guest_state *memory_state(const struct memory *m, unsigned vcpu)
+{
+    return (struct guest_state *)(void *)(m->hva + (uint64_t)vcpu * GUEST_PAGE_BYTES);
+}
+
+/* The share of a vCPU: of the pages that are populated, or of all if none are. */
+static void set_share(struct guest_state *s, const struct options *o)
+{
+    uint64_t total = (o->populate_bytes ? o->populate_bytes : o->memory_bytes) / GUEST_PAGE_BYTES;
+    uint64_t each = (total - o->cpus) / o->cpus, hot = o->hot_bytes / GUEST_PAGE_BYTES / o->cpus;
+    s->first_page = o->cpus + each * s->vcpu;
+    s->n_pages = s->vcpu + 1 == o->cpus ? total - s->first_page : each;
+    s->work_pages = o->hot_bytes == 0 || hot > s->n_pages ? s->n_pages : hot ? hot : 1;
+}
+
+static void set_state(const struct memory *m, const struct options *o, unsigned vcpu)
+{
+    struct guest_state *s = memory_state(m, vcpu);
+    *s = (struct guest_state){
+        .magic = GUEST_STATE_MAGIC,
+        .vcpu = vcpu,
+        .cpus = o->cpus,
+        .pattern = o->pattern,
+        .ram_pages = m->bytes / GUEST_PAGE_BYTES,
+        .populated_pages = o->populate_bytes / GUEST_PAGE_BYTES,
+        .generator = guest_mix(vcpu + 1),
+    };
+    set_share(s, o);
+    if (s->populated_pages)
+        for (uint64_t i = 0; i < s->n_pages; i++)
+            s->sum += guest_check(s->first_page + i, 1);
+}
+
+static void fill_page(uint64_t *page, uint64_t number)
+{
+    uint64_t check = guest_check(number, 1);
+    for (unsigned i = 0; i < GUEST_PAGE_WORDS; i++)
+        page[i] = memory_content(number, i);
+    for (unsigned i = 0; i < GUEST_MARKS; i++)
+        page[guest_mark_word(i)] = guest_mark(check, i);
+    *(struct guest_page *)(void *)page = (struct guest_page){number, 1, check};
+}
+
+struct filler {
+    pthread_t thread;
+    uint8_t *hva;
+    uint64_t first, end; /* pages */
+};
+
+static void *fill_pages(void *arg)
+{
+    const struct filler *f = arg;
+    for (uint64_t i = f->first; i < f->end; i++)
+        fill_page((uint64_t *)(void *)(f->hva + i * GUEST_PAGE_BYTES), i);
+    return NULL;
+}
+
+void memory_fill(const struct memory *m, const struct options *o)
+{
+    struct filler fillers[MAX_FILLERS];
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    unsigned n = online < 1 ? 1 : online > (long)MAX_FILLERS ? MAX_FILLERS : (unsigned)online;
+    uint64_t pages = o->populate_bytes / GUEST_PAGE_BYTES;
+    for (unsigned i = 0; i < o->cpus; i++)
+        set_state(m, o, i);
+    if (pages == 0)
+        return;
+    for (unsigned i = 0; i < n; i++) {
+        fillers[i] = (struct filler){.hva = m->hva,
+                                     .first = o->cpus + (pages - o->cpus) * i / n,
+                                     .end = o->cpus + (pages - o->cpus) * (i + 1) / n};
+        if (i > 0 && pthread_create(&fillers[i].thread, NULL, fill_pages, &fillers[i]) != 0)
+            fill_pages(&fillers[i]), fillers[i].thread = pthread_self();
+    }
+    fill_pages(&fillers[0]);
+    for (unsigned i = 1; i < n; i++)
+        if (!pthread_equal(fillers[i].thread, pthread_self()))
+            pthread_join(fillers[i].thread, NULL);
+}
