@@ -629,7 +629,7 @@ int snapshot_run(const struct snapshot_options *options, json_t **summary, struc
     struct source *source = NULL;
     int ret = kernel_require(e);
     if (!ret)
-        ret = source_qemu_open(&source, options->qmp_path, options->pid, options->timeout_ms, e);
+        ret = source_open(&source, options->qmp_path, options->pid, options->timeout_ms, e);
     if (ret)
         return ret;
     ret = snapshot_run_from(source, options, summary, e);

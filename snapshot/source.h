@@ -69,9 +69,9 @@ struct source {
     int timeout_ms;
 };
 
-/* source_qemu.c: connects to `qmp_path`, finds the process (or takes `pid` if > 0), refuses states
- * in which a snapshot makes no sense, finds the ramblocks. */
-int source_qemu_open(struct source **out, const char *qmp_path, pid_t pid, int timeout_ms,
-                     struct error *e);
+/* source_open.c: connects to `qmp_path`, finds the process (or takes `pid` if > 0), refuses states
+ * in which a snapshot makes no sense, finds the memory blocks. */
+int source_open(struct source **out, const char *qmp_path, pid_t pid, int timeout_ms,
+                struct error *e);
 
 #endif
