@@ -43,6 +43,7 @@
 #include "common/testhook.h"
 #include "common/thread.h"
 #include "common/uffd.h"
+#include "snapshot/copier.h"
 
 #define BATCH_MESSAGES 32
 /* How long to keep reading after a fault: doubled while faults come within the longest of these,
@@ -52,7 +53,6 @@
 #define AROUND_BYTES (64u << 10) /* save this much round a fault */
 #define AHEAD_MAX_BYTES (2u << 20)
 #define MAX_STREAMS 8u
-#define MAX_PENDING 64u
 
 enum phase { PHASE_BEFORE, PHASE_AFTER };
 
@@ -60,12 +60,6 @@ enum phase { PHASE_BEFORE, PHASE_AFTER };
 struct stream {
     uint64_t next_hva; /* behind what was saved for it */
     uint32_t ahead_bytes;
-};
-
-/* A copy that has not been handed on yet. */
-struct pending {
-    uint32_t buffer;
-    struct captured captured;
 };
 
 struct faults {
@@ -81,8 +75,7 @@ struct faults {
     uint64_t busy_read_ns;
     struct stream streams[MAX_STREAMS];
     unsigned next_stream; /* the one to be replaced */
-    struct pending pending[MAX_PENDING];
-    unsigned n_pending;
+    struct copier copier;
 };
 
 static void serve_layout_event(struct faults *f, const struct uffd_msg *m);
@@ -161,80 +154,6 @@ static void fill_hole(struct faults *f, uint64_t hva, uint64_t bytes)
     uffd_wake(f->capture->uffd, hva, bytes);
 }
 
-static void note_hot(struct capture *c, uint64_t cluster, unsigned page)
-{
-    if (c->n_hot < c->hot_room)
-        c->hot[c->n_hot++] = (struct hot_entry){.cluster_low = (uint32_t)cluster,
-                                                .cluster_high = (uint8_t)(cluster >> 32),
-                                                .written = (uint8_t)(1u << page)};
-}
-
-static void hand_on(struct faults *f)
-{
-    for (unsigned i = 0; i < f->n_pending; i++)
-        encoder_submit(f->capture->encoder, f->pending[i].buffer, &f->pending[i].captured);
-    f->n_pending = 0;
-}
-
-/* A buffer for a fault: when there is none the guest's writer waits, and it is counted. */
-static uint32_t take_buffer(struct faults *f)
-{
-    struct capture *c = f->capture;
-    uint32_t buffer = pool_try_take(c->pool, POOL_FAULT);
-    if (buffer != POOL_NONE)
-        return buffer;
-    hand_on(f); /* or they would be waited for */
-    uint64_t from = clock_monotonic_ns();
-    buffer = pool_take(c->pool, POOL_FAULT);
-    atomic_fetch_add(&c->throttled_ns, clock_monotonic_ns() - from);
-    return buffer;
-}
-
-/* Saves one cluster if nobody has. `buffer` is used or given back. *absent: as capture_copy().
- * False: the snapshot has failed. */
-static bool save_into(struct faults *f, const struct cluster_range *range, uint64_t cluster,
-                      uint32_t buffer, uint64_t *absent)
-{
-    struct capture *c = f->capture;
-    if (!cluster_claim(&c->map, cluster)) {
-        pool_put(c->pool, buffer);
-        return true;
-    }
-    if (TESTHOOK_BROKEN("release-before-save")) {
-        /* The mistake: what the guest writes in between is saved as if it were of the instant. */
-        uffd_unprotect(c->uffd, cluster_hva(range, cluster), cluster_bytes(range, cluster));
-        usleep(300);
-    }
-    struct captured captured;
-    int ret = capture_copy(c, range, cluster, buffer, &captured, absent);
-    if (ret) {
-        pool_put(c->pool, buffer);
-        capture_fail(c, CAPTURE_READ, ret, cluster_hva(range, cluster));
-        return false;
-    }
-    cluster_claim_done(&c->map, cluster);
-    atomic_fetch_add(&c->clusters_from_faults, 1);
-    if (f->n_pending == MAX_PENDING)
-        hand_on(f);
-    f->pending[f->n_pending++] = (struct pending){buffer, captured};
-    return true;
-}
-
-/* Saves every cluster of [from, to), waiting for buffers. */
-static bool save_all(struct faults *f, const struct cluster_range *range, uint64_t from,
-                     uint64_t to)
-{
-    for (uint64_t cluster = from; cluster < to; cluster++) {
-        if (cluster_is_saved(&f->capture->map, cluster))
-            continue;
-        uint32_t buffer = take_buffer(f);
-        uint64_t absent;
-        if (buffer == POOL_NONE || !save_into(f, range, cluster, buffer, &absent))
-            return false;
-    }
-    return true;
-}
-
 /* The clusters that are released together with `cluster`. */
 static void unit_of(const struct cluster_range *range, uint64_t cluster, uint64_t *from,
                     uint64_t *to)
@@ -244,6 +163,14 @@ static void unit_of(const struct cluster_range *range, uint64_t cluster, uint64_
     *to = *from + range->unit_clusters;
     if (*to > range->first + range->n_clusters)
         *to = range->first + range->n_clusters;
+}
+
+static void note_hot(struct capture *c, uint64_t cluster, unsigned page)
+{
+    if (c->n_hot < c->hot_room)
+        c->hot[c->n_hot++] = (struct hot_entry){.cluster_low = (uint32_t)cluster,
+                                                .cluster_high = (uint8_t)(cluster >> 32),
+                                                .written = (uint8_t)(1u << page)};
 }
 
 static bool release(struct faults *f, const struct cluster_range *range, uint64_t from, uint64_t to)
@@ -281,7 +208,8 @@ static void serve_fault(struct faults *f, const struct uffd_msg *m)
     unit_of(range, cluster, &from, &to);
     if (cluster_state(&c->map, cluster) == CLUSTER_FROZEN)
         note_hot(c, cluster, (unsigned)(hva - cluster_hva(range, cluster)) / IMAGE_PAGE_BYTES);
-    if (!save_all(f, range, from, to) || !release(f, range, from, to))
+    if (!copier_save(&f->copier, range, from, to, COPIER_WAIT, NULL) ||
+        !release(f, range, from, to))
         return;
     if (!protection)
         fill_hole(f, hva, IMAGE_PAGE_BYTES);
@@ -330,22 +258,14 @@ static void serve_layout_event(struct faults *f, const struct uffd_msg *m)
  * False: no more of this. */
 static bool save_block(struct faults *f, const struct cluster_range *range, uint64_t offset)
 {
-    struct capture *c = f->capture;
     uint64_t from = range->first + offset / IMAGE_CLUSTER_BYTES;
     uint64_t to = from + AROUND_BYTES / IMAGE_CLUSTER_BYTES;
     if (to > range->first + range->n_clusters)
         to = range->first + range->n_clusters;
-    bool fresh = false;
-    for (uint64_t cluster = from; cluster < to; cluster++) {
-        if (cluster_is_saved(&c->map, cluster))
-            continue;
-        uint32_t buffer = pool_try_take(c->pool, POOL_SWEEP);
-        uint64_t absent;
-        if (buffer == POOL_NONE || !save_into(f, range, cluster, buffer, &absent))
-            return false;
-        fresh = true;
-    }
-    return !fresh || release(f, range, from, to);
+    bool copied;
+    if (!copier_save(&f->copier, range, from, to, COPIER_TRY, &copied))
+        return false;
+    return !copied || release(f, range, from, to);
 }
 
 static bool fault_waits(const struct faults *f)
@@ -401,7 +321,7 @@ static void serve_batch(struct faults *f, const struct uffd_msg *messages, int n
     }
     if (last && !capture_failed(c))
         save_around(f, last);
-    hand_on(f);
+    copier_hand_on(&f->copier);
     atomic_store(&c->held_since_ns, 0); /* only now: new faults wait for the neighbours' copies */
 }
 
@@ -492,7 +412,7 @@ int faults_start(struct faults **out, struct capture *c, struct error *e)
     struct faults *f = calloc(1, sizeof(*f));
     if (!f)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot start the fault thread");
-    f->capture = c;
+    f->capture = f->copier.capture = c;
     f->busy_read_ns = BUSY_READ_MIN_NS;
     f->control = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int ret = f->control < 0 ? -errno : thread_start(&f->thread, fault_thread, f);
