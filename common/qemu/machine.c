@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "common/cleanup.h"
-#include "common/qemu/launch.h"
+#include "common/qemu/launch_fds.h"
 #include "common/qemu/machine_cpu.h"
 #include "common/qemu/machine_devices.h"
 #include "common/qemu/qom.h"
@@ -123,7 +123,7 @@ int machine_describe(json_t **out, struct qmp *q, const struct target *t, int ti
         r = describe_text(described, &m, "query-status", "status", "status", e);
     if (r == 0)
         r = describe_hardware(described, &m, e);
-    if (r == 0 && (r = launch_describe(&launch, t, e)) == 0)
+    if (r == 0 && (r = launch_describe(&launch, t, qemu_launch_scan, e)) == 0)
         json_object_set_new(described, "launch", launch);
     if (r < 0) {
         json_decref(described);

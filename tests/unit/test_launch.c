@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "common/qemu/launch.h"
+#include "common/qemu/launch_fds.h"
 
 static pid_t child;
 static struct target t;
@@ -35,7 +35,7 @@ static int describe(char *const *argv, char *const *envp)
     close(fds[1]);
     cr_assert_eq(read(fds[0], &byte, 1), 0, "the program has begun");
     cr_assert_eq(target_open(&t, child, &err), 0, "%s", err.message);
-    return launch_describe(&launch, &t, &err);
+    return launch_describe(&launch, &t, qemu_launch_scan, &err);
 }
 
 static void tidy(void)

@@ -1,4 +1,4 @@
-#include "common/qemu/launch.h"
+#include "common/launch.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -164,24 +164,13 @@ static int add_fd(json_t *fds, const struct target *t, const char *option, long 
     char link[32], path[PATH_MAX];
     snprintf(link, sizeof(link), "fd/%ld", fd);
     if (read_proc_link(t, link, path, sizeof(path)) < 0)
-        snprintf(path, sizeof(path), "(closed)"); /* QEMU closes what it has duplicated */
+        snprintf(path, sizeof(path), "(closed)"); /* QEMU, for one, closes what it has duplicated */
     json_t *one =
         json_pack("{s:s, s:I, s:s}", "option", option, "fd", (json_int_t)fd, "target", path);
     return json_array_append_new(fds, one) < 0 ? -EILSEQ : 0;
 }
 
-/* True when a key of a QEMU option holds descriptor numbers. */
-static bool key_holds_fds(const char *key, size_t len)
-{
-    static const char *const keys[] = {"fd", "fds", "vhostfd", "vhostfds", "sockfd"};
-    for (size_t i = 0; i < sizeof(keys) / sizeof(*keys); i++)
-        if (strlen(keys[i]) == len && memcmp(keys[i], key, len) == 0)
-            return true;
-    return false;
-}
-
-/* "3" or "3:4:5": records each. Values that are no number name a descriptor given by QMP. */
-static int add_fd_list(json_t *fds, const struct target *t, const char *option, const char *value)
+int launch_add_fds(json_t *fds, const struct target *t, const char *option, const char *value)
 {
     for (;;) {
         char *end;
@@ -195,33 +184,13 @@ static int add_fd_list(json_t *fds, const struct target *t, const char *option, 
     }
 }
 
-/* Looks through "driver,key=value,...": commas inside a value are doubled, so that none of its
- * parts looks like a key of its own. */
-static int scan_option(json_t *fds, const struct target *t, const char *option, const char *text)
-{
-    for (const char *at = text; *at;) {
-        const char *equals = at + strcspn(at, "=,");
-        int r = 0;
-        if (*equals == '=' && key_holds_fds(at, (size_t)(equals - at)))
-            r = add_fd_list(fds, t, option, equals + 1);
-        if (r < 0)
-            return r;
-        at = strchrnul(at, ',');
-        while (at[0] == ',' && at[1] == ',')
-            at = strchrnul(at + 2, ',');
-        at += *at == ',';
-    }
-    return 0;
-}
-
-/* "fd:3" (-incoming) and "/dev/fd/3", "/proc/self/fd/3" anywhere in an argument. */
-static int scan_paths(json_t *fds, const struct target *t, const char *option, const char *text)
+int launch_scan_paths(json_t *fds, const struct target *t, const char *option, const char *text)
 {
     static const char *const prefixes[] = {"fd:", "/dev/fd/", "/proc/self/fd/"};
     for (size_t i = 0; i < sizeof(prefixes) / sizeof(*prefixes); i++) {
         const char *hit = strstr(text, prefixes[i]);
         if (hit && (i > 0 || hit == text)) {
-            int r = add_fd_list(fds, t, option, hit + strlen(prefixes[i]));
+            int r = launch_add_fds(fds, t, option, hit + strlen(prefixes[i]));
             if (r < 0)
                 return r;
         }
@@ -229,17 +198,7 @@ static int scan_paths(json_t *fds, const struct target *t, const char *option, c
     return 0;
 }
 
-/* Options whose value is free text, in which "fd=" means nothing. */
-static bool is_free_text(const char *option)
-{
-    static const char *const options[] = {"-append", "-fw_cfg", "-smbios", "-name"};
-    for (size_t i = 0; i < sizeof(options) / sizeof(*options); i++)
-        if (strcmp(option, options[i]) == 0)
-            return true;
-    return false;
-}
-
-static int describe_fds(json_t *launch, const struct target *t, struct error *e)
+static int describe_fds(json_t *launch, const struct target *t, launch_scan *scan, struct error *e)
 {
     json_t *fds = json_array();
     json_object_set_new(launch, "fds", fds);
@@ -248,21 +207,17 @@ static int describe_fds(json_t *launch, const struct target *t, struct error *e)
     for (size_t i = 1; i < json_array_size(argv); i++) {
         const char *text = json_string_value(json_array_get(argv, i));
         if (text[0] == '-') {
-            option = text[1] == '-' ? text + 1 : text; /* QEMU takes both */
+            option = text[1] == '-' ? text + 1 : text; /* mostly both are taken */
             continue;
         }
-        if (is_free_text(option))
-            continue;
-        int r = scan_option(fds, t, option, text);
-        if (r == 0)
-            r = scan_paths(fds, t, option, text);
+        int r = scan(fds, t, option, text);
         if (r < 0)
             return cannot_read(t, "inherited descriptors", -r, e);
     }
     return 0;
 }
 
-int launch_describe(json_t **out, const struct target *t, struct error *e)
+int launch_describe(json_t **out, const struct target *t, launch_scan *scan, struct error *e)
 {
     json_t *launch = json_object();
     int r = describe_argv(launch, t, e);
@@ -275,7 +230,7 @@ int launch_describe(json_t **out, const struct target *t, struct error *e)
     if (r == 0)
         r = describe_environment(launch, t, e);
     if (r == 0)
-        r = describe_fds(launch, t, e);
+        r = describe_fds(launch, t, scan, e);
     if (r < 0)
         json_decref(launch);
     else

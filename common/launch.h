@@ -13,16 +13,27 @@
  * argv and names of files are bytes to the kernel, text to JSON: bytes that are not UTF-8 refuse
  * the snapshot, since they could not be given back.
  */
-#ifndef VMSNAP_COMMON_QEMU_LAUNCH_H
-#define VMSNAP_COMMON_QEMU_LAUNCH_H
+#ifndef VMSNAP_COMMON_LAUNCH_H
+#define VMSNAP_COMMON_LAUNCH_H
 
 #include <jansson.h>
 
 #include "common/error.h"
 #include "common/target.h"
 
+/* Looks for descriptor numbers in the value that follows `option` on the line (a word with one
+ * dash, or ""), and adds them to `fds`. 0 or -errno. */
+typedef int launch_scan(json_t *fds, const struct target *t, const char *option, const char *value);
+
+/* For a VMM of which no more is known: "fd:3" and, anywhere, "/dev/fd/3", "/proc/self/fd/3". */
+launch_scan launch_scan_paths;
+
+/* For a launch_scan: adds the numbers of "3" or "3:4:5". A value that is no number is a name, and
+ * no descriptor that was inherited: nothing is added. */
+int launch_add_fds(json_t *fds, const struct target *t, const char *option, const char *value);
+
 /* *out is a new reference. Reads /proc; not in the pause. */
-int launch_describe(json_t **out, const struct target *t, struct error *e);
+int launch_describe(json_t **out, const struct target *t, launch_scan *scan, struct error *e);
 
 /*
  * The environment that a VMM's start depends on, NULL-terminated. Short on purpose: an environment
