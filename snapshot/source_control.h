@@ -45,9 +45,10 @@ struct source_link {
     bool pid_given; /* --pid named the process */
 };
 
-/* Takes the link over, also on failure. source_qemu.c. */
+/* Both take the link over, also on failure. source_qemu.c, source_vmm.c. */
 int source_qemu_open(struct source **out, struct source_link *link, int timeout_ms,
                      struct error *e);
+int source_vmm_open(struct source **out, struct source_link *link, int timeout_ms, struct error *e);
 
 void source_link_close(struct source_link *link);
 

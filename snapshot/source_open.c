@@ -1,11 +1,13 @@
 /*
  * Finds out who is behind a control socket. The process is found and taken for this snapshot before
- * the greeting is waited for: that says at once that another snapshot holds the socket.
+ * the greeting is waited for: that says at once that another snapshot holds the socket. The
+ * greeting then tells which VMM it is.
  */
 #include <errno.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/vmm/vmm_control.h"
 #include "snapshot/source_control.h"
 
 /* Finds the VM's process, the one named or the one that listens on the socket, and takes it for
@@ -56,5 +58,6 @@ int source_open(struct source **out, const char *qmp_path, pid_t pid, int timeou
         source_link_close(&link);
         return r;
     }
-    return source_qemu_open(out, &link, timeout_ms, e);
+    return vmm_control_greets(link.q) ? source_vmm_open(out, &link, timeout_ms, e)
+                                      : source_qemu_open(out, &link, timeout_ms, e);
 }

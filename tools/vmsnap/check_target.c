@@ -14,6 +14,7 @@
 #include "common/qmp.h"
 #include "common/target.h"
 #include "common/vm_status.h"
+#include "common/vmm/vmm_control.h"
 
 static void check_hazards(struct check_list *list, const struct hazard_scope *scope)
 {
@@ -114,17 +115,31 @@ static void describe_memory(struct check_list *list, const struct region_set *bl
              format_bytes(huge, huge_bytes(blocks, t)));
 }
 
+/* The blocks of a QEMU, or of a VMM that speaks our own protocol (docs/vmm.md). */
+static int find_memory(struct region_set *blocks, struct qmp *q, const struct target *t,
+                       int timeout_ms, struct error *e)
+{
+    json_t *vm = NULL;
+    if (!vmm_control_greets(q))
+        return ramblocks_find(blocks, q, t, timeout_ms, e);
+    int rc = vmm_control_query(&vm, q, timeout_ms, e);
+    if (rc == 0)
+        rc = vmm_control_find_memory(blocks, vm, t, e);
+    json_decref(vm);
+    return rc;
+}
+
 static void check_memory(struct check_list *list, struct qmp *q, const struct target *t,
                          int timeout_ms)
 {
     struct error e = {0};
     struct region_set blocks;
-    if (ramblocks_find(&blocks, q, t, timeout_ms, &e)) {
+    if (find_memory(&blocks, q, t, timeout_ms, &e)) {
         check_failed(list, "memory", &e);
         return;
     }
     describe_memory(list, &blocks, t);
-    struct hazard_scope scope = {.q = q,
+    struct hazard_scope scope = {.q = vmm_control_greets(q) ? NULL : q,
                                  .t = t,
                                  .regions = blocks.items,
                                  .n_regions = blocks.count,
@@ -133,7 +148,7 @@ static void check_memory(struct check_list *list, struct qmp *q, const struct ta
     region_set_free(&blocks);
 }
 
-void check_qemu(struct check_list *list, const char *qmp_path, int pid, int timeout_ms)
+void check_vm(struct check_list *list, const char *qmp_path, int pid, int timeout_ms)
 {
     struct error e = {0};
     struct qmp *q;
@@ -167,6 +182,6 @@ void check_process(struct check_list *list, int pid)
         return;
     struct hazard_scope scope = {.t = &t};
     check_hazards(list, &scope);
-    check_note(list, "qmp", "not asked: give --qmp for what only QEMU knows");
+    check_note(list, "qmp", "not asked: give --qmp for what only the VMM knows");
     target_close(&t);
 }

@@ -4,8 +4,9 @@
 
 #include "tools/vmsnap/check_list.h"
 
-/* A QEMU behind a QMP socket; `pid` > 0: the process, where it is not the one that listens. */
-void check_qemu(struct check_list *list, const char *qmp_path, int pid, int timeout_ms);
+/* A QEMU behind a QMP socket, or another VMM behind its control socket (docs/vmm.md); `pid` > 0:
+ * the process, where it is not the one that listens. */
+void check_vm(struct check_list *list, const char *qmp_path, int pid, int timeout_ms);
 
 /* A process of which only its pid is known. */
 void check_process(struct check_list *list, int pid);

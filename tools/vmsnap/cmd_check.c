@@ -80,7 +80,7 @@ static int run(const struct command_line *line, struct error *e)
         return option_usage_error(e, "no command line after --");
     check_kernel(&list);
     if (args.qmp_path)
-        check_qemu(&list, args.qmp_path, args.pid, args.timeout_ms);
+        check_vm(&list, args.qmp_path, args.pid, args.timeout_ms);
     else if (args.pid)
         check_process(&list, args.pid);
     if (line->operand[0]) {

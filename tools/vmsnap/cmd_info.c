@@ -179,13 +179,16 @@ static void print_source(const json_t *description)
     char *status CLEANUP_FREE = recorded_text(description, "status", "in an unknown state");
     char *vmm CLEANUP_FREE = recorded_text(description, "vmm", "unknown VMM");
     char *version CLEANUP_FREE = recorded_text(description, "vmm_version", "");
-    char *machine CLEANUP_FREE = recorded_text(description, "machine", "unknown machine");
+    char *machine CLEANUP_FREE = recorded_text(description, "machine", "");
     char *accelerator CLEANUP_FREE = recorded_text(description, "accelerator", "unknown");
     if (!name || !status || !vmm || !version || !machine || !accelerator)
         return;
     line_of("VM", "%s, %s at the instant", name, status);
     line_of("VMM", "%s %s", vmm, version);
-    line_of("machine", "%s, accelerator %s", machine, accelerator);
+    if (*machine)
+        line_of("machine", "%s, accelerator %s", machine, accelerator);
+    else /* a VMM of somebody's own names none */
+        line_of("accelerator", "%s", accelerator);
 }
 
 static void print_sizes(const struct image *img)
