@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "blob.h"
+#include "kvm_state.h"
 #include "vm.h"
 
 #define KICK_SIGNAL SIGUSR1
@@ -231,4 +232,7 @@ const struct accel accel_kvm = {
     .run = kvm_run,
     .kick = kvm_kick,
     .ready = kvm_ready,
+    .state_bytes = sizeof(struct kvm_state),
+    .save = kvm_state_save,
+    .load = kvm_state_load,
 };

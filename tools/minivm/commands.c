@@ -1,10 +1,15 @@
 /* commands.c - see commands.h. */
 #include "commands.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "check.h"
+#include "forkdump.h"
+#include "report.h"
+#include "state.h"
 #include "stats.h"
 
 json_t *request_fail(struct request *r, const char *format, ...)
@@ -38,12 +43,25 @@ static json_t *moment(void)
     return json_pack("{s:I}", "monotonic_ns", (json_int_t)vm_now_ns());
 }
 
+/* False: it did not run. */
+static bool stop_vm(struct request *r)
+{
+    if (r->vm->status != VM_RUNNING)
+        return false;
+    vm_stop(r->vm);
+    control_event(r->control, "STOP", moment());
+    return true;
+}
+
+static void cont_vm(struct request *r)
+{
+    control_event(r->control, "RESUME", moment());
+    vm_cont(r->vm);
+}
+
 static json_t *stop(struct request *r)
 {
-    if (r->vm->status == VM_RUNNING) {
-        vm_stop(r->vm);
-        control_event(r->control, "STOP", moment());
-    }
+    stop_vm(r);
     return json_object();
 }
 
@@ -51,10 +69,8 @@ static json_t *cont(struct request *r)
 {
     if (r->vm->status == VM_INMIGRATE)
         return request_fail(r, "there is no state yet: load-state comes first");
-    if (r->vm->status == VM_PAUSED) {
-        control_event(r->control, "RESUME", moment());
-        vm_cont(r->vm);
-    }
+    if (r->vm->status == VM_PAUSED)
+        cont_vm(r);
     return json_object();
 }
 
@@ -64,15 +80,90 @@ static json_t *quit(struct request *r)
     return json_object();
 }
 
+static json_t *save_state(struct request *r)
+{
+    uint64_t bytes;
+    if (r->vm->status != VM_PAUSED)
+        return request_fail(r, "the VM must be stopped first");
+    if (!state_save(r->vm, r->fd, &bytes, r->problem, sizeof(r->problem)))
+        return NULL;
+    return json_pack("{s:I}", "bytes", (json_int_t)bytes);
+}
+
+static json_t *load_state(struct request *r)
+{
+    if (r->vm->status != VM_INMIGRATE)
+        return request_fail(r, "only a VM that was started with --vmsnap-incoming loads a state");
+    if (!state_load(r->vm, r->fd, r->problem, sizeof(r->problem)))
+        return NULL;
+    r->vm->status = VM_PAUSED;
+    return json_object();
+}
+
+/* An argument that is true or false; it may be left out. */
+static bool flag(const struct request *r, const char *name, bool otherwise)
+{
+    const json_t *value = json_object_get(r->arguments, name);
+    return value ? json_is_true(value) : otherwise;
+}
+
 static json_t *x_stats(struct request *r)
 {
-    return stats_get(r->vm, true);
+    json_t *stats = stats_get(r->vm, flag(r, "full", true));
+    if (flag(r, "reset", false))
+        stats_reset(r->vm);
+    return stats;
+}
+
+static json_t *x_check(struct request *r)
+{
+    struct check_result c;
+    if (r->vm->status != VM_PAUSED)
+        return request_fail(r, "the VM must be stopped first");
+    int error = check_memory(&r->vm->memory, r->vm->o.cpus, !r->vm->o.incoming, &c);
+    if (error == -EBADMSG)
+        return request_fail(r, "not even the pages of the guest's state are right");
+    if (error)
+        return request_fail(r, "cannot check the memory: %s", strerror(-error));
+    json_t *result = json_pack("{s:I,s:I,s:I,s:I,s:I}", "pages", (json_int_t)c.pages,
+                               "written_pages", (json_int_t)c.written_pages, "wrong_pages",
+                               (json_int_t)c.wrong_pages, "wrong_steps", (json_int_t)c.wrong_steps,
+                               "stale_shares", (json_int_t)c.stale_shares);
+    if (c.wrong_pages)
+        json_object_set_new(result, "first_wrong", json_integer((json_int_t)c.first_wrong));
+    report_line("check", json_incref(result));
+    return result;
+}
+
+/* fork() copies page after page while other threads write: the VM has to stand still for it. */
+static json_t *x_fork_dump(struct request *r)
+{
+    const char *path = json_string_value(json_object_get(r->arguments, "path"));
+    uint64_t fork_ns, began_ns = vm_now_ns();
+    if (!path)
+        return request_fail(r, "x-fork-dump needs a path");
+    bool running = stop_vm(r);
+    bool ok = forkdump_start(&r->vm->memory, path, flag(r, "compress", false), &fork_ns, r->problem,
+                             sizeof(r->problem));
+    if (running)
+        cont_vm(r);
+    if (!ok)
+        return NULL;
+    return json_pack("{s:I,s:I}", "fork_ns", (json_int_t)fork_ns, "pause_ns",
+                     (json_int_t)(vm_now_ns() - began_ns));
 }
 
 static const struct command commands[] = {
-    {"cont", false, cont},         {"query-status", false, query_status},
-    {"query-vm", false, query_vm}, {"quit", false, quit},
-    {"stop", false, stop},         {"x-stats", false, x_stats},
+    {"cont", false, cont},
+    {"load-state", true, load_state},
+    {"query-status", false, query_status},
+    {"query-vm", false, query_vm},
+    {"quit", false, quit},
+    {"save-state", true, save_state},
+    {"stop", false, stop},
+    {"x-check", false, x_check},
+    {"x-fork-dump", false, x_fork_dump},
+    {"x-stats", false, x_stats},
 };
 
 const struct command *commands_find(const char *name)

@@ -20,6 +20,8 @@
 #include <unistd.h>
 
 #include "commands.h"
+#include "forkdump.h"
+#include "report.h"
 
 #define MAX_CONNECTIONS 16u
 #define MAX_MESSAGE 65536u
@@ -36,6 +38,7 @@ struct connection {
 struct control {
     struct vm *vm;
     int listen_fd, signal_fd;
+    const char *listen_path; /* ours, if we listen */
     bool quit;
     struct connection connections[MAX_CONNECTIONS];
 };
@@ -108,6 +111,7 @@ static json_t *timestamp(void)
 void control_event(struct control *c, const char *name, json_t *data)
 {
     json_t *event = json_pack("{s:s,s:o}", "event", name, "timestamp", timestamp());
+    report_line("event", json_pack("{s:s,s:O?}", "event", name, "data", data));
     if (data)
         json_object_set_new(event, "data", data);
     for (unsigned i = 0; i < MAX_CONNECTIONS; i++)
@@ -282,6 +286,7 @@ bool control_listen(struct control *c, const char *path, char *why, size_t why_b
         return false;
     }
     c->listen_fd = fd;
+    c->listen_path = path;
     return true;
 }
 
@@ -292,6 +297,7 @@ struct control *control_open(struct vm *vm, char *why, size_t why_bytes)
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGCHLD);
     sigprocmask(SIG_BLOCK, &signals, NULL);
     int fd = signalfd(-1, &signals, SFD_CLOEXEC);
     if (!c || fd < 0) {
@@ -307,9 +313,23 @@ struct control *control_open(struct vm *vm, char *why, size_t why_bytes)
     return c;
 }
 
+/* True: it is time to end. */
+static bool take_signal(struct control *c)
+{
+    struct signalfd_siginfo s;
+    if (read(c->signal_fd, &s, sizeof(s)) != (ssize_t)sizeof(s))
+        return false;
+    if (s.ssi_signo != SIGCHLD)
+        return true;
+    if (forkdump_reap())
+        control_event(c, "X_FORK_DUMP_DONE", forkdump_status());
+    return false;
+}
+
 enum { POLL_SIGNAL, POLL_FAILED, POLL_LISTEN, POLL_CONNECTIONS };
 
-bool control_run(struct control *c)
+/* Serves until there is a reason to end; false: the guest died. */
+static bool serve(struct control *c)
 {
     struct pollfd p[POLL_CONNECTIONS + MAX_CONNECTIONS];
     while (!c->quit) {
@@ -322,7 +342,7 @@ bool control_run(struct control *c)
             continue;
         if (p[POLL_FAILED].revents)
             return false;
-        if (p[POLL_SIGNAL].revents)
+        if (p[POLL_SIGNAL].revents && take_signal(c))
             return true;
         for (unsigned i = 0; i < MAX_CONNECTIONS; i++)
             if (p[POLL_CONNECTIONS + i].revents && c->connections[i].fd >= 0)
@@ -332,4 +352,12 @@ bool control_run(struct control *c)
             add(c, fd);
     }
     return true;
+}
+
+bool control_run(struct control *c)
+{
+    bool alive = serve(c);
+    if (c->listen_path)
+        unlink(c->listen_path);
+    return alive;
 }

@@ -56,18 +56,26 @@ struct times {
     uint64_t read, was_read, write, was_written;
 };
 
-static void measure(struct guest_mailbox *mb, const struct times *t)
+/*
+ * `whole`: the VM was not paused since the step began. Else (and after a restore the times before
+ * and after are not even of one clock) only the gap is told, which the pause is part of.
+ */
+static void measure(struct guest_mailbox *mb, struct times *t, int whole)
 {
+    if (!whole)
+        t->was_written = guest_tsc();
     uint64_t latency = t->was_written - t->write, gap = t->was_written - mb->last_tsc;
     struct guest_slot *slot = slot_of(mb, t->was_written);
-    record(&mb->read, t->was_read - t->read);
-    record(&mb->write, latency);
-    mb->writes++;
-    slot->writes++;
-    if (latency > slot->max_write_ticks)
-        slot->max_write_ticks = latency;
+    if (whole) {
+        record(&mb->read, t->was_read - t->read);
+        record(&mb->write, latency);
+        if (latency > slot->max_write_ticks)
+            slot->max_write_ticks = latency;
+    }
     if (gap > slot->max_gap_ticks)
         slot->max_gap_ticks = gap;
+    slot->writes++;
+    mb->writes++;
     mb->last_tsc = t->was_written;
 }
 
@@ -143,10 +151,7 @@ static void step(struct guest_mailbox *mb, struct guest_state *s)
     s->generator = generator;
     s->position = s->position + 1 < s->work_pages ? s->position + 1 : 0;
     s->steps++;
-    if (*(volatile uint64_t *)&mb->epoch == epoch)
-        measure(mb, &t);
-    else
-        mb->last_tsc = guest_tsc();
+    measure(mb, &t, *(volatile uint64_t *)&mb->epoch == epoch);
 }
 
 /* Waits a while if the next write is not due yet. 0: it is. */

@@ -90,7 +90,7 @@ enum guest_call { GUEST_CALL_HELLO = 1, GUEST_CALL_WAIT = 2 };
 struct guest_mailbox {
     /* Set by the VMM. */
     uint64_t ram_base;       /* where the guest sees its RAM */
-    uint64_t epoch;          /* of this VMM: a measurement that began in another is dropped */
+    uint64_t epoch;          /* another one each time the VM goes on, in any VMM */
     uint64_t interval_ticks; /* between two writes; 0: as fast as it can */
     uint64_t burst_ticks;    /* how far it may run ahead of its rate */
     uint64_t idle_ticks;     /* how long an idle guest sleeps at a time */

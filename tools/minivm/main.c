@@ -1,10 +1,13 @@
 /* main.c - minivm, the reference VMM: README.md. */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "control.h"
 #include "options.h"
+#include "report.h"
+#include "stats.h"
 #include "vm.h"
 
 static struct vm vm;
@@ -16,6 +19,14 @@ static bool start(struct control **control, const struct options *o, char *why, 
     if (!*control || !vm_open(&vm, o, why, why_bytes))
         return false;
     fprintf(stderr, "minivm: accelerator %s\n", vm.accel->name);
+    if (o->report && !report_open(o->report)) {
+        snprintf(why, why_bytes, "%s: %s", o->report, strerror(errno));
+        return false;
+    }
+    report_line("start", json_pack("{s:s,s:I,s:I,s:s,s:i}", "accelerator", vm.accel->name,
+                                   "memory_bytes", (json_int_t)o->memory_bytes, "populated_bytes",
+                                   (json_int_t)o->populate_bytes, "kind",
+                                   memory_kind_names[o->kind], "cpus", (int)o->cpus));
     if (o->control && !control_listen(*control, o->control, why, why_bytes))
         return false;
     if (o->incoming)
@@ -36,7 +47,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "minivm: %s\n", why);
         return 1;
     }
-    if (!control_run(control)) {
+    bool alive = control_run(control);
+    report_line("end", stats_get(&vm, true));
+    if (!alive) {
         fprintf(stderr, "minivm: the guest is dead: %s\n", vm.failure);
         return 1;
     }

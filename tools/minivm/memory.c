@@ -48,13 +48,27 @@ int memory_open(struct memory *m, const struct options *o)
     if (o->kind == MEMORY_ANON || o->kind == MEMORY_THP)
         if (madvise(at, o->memory_bytes, o->kind == MEMORY_THP ? MADV_HUGEPAGE : MADV_NOHUGEPAGE))
             return -errno;
-    *m = (struct memory){.hva = at, .bytes = o->memory_bytes, .kind = o->kind};
+    *m = (struct memory){.hva = at, .bytes = o->memory_bytes, .kind = o->kind, .fd = fd};
     return 0;
 }
 
 struct guest_state *memory_state(const struct memory *m, unsigned vcpu)
 {
     return (struct guest_state *)(void *)(m->hva + (uint64_t)vcpu * GUEST_PAGE_BYTES);
+}
+
+bool memory_state_is_sound(const struct memory *m, const struct guest_state *s, unsigned vcpu,
+                           unsigned cpus)
+{
+    uint64_t pages = m->bytes / GUEST_PAGE_BYTES;
+    if (s->magic != GUEST_STATE_MAGIC || s->vcpu != vcpu || s->cpus != cpus ||
+        s->pattern > GUEST_SEQUENTIAL || s->ram_pages != pages || s->populated_pages > pages)
+        return false;
+    if (s->first_page < cpus || s->first_page >= pages || s->n_pages > pages - s->first_page ||
+        s->work_pages == 0 || s->work_pages > s->n_pages || s->position >= s->work_pages)
+        return false;
+    return s->pending == 0 ||
+           (s->pending >= s->first_page && s->pending < s->first_page + s->n_pages);
 }
 
 /* The share of a vCPU: of the pages that are populated, or of all if none are. */

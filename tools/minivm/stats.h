@@ -6,7 +6,10 @@
 
 #include "vm.h"
 
-/* With `series` also the slices of 100 ms. A new reference. */
-json_t *stats_get(struct vm *vm, bool series);
+/* With `full` also the buckets and the slices of 100 ms. A new reference. */
+json_t *stats_get(struct vm *vm, bool full);
+
+/* From now on nothing of before counts, but for wrong pages. */
+void stats_reset(struct vm *vm);
 
 #endif

@@ -146,6 +146,8 @@ void vm_cont(struct vm *vm)
 {
     if (!vm->began)
         begin(vm);
+    for (unsigned i = 0; i < vm->o.cpus; i++)
+        vm->vcpus[i].mb->epoch++;
     pthread_mutex_lock(&vm->lock);
     vm->want_run = true;
     pthread_cond_broadcast(&vm->changed);
@@ -167,7 +169,7 @@ static void set_mailbox(struct vcpu *v)
     struct vm *vm = v->vm;
     struct guest_mailbox *mb = v->mb;
     double ticks_per_ns = 1 / vm->ns_per_tick;
-    mb->epoch = vm->origin_ns ^ (uint64_t)getpid() << 48;
+    mb->epoch = guest_mix(vm->origin_ns + (uint64_t)getpid());
     mb->interval_ticks = vm->o.rate ? (uint64_t)(1e9 * ticks_per_ns / (double)vm->o.rate) : 0;
     mb->burst_ticks = (uint64_t)(BURST_NS * ticks_per_ns);
     mb->idle_ticks = (uint64_t)(IDLE_NS * ticks_per_ns);
@@ -223,7 +225,8 @@ bool vm_open(struct vm *vm, const struct options *o, char *why, size_t why_bytes
     read_clocks(&vm->origin_ns, &vm->origin_tsc);
     int r = memory_open(&vm->memory, o);
     if (r != 0 || !open_machine(vm) || (vm->failed_fd = eventfd(0, EFD_CLOEXEC)) < 0) {
-        snprintf(why, why_bytes, "no memory for the guest: %s", strerror(r ? -r : errno));
+        snprintf(why, why_bytes, "no memory for the guest: %s%s", strerror(r ? -r : errno),
+                 o->kind == MEMORY_HUGETLBFS ? " (see /proc/sys/vm/nr_hugepages)" : "");
         return false;
     }
     for (unsigned i = 0; i < o->cpus; i++)

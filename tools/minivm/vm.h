@@ -37,6 +37,11 @@ struct accel {
     bool (*run)(struct vcpu *v); /* until told to stop; false: the guest died, vm_fail() was said */
     void (*kick)(struct vcpu *v);  /* under vm->lock, by the thread that stops */
     void (*ready)(struct vcpu *v); /* under vm->lock, before run */
+    /* The state of a vCPU that is not in RAM: 0 bytes and NULL where there is none. For the main
+     * thread while the VM is stopped. False: errno. */
+    size_t state_bytes;
+    bool (*save)(struct vcpu *v, void *state);
+    bool (*load)(struct vcpu *v, const void *state);
 };
 
 extern const struct accel accel_kvm, accel_threads;

@@ -1,0 +1,240 @@
+/* check.c - see check.h. RAM is cut into pieces for as many threads as there are CPUs; each piece
+ * lies in one share, and what spans pieces (sums, neighbours) is put together after. */
+#include "check.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define PIECE_PAGES 4096u
+#define MAX_CHECKERS 8u
+#define PAGEMAP_THERE (3ull << 62) /* present or swapped */
+
+struct piece {
+    const struct guest_state *s; /* whose share; NULL: nobody's */
+    uint64_t first, end;
+    uint64_t written, wrong, first_wrong, sum;
+    /* Generations, the page that is being written left out; `any`: there are some. */
+    bool any;
+    uint64_t first_generation, last_generation, steps_down, wrong_steps;
+};
+
+struct job {
+    const struct memory *m;
+    bool absent_is_zero;
+    int pagemap;
+    uint64_t populated;
+    struct piece *pieces;
+    size_t n_pieces, next; /* next: taken by atomic addition */
+};
+
+/* One bit of `there` per page of the piece. */
+static void look_at_file(const struct job *j, const struct piece *p, bool *there)
+{
+    uint64_t at = p->first * GUEST_PAGE_BYTES, end = p->end * GUEST_PAGE_BYTES;
+    while (at < end) {
+        off_t data = lseek(j->m->fd, (off_t)at, SEEK_DATA);
+        if (data < 0 || (uint64_t)data >= end)
+            return;
+        off_t hole = lseek(j->m->fd, data, SEEK_HOLE);
+        uint64_t stop = hole < 0 || (uint64_t)hole > end ? end : (uint64_t)hole;
+        uint64_t from = (uint64_t)data > at ? (uint64_t)data : at;
+        for (uint64_t i = from / GUEST_PAGE_BYTES; i * GUEST_PAGE_BYTES < stop; i++)
+            there[i - p->first] = true;
+        at = stop;
+    }
+}
+
+static void look_at_pagemap(const struct job *j, const struct piece *p, bool *there)
+{
+    static _Thread_local uint64_t entries[PIECE_PAGES];
+    uint64_t page = (uintptr_t)j->m->hva / GUEST_PAGE_BYTES + p->first, n = p->end - p->first;
+    ssize_t got = pread(j->pagemap, entries, n * 8, (off_t)(page * 8));
+    for (uint64_t i = 0; i < n; i++) /* what can't be known is there */
+        there[i] = (uint64_t)(got < 0 ? 0 : got) / 8 <= i || (entries[i] & PAGEMAP_THERE);
+}
+
+static void look(const struct job *j, const struct piece *p, bool *there)
+{
+    memset(there, !j->absent_is_zero, PIECE_PAGES);
+    if (!j->absent_is_zero)
+        return;
+    if (j->m->fd >= 0)
+        look_at_file(j, p, there);
+    else
+        look_at_pagemap(j, p, there);
+}
+
+/* The page as it is at a generation. */
+static void expect(const struct job *j, uint64_t *page, uint64_t number, uint64_t generation)
+{
+    uint64_t check = guest_check(number, generation);
+    struct guest_page start = {generation ? number : 0, generation, check};
+    for (unsigned i = 0; i < GUEST_PAGE_WORDS; i++)
+        page[i] = number < j->populated ? memory_content(number, i) : 0;
+    for (unsigned i = 0; i < GUEST_MARKS; i++)
+        page[guest_mark_word(i)] = guest_mark(check, i);
+    memcpy(page, &start, sizeof(start));
+}
+
+/* A page that is being written: each word is of before or of after. */
+static bool is_between(const struct job *j, const struct piece *p, const uint64_t *page)
+{
+    uint64_t before[GUEST_PAGE_WORDS], after[GUEST_PAGE_WORDS];
+    expect(j, before, p->s->pending, p->s->pending_old);
+    expect(j, after, p->s->pending, p->s->pending_new);
+    for (unsigned i = 0; i < GUEST_PAGE_WORDS; i++)
+        if (page[i] != before[i] && page[i] != after[i])
+            return false;
+    return true;
+}
+
+static void note_generation(struct piece *p, uint64_t generation)
+{
+    if (!p->any)
+        p->first_generation = generation;
+    else if (p->last_generation == generation + 1)
+        p->steps_down++;
+    else if (p->last_generation != generation)
+        p->wrong_steps++;
+    p->any = true;
+    p->last_generation = generation;
+}
+
+static void check_page(const struct job *j, struct piece *p, uint64_t number, bool there)
+{
+    static const uint64_t nothing[GUEST_PAGE_WORDS];
+    const uint64_t *page = nothing;
+    uint64_t right[GUEST_PAGE_WORDS];
+    if (there)
+        page = (const uint64_t *)(const void *)(j->m->hva + number * GUEST_PAGE_BYTES);
+    uint64_t generation = ((const struct guest_page *)(const void *)page)->generation;
+    bool ok;
+    if (p->s && p->s->pending == number) {
+        ok = is_between(j, p, page);
+    } else {
+        expect(j, right, number, generation);
+        ok = memcmp(page, right, sizeof(right)) == 0 &&
+             (generation ? p->s != NULL : number >= j->populated);
+        p->sum += guest_check(number, generation);
+        note_generation(p, generation);
+    }
+    p->written += generation != 0;
+    if (!ok && p->wrong++ == 0)
+        p->first_wrong = number;
+}
+
+static void *check_pieces(void *arg)
+{
+    struct job *j = arg;
+    bool there[PIECE_PAGES];
+    for (;;) {
+        size_t i = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED);
+        if (i >= j->n_pieces)
+            return NULL;
+        struct piece *p = &j->pieces[i];
+        look(j, p, there);
+        for (uint64_t number = p->first; number < p->end; number++)
+            check_page(j, p, number, there[number - p->first]);
+    }
+}
+
+static void add_pieces(struct job *j, const struct guest_state *s, uint64_t first, uint64_t end)
+{
+    for (; first < end; first += PIECE_PAGES) {
+        uint64_t stop = end - first < PIECE_PAGES ? end : first + PIECE_PAGES;
+        j->pieces[j->n_pieces++] = (struct piece){.s = s, .first = first, .end = stop};
+    }
+}
+
+/* The shares follow each other; behind the last one nobody writes. -EBADMSG: the state pages say
+ * something else. */
+static int cut(struct job *j, unsigned cpus)
+{
+    uint64_t pages = j->m->bytes / GUEST_PAGE_BYTES, end = cpus;
+    j->pieces = calloc(pages / PIECE_PAGES + 2 * cpus + 2, sizeof(*j->pieces));
+    if (!j->pieces)
+        return -ENOMEM;
+    for (unsigned i = 0; i < cpus; i++) {
+        const struct guest_state *s = memory_state(j->m, i);
+        if (!memory_state_is_sound(j->m, s, i, cpus) || s->first_page != end)
+            return -EBADMSG;
+        add_pieces(j, s, end, end + s->n_pages);
+        end += s->n_pages;
+    }
+    add_pieces(j, NULL, end, pages);
+    j->populated = memory_state(j->m, 0)->populated_pages;
+    return 0;
+}
+
+/* Puts the pieces of one share together, beginning with piece `i`. The piece behind it. */
+static size_t judge_share(const struct job *j, size_t i, struct check_result *r)
+{
+    const struct guest_state *s = j->pieces[i].s;
+    struct piece all = {.s = s};
+    uint64_t before = guest_check(s->pending, s->pending ? s->pending_old : 0);
+    uint64_t after = guest_check(s->pending, s->pending ? s->pending_new : 0);
+    for (; i < j->n_pieces && j->pieces[i].s == s; i++) {
+        const struct piece *p = &j->pieces[i];
+        all.sum += p->sum;
+        all.steps_down += p->steps_down;
+        all.wrong_steps += p->wrong_steps;
+        if (!p->any)
+            continue;
+        note_generation(&all, p->first_generation);
+        all.last_generation = p->last_generation;
+    }
+    r->stale_shares += all.sum + before != s->sum && all.sum + after != s->sum;
+    if (s->pattern == GUEST_SEQUENTIAL)
+        r->wrong_steps += all.wrong_steps + (all.steps_down > 1 ? all.steps_down - 1 : 0);
+    return i;
+}
+
+static struct check_result judge(const struct job *j)
+{
+    struct check_result r = {0};
+    for (size_t i = j->n_pieces; i-- > 0;) { /* backwards: the first wrong page is met last */
+        const struct piece *p = &j->pieces[i];
+        r.pages += p->end - p->first;
+        r.written_pages += p->written;
+        r.wrong_pages += p->wrong;
+        if (p->wrong)
+            r.first_wrong = p->first_wrong;
+    }
+    for (size_t i = 0; i < j->n_pieces;)
+        i = j->pieces[i].s ? judge_share(j, i, &r) : i + 1;
+    return r;
+}
+
+static void run(struct job *j)
+{
+    pthread_t threads[MAX_CHECKERS];
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    unsigned n = 0;
+    while (n + 1 < MAX_CHECKERS && (long)n + 1 < online &&
+           pthread_create(&threads[n], NULL, check_pieces, j) == 0)
+        n++;
+    check_pieces(j);
+    while (n > 0)
+        pthread_join(threads[--n], NULL);
+}
+
+int check_memory(const struct memory *m, unsigned cpus, bool absent_is_zero,
+                 struct check_result *result)
+{
+    struct job j = {.m = m, .absent_is_zero = absent_is_zero};
+    j.pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (j.pagemap < 0)
+        return -errno;
+    int r = cut(&j, cpus);
+    if (r == 0) {
+        run(&j);
+        *result = judge(&j);
+    }
+    free(j.pieces);
+    close(j.pagemap);
+    return r;
+}
