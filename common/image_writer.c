@@ -103,6 +103,10 @@ static int fill_regions(struct image_writer *w, const struct region *regions, ui
                              "region '%.255s' of %llu bytes can't stand in an image",
                              regions[i].name, (unsigned long long)regions[i].bytes);
     }
+    /* The index is one section, whose length is 32 bits wide: said now, not at the end. */
+    if (w->n_clusters > UINT32_MAX / sizeof(*w->index))
+        return error_set(e, VMSNAP_EXIT_FAILED, EFBIG, "%llu bytes of memory: an image holds 8 TiB",
+                         (unsigned long long)w->pages_total * IMAGE_PAGE_BYTES);
     w->index = calloc(w->n_clusters, sizeof(*w->index));
     w->stored = calloc(w->n_clusters, sizeof(*w->stored));
     if (!w->index || !w->stored)

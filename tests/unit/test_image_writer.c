@@ -72,6 +72,8 @@ Test(image_writer, refuses_regions_that_a_reader_would_refuse)
     }
     struct error e = {0};
     struct image_writer *w;
+    struct region huge = make_region("huge", 16ull << 40);
+    cr_assert_eq(image_writer_open(&w, sink, &huge, 1, &e), -EFBIG, "more than the index can name");
     cr_assert_eq(image_writer_open(&w, sink, NULL, 0, &e), -EINVAL);
 }
 

@@ -39,7 +39,7 @@ static void read_clocks(uint64_t *ns, uint64_t *tsc)
 
 void vm_calibrate(struct vm *vm)
 {
-    uint64_t ns, tsc;
+    uint64_t ns = 0, tsc = 0;
     read_clocks(&ns, &tsc);
     vm->ns_per_tick = (double)(ns - vm->origin_ns) / (double)(tsc - vm->origin_tsc);
 }
