@@ -169,9 +169,8 @@ static bool open_vcpus(struct vm *vm, char *why, size_t why_bytes)
 static bool kvm_open(struct vm *vm, char *why, size_t why_bytes)
 {
     struct sigaction action = {.sa_handler = on_kick};
-    size_t blob_bytes = (size_t)(blob_end - blob_start);
     sigaction(KICK_SIGNAL, &action, NULL);
-    memcpy(vm->machine + GUEST_CODE_OFFSET, blob_start, blob_bytes);
+    memcpy(vm->machine + GUEST_CODE_OFFSET, blob_code, blob_bytes);
     make_map(vm->machine, (GUEST_RAM_GPA + vm->memory.bytes + (1ull << 30) - 1) >> 30);
     vm->kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
     if (vm->kvm_fd < 0) {

@@ -2,8 +2,11 @@
 #include "blob.h"
 
 __asm__(".section .rodata\n"
-        ".globl blob_start, blob_end\n"
-        "blob_start:\n"
+        ".globl blob_code, blob_bytes\n"
+        "blob_code:\n"
         ".incbin \"" MINIVM_BLOB_FILE "\"\n"
-        "blob_end:\n"
+        "1:\n"
+        ".balign 8\n"
+        "blob_bytes:\n"
+        ".quad 1b - blob_code\n"
         ".previous\n");

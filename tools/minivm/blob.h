@@ -2,6 +2,9 @@
 #ifndef MINIVM_BLOB_H
 #define MINIVM_BLOB_H
 
-extern const unsigned char blob_start[], blob_end[];
+#include <stdint.h>
+
+extern const unsigned char blob_code[];
+extern const uint64_t blob_bytes;
 
 #endif

@@ -73,7 +73,7 @@ static int start_zstd(int fd, int *pipe_fd, pid_t *pid)
 
 static int dump_compressed(const struct memory *m, int fd)
 {
-    pid_t zstd;
+    pid_t zstd = -1;
     int pipe_fd = -1, status = 0, r = start_zstd(fd, &pipe_fd, &zstd);
     if (r != 0)
         return r;

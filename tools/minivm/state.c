@@ -23,9 +23,9 @@ struct state_header {
 
 static uint64_t code_sum(void)
 {
-    uint64_t sum = (uint64_t)(blob_end - blob_start);
-    for (const unsigned char *p = blob_start; p < blob_end; p++)
-        sum = guest_mix(sum + *p);
+    uint64_t sum = blob_bytes;
+    for (uint64_t i = 0; i < blob_bytes; i++)
+        sum = guest_mix(sum + blob_code[i]);
     return sum;
 }
 

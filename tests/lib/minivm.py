@@ -1,0 +1,166 @@
+"""The reference VMM (tools/minivm) in a test: its process, its control socket, its memory."""
+
+import os
+import socket
+import struct
+import subprocess
+import time
+
+from case import Failed, tool, wait_until
+from qmp import Qmp
+
+PAGE = 4096
+MARK_WORDS = (128, 256, 384, 511) # tools/minivm/guest.h: guest_mark_word()
+
+
+class Incoming(Qmp):
+    """The side that a VMM with --vmsnap-incoming connects to."""
+
+    def __init__(self, t, timeout=10.0):
+        self.timeout = timeout
+        self.events = []
+        self._buffer = b""
+        self._socket = None
+        self.path = t.path(t.unique("incoming"))
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(self.path)
+        self._listener.listen(1)
+        t.defer(self._listener.close)
+
+    def accept(self):
+        self._listener.settimeout(self.timeout)
+        self._socket, _ = self._listener.accept()
+        self._read_object(time.monotonic() + self.timeout)
+        self.command("qmp_capabilities")
+
+
+class MiniVm:
+    """A running minivm. `options`: its command line; --control is added. With an Incoming, its
+    commands go over that connection."""
+
+    def __init__(self, t, *options, accel="auto", incoming=None):
+        self.t = t
+        self.control = t.path(t.unique("minivm") + ".sock")
+        self.log_path = self.control + ".log"
+        argv = [tool("minivm"), "--accel", accel, "--control", self.control, *options]
+        if incoming:
+            argv += ["--vmsnap-incoming", incoming.path]
+        with open(self.log_path, "wb") as log:
+            self.process = t.spawn(argv, stderr=log)
+        self.pid = self.process.pid
+        if incoming:
+            incoming.accept()
+            self.qmp = incoming
+        else:
+            try:
+                self.qmp = Qmp(self.control)
+            except Exception as error:
+                raise Failed(f"minivm does not answer: {self.log()}") from error
+            t.defer(self.qmp.close)
+        self.description = self.qmp.command("query-vm")
+        self.ram = self.description["memory"][0]
+        self.pages = self.ram["bytes"] // PAGE
+
+    def log(self):
+        with open(self.log_path, encoding="utf-8") as f:
+            return f.read()
+
+    def stop(self):
+        self.qmp.command("stop")
+
+    def cont(self):
+        self.qmp.command("cont")
+
+    def stats(self, full=False, reset=False):
+        return self.qmp.command("x-stats", full=full, reset=reset)
+
+    def writes(self):
+        return self.stats()["writes"]
+
+    def wait_for_writes(self, n, seconds=10):
+        """Until the guest has written n pages more."""
+        until = self.writes() + n
+        wait_until(lambda: self.writes() >= until, seconds, f"{n} writes more")
+
+    def wrongs(self):
+        """x-check's verdict: what is wrong, by kind; empty if nothing is. The VM is stopped."""
+        found = self.qmp.command("x-check", timeout=60)
+        return {k: found[k] for k in ("wrong_pages", "wrong_steps", "stale_shares") if found[k]}
+
+    def check_right(self, what):
+        """Everything is as the guest left it, for it and for the VMM. The VM is stopped."""
+        self.t.equal(self.wrongs(), {}, f"{what}: wrong in memory")
+        self.t.equal(self.stats()["wrong_pages"], 0, f"{what}: wrong pages that the guest found")
+
+    def peek(self, page, offset=0, length=PAGE):
+        with open(f"/proc/{self.pid}/mem", "rb", 0) as f:
+            f.seek(self.ram["hva"] + page * PAGE + offset)
+            return f.read(length)
+
+    def poke(self, page, data, offset=0):
+        with open(f"/proc/{self.pid}/mem", "r+b", 0) as f:
+            f.seek(self.ram["hva"] + page * PAGE + offset)
+            f.write(data)
+
+    def save_state(self):
+        """The state of the vCPUs as a file that was read from nowhere yet."""
+        path = self.t.path(self.t.unique("state"))
+        with open(path, "wb") as f:
+            self.qmp.command("save-state", fds=[f.fileno()])
+        return path
+
+    def load_state(self, path):
+        with open(path, "rb") as f:
+            self.qmp.command("load-state", fds=[f.fileno()])
+
+    def copy_memory_to(self, other):
+        """All pages that hold anything, by way of /proc."""
+        step = 256
+        for page in range(0, self.pages, step):
+            data = self.peek(page, length=min(step, self.pages - page) * PAGE)
+            if data.count(0) != len(data):
+                other.poke(page, data)
+
+    def mapping(self):
+        """The smaps entry of the guest's RAM: (first line, {field: value})."""
+        with open(f"/proc/{self.pid}/smaps", encoding="ascii", errors="replace") as f:
+            lines = f.read().split("\n")
+        wanted = f"{self.ram['hva']:x}-{self.ram['hva'] + self.ram['bytes']:x} "
+        for i, line in enumerate(lines):
+            if line.startswith(wanted):
+                fields = {}
+                for field in lines[i + 1:]:
+                    name, colon, value = field.partition(":")
+                    if not colon or not name[0].isupper() or " " in name:
+                        break
+                    fields[name] = value.strip()
+                return line, fields
+        raise Failed(f"no mapping is exactly {wanted}")
+
+
+def generation(page):
+    """Of a page's bytes."""
+    return struct.unpack_from("<Q", page, 8)[0]
+
+
+def torn_steps(generations):
+    """In a sequential guest's pages of one instant there is at most one step, of one, down: how
+    many are there too many?"""
+    downs = wrong = 0
+    for before, after in zip(generations, generations[1:]):
+        downs += before == after + 1
+        wrong += before not in (after, after + 1)
+    return wrong + max(0, downs - 1)
+
+
+def end_and_wait(vm, seconds=5):
+    """`quit`; the exit status."""
+    vm.qmp.command("quit")
+    try:
+        return vm.process.wait(seconds)
+    except subprocess.TimeoutExpired as stuck:
+        raise Failed("minivm does not end") from stuck
+
+
+def kvm_works():
+    return os.access("/dev/kvm", os.R_OK | os.W_OK)
