@@ -12,14 +12,14 @@
 #include "common/json_text.h"
 #include "restore/attach.h"
 #include "restore/image_owner.h"
-#include "restore/qemu/refuse.h"
-#include "restore/qemu/relaunch.h"
+#include "restore/vmm_kind.h"
 
 struct check {
     void (*item)(void *opaque, const struct restore_check_item *item);
     void *opaque;
     struct image *img;
     json_t *description;
+    const struct vmm_kind *kind;
     struct relaunch launch;
 };
 
@@ -57,6 +57,7 @@ static bool check_image(struct check *c, const char *path)
         say(c, "image", &e, NULL);
         return false;
     }
+    c->kind = vmm_kind_of(c->description);
     char reason[256], instant[FORMAT_MAX];
     snprintf(reason, sizeof(reason), "a snapshot of %s (%s, %s, %s); its index is whole",
              format_instant(instant, image_get_trailer(c->img)->instant_ns),
@@ -86,7 +87,7 @@ static void check_kernel(struct check *c)
 static bool check_plan(struct check *c, char *const *vmm_argv)
 {
     struct error e = {0};
-    int rc = relaunch_plan(&c->launch, c->description, vmm_argv, &e);
+    int rc = c->kind->plan(&c->launch, c->description, vmm_argv, &e);
     return say_result(c, "command-line", rc, &e,
                       vmm_argv ? "the given command line" : "the recorded command line");
 }
@@ -122,7 +123,8 @@ static int check_hazards(struct check *c, struct error *e)
     CLEANUP_FREE struct restore_hazard *found = calloc(most, sizeof(*found));
     if (!found)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot look for hazards");
-    int rc = relaunch_list(&c->launch, c->description, relaunch_fd_inherited, found, &count, e);
+    int rc =
+        c->kind->list_hazards(&c->launch, c->description, relaunch_fd_inherited, found, &count, e);
     if (rc) {
         say(c, "working-directory", e, NULL);
         return 0;

@@ -35,26 +35,22 @@
 #include "common/kernel.h"
 #include "common/log.h"
 #include "common/progress.h"
-#include "common/qemu/machine.h"
-#include "common/qemu/ramblock.h"
 #include "common/qmp.h"
 #include "common/testhook.h"
 #include "restore/attach.h"
 #include "restore/detach.h"
 #include "restore/handoff.h"
 #include "restore/image_owner.h"
-#include "restore/qemu/load.h"
-#include "restore/qemu/refuse.h"
-#include "restore/qemu/relaunch.h"
-#include "restore/qemu/stream.h"
 #include "restore/serve.h"
 #include "restore/signals.h"
 #include "restore/vmm.h"
+#include "restore/vmm_kind.h"
 
 struct restore {
     const struct restore_options *o;
     struct image *img;
     json_t *description;
+    const struct vmm_kind *kind;
     struct relaunch launch;
     struct vmm vmm;
     struct signals *signals;
@@ -79,8 +75,10 @@ static int open_image(struct restore *r, struct error *e)
         return rc;
     json_error_t why;
     r->description = json_loads(image_description(r->img), 0, &why);
-    if (json_is_object(r->description))
+    if (json_is_object(r->description)) {
+        r->kind = vmm_kind_of(r->description);
         return 0;
+    }
     error_set(e, VMSNAP_EXIT_IMAGE, EBADMSG, "%s: its description can't be read (%s)",
               r->o->image_path, r->description ? "no object" : why.text);
     return -EBADMSG;
@@ -94,9 +92,9 @@ static int plan(struct restore *r, struct error *e)
     if (rc == 0 && !r->o->vmm_argv)
         rc = image_owner_check(image_fd(r->img), r->o->image_path, e);
     if (rc == 0)
-        rc = relaunch_plan(&r->launch, r->description, r->o->vmm_argv, e);
+        rc = r->kind->plan(&r->launch, r->description, r->o->vmm_argv, e);
     if (rc == 0)
-        rc = relaunch_refuse(&r->launch, r->description, r->o->allowed, relaunch_fd_inherited, e);
+        rc = r->kind->refuse(&r->launch, r->description, r->o->allowed, relaunch_fd_inherited, e);
     return rc;
 }
 
@@ -110,7 +108,7 @@ static int start_vmm(struct restore *r, struct error *e)
     r->vmm_prepared = true;
     rc = signals_start(&r->signals, &r->vmm, e);
     if (rc == 0)
-        rc = relaunch_add_private(&r->launch, r->vmm.socket_path, e);
+        rc = r->kind->add_private(&r->launch, r->vmm.socket_path, e);
     if (rc == 0)
         rc = vmm_start(&r->vmm, &r->launch, r->o->detach, e);
     if (rc)
@@ -128,14 +126,14 @@ static int start_vmm(struct restore *r, struct error *e)
 
 static int compare_machine(struct restore *r, struct error *e)
 {
-    int rc = machine_describe(&r->actual, r->qmp, &r->vmm.target, r->o->timeout_ms, e);
-    return rc ? rc : machine_compare(r->description, r->actual, e);
+    return r->kind->compare(&r->actual, r->description, r->qmp, &r->vmm.target, r->o->timeout_ms,
+                            e);
 }
 
 static int match_blocks(struct restore *r, struct error *e)
 {
     struct region_set found = {0};
-    int rc = ramblocks_find(&found, r->qmp, &r->vmm.target, r->o->timeout_ms, e);
+    int rc = r->kind->find_memory(&found, r->actual, r->qmp, &r->vmm.target, r->o->timeout_ms, e);
     if (rc)
         return rc;
     rc = blocks_match(&r->blocks, r->img, found.items, found.count, e);
@@ -168,16 +166,7 @@ static int attach_and_serve(struct restore *r, struct error *e)
 
 static int load(struct restore *r, struct error *e)
 {
-    uint64_t state_bytes;
-    uint32_t n_regions;
-    const void *state = image_device_state(r->img, &state_bytes);
-    const struct image_region *regions = image_regions(r->img, &n_regions);
-    const char *machine = json_string_value(json_object_get(r->description, "machine"));
-    CLEANUP_FREE void *stream = NULL;
-    size_t len;
-    int rc = stream_build(&stream, &len, state, state_bytes, machine, regions, n_regions, e);
-    if (rc == 0)
-        rc = load_state(r->qmp, &r->vmm.target, stream, len, r->o->timeout_ms, e);
+    int rc = r->kind->load(r->qmp, &r->vmm.target, r->img, r->description, r->o->timeout_ms, e);
     if (rc == 0)
         TESTHOOK_POINT("restore-state-loaded");
     return rc;
@@ -194,7 +183,7 @@ static int let_run(struct restore *r, struct error *e)
     if (rc == 0)
         vmm_let_live(&r->vmm);
     if (rc == 0 && !leaves_paused(r))
-        rc = load_continue(r->qmp, r->o->timeout_ms, e);
+        rc = r->kind->resume(r->qmp, r->o->timeout_ms, e);
     r->running_ns = clock_monotonic_ns() - r->vmm.launched_ns;
     return rc;
 }
@@ -488,7 +477,7 @@ int restore_print_command(const char *image_path, char **line, struct error *e)
     struct restore r = {.o = &o};
     int rc = open_image(&r, e);
     if (rc == 0)
-        rc = relaunch_plan(&r.launch, r.description, NULL, e);
+        rc = r.kind->plan(&r.launch, r.description, NULL, e);
     if (rc == 0) {
         *line = relaunch_quote(&r.launch);
         if (!*line)

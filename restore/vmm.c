@@ -31,7 +31,6 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "restore/keeper.h"
-#include "restore/qemu/refuse.h"
 
 #define END_GRACE_MS 2000
 #define END_KILL_MS 10000

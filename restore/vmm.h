@@ -12,7 +12,7 @@
 
 #include "common/error.h"
 #include "common/target.h"
-#include "restore/qemu/relaunch.h"
+#include "restore/relaunch.h"
 #include "restore/relay.h"
 
 struct vmm {

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "common/log.h"
-#include "restore/qemu/relaunch.h"
+#include "restore/qemu/plan.h"
 
 static json_t *description;
 static struct relaunch plan;
@@ -47,7 +47,7 @@ static void assert_line(const char *expected)
 Test(plan, the_recorded_line_as_the_recorded_user)
 {
     describe((char *[]){"qemu", "-machine", "pc,usb=off", "-m", "1G", NULL});
-    cr_assert_eq(relaunch_plan(&plan, description, NULL, &e), 0, "%s", e.message);
+    cr_assert_eq(qemu_plan(&plan, description, NULL, &e), 0, "%s", e.message);
     cr_assert(plan.recorded && plan.resumes && plan.as_user);
     assert_line("/usr/bin/qemu -machine pc,usb=off -m 1G -machine pc-i440fx-7.2");
     cr_assert_str_eq(plan.executable, "/usr/bin/qemu");
@@ -83,7 +83,7 @@ Test(plan, what_cannot_be_replayed_is_dropped)
                         "-machine",
                         "pc-i440fx-7.2,usb=off",
                         NULL});
-    cr_assert_eq(relaunch_plan(&plan, description, NULL, &e), 0, "%s", e.message);
+    cr_assert_eq(qemu_plan(&plan, description, NULL, &e), 0, "%s", e.message);
     assert_line("/usr/bin/qemu -append -S -qmp unix:/q,server -machine pc-i440fx-7.2,usb=off "
                 "-machine pc-i440fx-7.2");
 }
@@ -92,7 +92,7 @@ Test(plan, the_given_line_keeps_its_wrapper_and_our_own_user)
 {
     describe((char *[]){"qemu", NULL});
     char *given[] = {"ip", "netns", "exec", "blue", "qemu-system-x86_64", "-S", "-m", "1G", NULL};
-    cr_assert_eq(relaunch_plan(&plan, description, given, &e), 0, "%s", e.message);
+    cr_assert_eq(qemu_plan(&plan, description, given, &e), 0, "%s", e.message);
     cr_assert_not(plan.recorded);
     cr_assert_not(plan.as_user);
     cr_assert_null(plan.cwd);
@@ -103,8 +103,8 @@ Test(plan, the_given_line_keeps_its_wrapper_and_our_own_user)
 Test(plan, additions_go_to_the_end)
 {
     describe((char *[]){"qemu", NULL});
-    cr_assert_eq(relaunch_plan(&plan, description, NULL, &e), 0);
-    cr_assert_eq(relaunch_add_private(&plan, "/run/vmsnap-restore-x/qmp", &e), 0);
+    cr_assert_eq(qemu_plan(&plan, description, NULL, &e), 0);
+    cr_assert_eq(qemu_add_private(&plan, "/run/vmsnap-restore-x/qmp", &e), 0);
     assert_line("/usr/bin/qemu -machine pc-i440fx-7.2 -S -incoming defer -qmp "
                 "unix:/run/vmsnap-restore-x/qmp");
     /* and an image of the restored VM drops them again */
@@ -116,7 +116,7 @@ Test(plan, additions_go_to_the_end)
     json_object_set_new(launch, "argv", words);
     json_object_set_new(again, "launch", launch);
     relaunch_free(&plan);
-    cr_assert_eq(relaunch_plan(&plan, again, NULL, &e), 0);
+    cr_assert_eq(qemu_plan(&plan, again, NULL, &e), 0);
     assert_line("/usr/bin/qemu -machine pc-i440fx-7.2");
     json_decref(again);
 }
@@ -136,7 +136,7 @@ Test(plan, aliases_fit_and_other_machines_do_not)
     describe((char *[]){"qemu", NULL});
     for (size_t i = 0; i < sizeof(machines) / sizeof(machines[0]); i++) {
         char *given[] = {"qemu", "-M", (char *)machines[i].given, NULL};
-        int rc = relaunch_plan(&plan, description, given, &e);
+        int rc = qemu_plan(&plan, description, given, &e);
         cr_assert_eq(rc == 0, machines[i].fits, "-M %s", machines[i].given);
         cr_assert(rc == 0 || e.exit_code == VMSNAP_EXIT_MISMATCH);
         relaunch_free(&plan);
@@ -147,7 +147,7 @@ Test(plan, a_paused_guest_stays_paused)
 {
     describe((char *[]){"qemu", NULL});
     json_object_set_new(description, "status", json_string("paused"));
-    cr_assert_eq(relaunch_plan(&plan, description, NULL, &e), 0);
+    cr_assert_eq(qemu_plan(&plan, description, NULL, &e), 0);
     cr_assert_not(plan.resumes);
 }
 
@@ -155,7 +155,7 @@ Test(plan, words_are_quoted_for_a_shell)
 {
     describe((char *[]){"qemu", "-append", "a b", "-name", "it's", "-x", "", "-drive",
                         "file=a,if=virtio", "-y", "$(rm)", NULL});
-    cr_assert_eq(relaunch_plan(&plan, description, NULL, &e), 0);
+    cr_assert_eq(qemu_plan(&plan, description, NULL, &e), 0);
     assert_line("/usr/bin/qemu -append 'a b' -name 'it'\\''s' -x '' -drive file=a,if=virtio -y "
                 "'$(rm)' -machine pc-i440fx-7.2");
 }
@@ -166,7 +166,7 @@ Test(plan, what_a_terminal_would_obey_is_shown)
                         "it's\x1b[2K\\\r\xc2\x9b"
                         "0m\xc3\xa4",
                         NULL});
-    cr_assert_eq(relaunch_plan(&plan, description, NULL, &e), 0);
+    cr_assert_eq(qemu_plan(&plan, description, NULL, &e), 0);
     assert_line("/usr/bin/qemu -name $'it\\'s\\x1b[2K\\\\\\x0d\\xc2\\x9b0m\xc3\xa4' -machine "
                 "pc-i440fx-7.2");
 }
@@ -176,7 +176,7 @@ static void assert_bad(const char *key, json_t *value)
 {
     json_t *bad = json_deep_copy(description);
     json_object_set_new(json_object_get(bad, "launch"), key, value);
-    cr_assert_eq(relaunch_plan(&plan, bad, NULL, &e), -EBADMSG, "%s", key);
+    cr_assert_eq(qemu_plan(&plan, bad, NULL, &e), -EBADMSG, "%s", key);
     cr_assert_eq(e.exit_code, VMSNAP_EXIT_IMAGE);
     json_decref(bad);
 }
@@ -200,7 +200,7 @@ Test(plan, a_hostile_record_is_refused)
     assert_bad("environment", json_pack("{s:i}", "A", 1));
     assert_bad("environment", json_pack("{s:s}", "A=B", "c"));
     json_object_del(description, "launch");
-    cr_assert_eq(relaunch_plan(&plan, description, NULL, &e), -EBADMSG);
+    cr_assert_eq(qemu_plan(&plan, description, NULL, &e), -EBADMSG);
     json_object_del(description, "machine");
-    cr_assert_eq(relaunch_plan(&plan, description, (char *[]){"qemu", NULL}, &e), -EBADMSG);
+    cr_assert_eq(qemu_plan(&plan, description, (char *[]){"qemu", NULL}, &e), -EBADMSG);
 }

@@ -65,7 +65,7 @@ static const char *reason_of(bool recorded, const json_t *description, const cha
     struct relaunch l = {.recorded = recorded, .argv = argv, .argc = value ? 3 : 2, .cwd = dir};
     const char *const allow[] = {allowed, NULL};
     memset(&e, 0, sizeof(e));
-    int rc = relaunch_refuse(&l, description, allow, only_seven, &e);
+    int rc = qemu_refuse(&l, description, allow, only_seven, &e);
     if (rc == 0)
         return "";
     cr_assert_eq(e.exit_code, VMSNAP_EXIT_HAZARD);

@@ -3,7 +3,7 @@
 #include <stdbool.h>
 
 #include "common/qemu/hazards.h"
-#include "restore/qemu/refuse.h"
+#include "restore/refuse.h"
 #include "tools/vmsnap/options.h"
 
 /* One line of a list, wherever it comes from. */

@@ -1,7 +1,7 @@
 /* probe.h - looks at sockets, ports and files that a command line names, without disturbing anyone
  * who uses them. */
-#ifndef VMSNAP_RESTORE_QEMU_PROBE_H
-#define VMSNAP_RESTORE_QEMU_PROBE_H
+#ifndef VMSNAP_RESTORE_PROBE_H
+#define VMSNAP_RESTORE_PROBE_H
 
 #include <stdbool.h>
 #include <sys/stat.h>

@@ -1,6 +1,7 @@
-#include "restore/qemu/relaunch.h"
+#include "restore/relaunch.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,23 +9,22 @@
 
 #include "common/cleanup.h"
 #include "common/log.h"
-#include "restore/qemu/line.h"
 
 #define DEFAULT_PATH "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-static int no_memory(struct error *e)
+int relaunch_no_memory(struct error *e)
 {
     return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory for the command line");
 }
 
-static int bad_record(struct error *e, const char *what)
+int relaunch_bad_record(struct error *e, const char *what)
 {
     error_set(e, VMSNAP_EXIT_IMAGE, EBADMSG, "the image records no usable %s", what);
     error_hint(e, "give the command line after --: vmsnap restore IMAGE -- VMM ARG...");
     return -EBADMSG;
 }
 
-static int add_word(struct relaunch *l, const char *word)
+int relaunch_add_word(struct relaunch *l, const char *word)
 {
     char **argv = realloc(l->argv, (l->argc + 2) * sizeof(*argv));
     if (!argv)
@@ -51,97 +51,6 @@ void relaunch_free(struct relaunch *l)
     *l = (struct relaunch){0};
 }
 
-/* ---- what can't be replayed ---- */
-
-/* The QMP connection that an earlier restore added. */
-static bool is_own_qmp(const struct qemu_option *o)
-{
-    const char *at = o->value ? strstr(o->value, "/" RELAUNCH_PRIVATE_PREFIX) : NULL;
-    return qemu_option_is(o, "qmp") && at && strchr(at + 1, '/');
-}
-
-static const char *const not_replayed[] = {
-    "S", "daemonize", "incoming", "loadvm", "preconfig", NULL,
-};
-
-/* `machine`: the versioned name; alone it is what we appended ourselves. */
-static bool must_drop(const struct relaunch *l, const struct qemu_option *o, const char *machine)
-{
-    for (const char *const *p = not_replayed; *p; p++)
-        if (qemu_option_is(o, *p))
-            return true;
-    /* It runs as the recorded user from the start, and can't change to that user again. */
-    if (l->as_user && l->uid != 0 && qemu_option_is(o, "runas"))
-        return true;
-    return is_own_qmp(o) ||
-           (qemu_option_is(o, "machine") && o->value && strcmp(o->value, machine) == 0);
-}
-
-/* Says what is dropped: aloud what a user wrote, with -v what an earlier restore added. */
-static void say_dropped(const struct qemu_line *line, const struct qemu_option *o, bool own)
-{
-    void (*say)(const char *fmt, ...) = own ? log_info : log_warn;
-    if (o->value)
-        say("not replayed: %s %s", line->argv[o->at], o->value);
-    else
-        say("not replayed: %s", line->argv[o->at]);
-}
-
-static int copy_line(struct relaunch *l, const struct qemu_line *line, const char *machine)
-{
-    bool restored_before = false;
-    for (size_t i = 0; i < line->n_options; i++)
-        restored_before |= is_own_qmp(&line->options[i]);
-    int rc = 0;
-    for (size_t i = 0; i <= line->vmm && i < line->argc && rc == 0; i++)
-        rc = add_word(l, line->argv[i]);
-    for (size_t i = 0; i < line->n_options && rc == 0; i++) {
-        const struct qemu_option *o = &line->options[i];
-        if (must_drop(l, o, machine)) {
-            say_dropped(line, o, restored_before);
-            continue;
-        }
-        for (size_t j = 0; j < o->n_words && rc == 0; j++)
-            rc = add_word(l, line->argv[o->at + j]);
-    }
-    return rc;
-}
-
-/* ---- the machine type ---- */
-
-/* Whether a name on the line can mean the recorded versioned machine: itself, or the alias of its
- * kind (pc, q35, virt: QEMU's aliases for its newest version, which need not be the recorded). */
-static bool machine_name_fits(const char *name, const char *machine)
-{
-    if (strcmp(name, machine) == 0)
-        return true;
-    const char *kind = strcmp(name, "pc") == 0    ? "pc-i440fx"
-                       : strcmp(name, "q35") == 0 ? "pc-q35"
-                                                  : name;
-    size_t len = strlen(kind);
-    return strncmp(machine, kind, len) == 0 && machine[len] == '-';
-}
-
-static int check_machine(const struct qemu_line *line, const char *machine, struct error *e)
-{
-    int rc = 0;
-    for (size_t i = 0; i < line->n_options && rc == 0; i++) {
-        const struct qemu_option *o = &line->options[i];
-        if (!o->value || !(qemu_option_is(o, "machine") || qemu_option_is(o, "M")))
-            continue;
-        json_t *v = qemu_value_parse(o->value, "type");
-        const char *name = v ? qemu_value_string(v, "type") : NULL;
-        if (name && !machine_name_fits(name, machine)) {
-            rc =
-                error_set(e, VMSNAP_EXIT_MISMATCH, 0,
-                          "machine type: recorded %s, but the command line says %s", machine, name);
-            error_hint(e, "say -machine %s, with the options it had", machine);
-        }
-        json_decref(v);
-    }
-    return rc;
-}
-
 /* ---- the record ---- */
 
 static int copy_strings(char ***out, const json_t *array)
@@ -162,7 +71,7 @@ static int copy_strings(char ***out, const json_t *array)
     return 0;
 }
 
-static void free_strings(char **items)
+void relaunch_free_words(char **items)
 {
     for (size_t i = 0; items && items[i]; i++)
         free(items[i]);
@@ -244,57 +153,30 @@ static int take_record(struct relaunch *l, const json_t *record, char ***argv)
     return rc == 0 && !(*argv)[0] ? -EBADMSG : rc;
 }
 
-int relaunch_plan(struct relaunch *out, const json_t *description, char *const *vmm_argv,
-                  struct error *e)
+int relaunch_begin(struct relaunch *out, const json_t *description, char *const *vmm_argv,
+                   char ***recorded, struct error *e)
 {
     const char *status = json_string_value(json_object_get(description, "status"));
     *out = (struct relaunch){.recorded = !vmm_argv,
                              .resumes = !status || strcmp(status, "running") == 0};
-    const char *machine = json_string_value(json_object_get(description, "machine"));
-    if (!machine)
-        return bad_record(e, "machine type");
-    char **recorded = NULL;
-    int rc = 0;
-    if (!vmm_argv)
-        rc = take_record(out, json_object_get(description, "launch"), &recorded);
-    struct qemu_line line = {0};
-    if (rc == 0)
-        /* A recorded line has no wrapper: its first word is the VMM, whatever it is called. */
-        rc = vmm_argv ? qemu_line_parse(&line, vmm_argv) : qemu_line_parse_at(&line, recorded, 0);
+    *recorded = NULL;
+    if (vmm_argv)
+        return 0;
+    int rc = take_record(out, json_object_get(description, "launch"), recorded);
     if (rc == -EBADMSG)
-        bad_record(e, "command line");
+        relaunch_bad_record(e, "command line");
     else if (rc)
-        no_memory(e);
-    if (rc == 0)
-        rc = check_machine(&line, machine, e);
-    if (rc == 0) {
-        rc = copy_line(out, &line, machine);
-        if (rc == 0)
-            rc = add_word(out, "-machine");
-        if (rc == 0)
-            rc = add_word(out, machine);
-        if (rc)
-            no_memory(e);
-    }
-    qemu_line_free(&line);
-    free_strings(recorded);
-    if (rc)
-        relaunch_free(out);
+        relaunch_no_memory(e);
     return rc;
 }
 
-int relaunch_add_private(struct relaunch *l, const char *socket_path, struct error *e)
+void relaunch_say_dropped(const char *word, const char *value, bool own)
 {
-    CLEANUP_FREE char *qmp = NULL;
-    if (asprintf(&qmp, "unix:%s", socket_path) < 0) {
-        qmp = NULL;
-        return no_memory(e);
-    }
-    const char *const words[] = {"-S", "-incoming", "defer", "-qmp", qmp};
-    for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
-        if (add_word(l, words[i]))
-            return no_memory(e);
-    return 0;
+    void (*say)(const char *fmt, ...) = own ? log_info : log_warn;
+    if (value)
+        say("not replayed: %s %s", word, value);
+    else
+        say("not replayed: %s", word);
 }
 
 bool relaunch_uses_terminal(const struct relaunch *l)
@@ -304,6 +186,12 @@ bool relaunch_uses_terminal(const struct relaunch *l)
             strstr(l->argv[i], "curses"))
             return true;
     return false;
+}
+
+bool relaunch_fd_inherited(int fd)
+{
+    int flags = fcntl(fd, F_GETFD);
+    return flags >= 0 && !(flags & FD_CLOEXEC);
 }
 
 /* ---- quoting ---- */

@@ -2,8 +2,8 @@
  * relaunch.h - what will be started: the given command line, or the recorded one with the recorded
  * directory, user and groups; less what can't be replayed, plus what a restore needs.
  */
-#ifndef VMSNAP_RESTORE_QEMU_RELAUNCH_H
-#define VMSNAP_RESTORE_QEMU_RELAUNCH_H
+#ifndef VMSNAP_RESTORE_RELAUNCH_H
+#define VMSNAP_RESTORE_RELAUNCH_H
 
 #include <jansson.h>
 #include <stdbool.h>
@@ -32,20 +32,34 @@ struct relaunch {
     bool resumes; /* the guest ran when it was snapshotted */
 };
 
-/*
- * Plans the launch of the VM that `description` describes (image_description(), parsed). vmm_argv
- * NULL: the recorded line. Says (log) what it drops. Exit codes: 13 (the recorded line makes no
- * sense), 15 (the given line asks for another machine type).
- */
-int relaunch_plan(struct relaunch *out, const json_t *description, char *const *vmm_argv,
-                  struct error *e);
 void relaunch_free(struct relaunch *l);
 
-/* Adds what lets us load the state: -S, -incoming defer, and a QMP connection to `socket_path`. */
-int relaunch_add_private(struct relaunch *l, const char *socket_path, struct error *e);
+/* ---- for those who plan one ---- */
+
+/*
+ * Begins the plan for the VM that `description` describes (image_description(), parsed). vmm_argv
+ * NULL: the recorded line, of which everything but the words is taken over; *recorded (else NULL)
+ * are these, for relaunch_free_words(). Exit code 13: the record makes no sense. On failure the
+ * caller still ends with relaunch_free().
+ */
+int relaunch_begin(struct relaunch *out, const json_t *description, char *const *vmm_argv,
+                   char ***recorded, struct error *e);
+int relaunch_add_word(struct relaunch *l, const char *word);
+void relaunch_free_words(char **words);
+
+/* Says what is dropped: aloud what a user wrote, with -v what an earlier restore added (`own`). */
+void relaunch_say_dropped(const char *word, const char *value, bool own);
+
+int relaunch_bad_record(struct error *e, const char *what);
+int relaunch_no_memory(struct error *e);
+
+/* ---- for those who use it ---- */
 
 /* Whether the VMM itself reads or writes the terminal (a serial console, a monitor on stdio). */
 bool relaunch_uses_terminal(const struct relaunch *l);
+
+/* Whether a descriptor of ours came from our caller: ours are all close-on-exec. */
+bool relaunch_fd_inherited(int fd);
 
 /* The line, quoted for a shell: the caller's to free(). NULL when memory is short. */
 char *relaunch_quote(const struct relaunch *l);

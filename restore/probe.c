@@ -1,4 +1,4 @@
-#include "restore/qemu/probe.h"
+#include "restore/probe.h"
 
 #include <dirent.h>
 #include <errno.h>

@@ -1,0 +1,51 @@
+/* QEMU's table of operations. */
+#include <stdlib.h>
+
+#include "common/cleanup.h"
+#include "common/qemu/machine.h"
+#include "common/qemu/ramblock.h"
+#include "restore/qemu/load.h"
+#include "restore/qemu/plan.h"
+#include "restore/qemu/refuse.h"
+#include "restore/qemu/stream.h"
+#include "restore/vmm_kind.h"
+
+static int qemu_compare(json_t **actual, const json_t *description, struct qmp *q,
+                        const struct target *t, int timeout_ms, struct error *e)
+{
+    int rc = machine_describe(actual, q, t, timeout_ms, e);
+    return rc ? rc : machine_compare(description, *actual, e);
+}
+
+static int qemu_find_memory(struct region_set *out, const json_t *actual, struct qmp *q,
+                            const struct target *t, int timeout_ms, struct error *e)
+{
+    (void)actual;
+    return ramblocks_find(out, q, t, timeout_ms, e);
+}
+
+static int qemu_load(struct qmp *q, const struct target *t, const struct image *img,
+                     const json_t *description, int timeout_ms, struct error *e)
+{
+    uint64_t state_bytes;
+    uint32_t n_regions;
+    const void *state = image_device_state(img, &state_bytes);
+    const struct image_region *regions = image_regions(img, &n_regions);
+    const char *machine = json_string_value(json_object_get(description, "machine"));
+    CLEANUP_FREE void *stream = NULL;
+    size_t len;
+    int rc = stream_build(&stream, &len, state, state_bytes, machine, regions, n_regions, e);
+    return rc ? rc : load_state(q, t, stream, len, timeout_ms, e);
+}
+
+const struct vmm_kind vmm_kind_qemu = {
+    .name = "qemu",
+    .plan = qemu_plan,
+    .refuse = qemu_refuse,
+    .list_hazards = qemu_list_hazards,
+    .add_private = qemu_add_private,
+    .compare = qemu_compare,
+    .find_memory = qemu_find_memory,
+    .load = qemu_load,
+    .resume = load_continue,
+};
