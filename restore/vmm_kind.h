@@ -59,7 +59,8 @@ struct vmm_kind {
     int (*resume)(struct qmp *q, int timeout_ms, struct error *e);
 };
 
-extern const struct vmm_kind vmm_kind_qemu; /* restore/qemu/ */
+extern const struct vmm_kind vmm_kind_qemu;    /* restore/qemu/ */
+extern const struct vmm_kind vmm_kind_control; /* vmm_control.c: over the protocol of docs/vmm.md */
 
 /* Whose image this is: never NULL. */
 const struct vmm_kind *vmm_kind_of(const json_t *description);

@@ -8,12 +8,14 @@
 #include "common/image_format.h"
 #include "common/json_text.h"
 #include "common/launch.h"
+#include "common/vmm/vmm_listens.h"
 
 #define PROTOCOL_VERSION 1
 #define CPUS_MAX 65536
 #define TEXT_MAX_BYTES 128u
-#define USER_END (1ull << 47) /* of a process's addresses, x86-64 with four levels of page tables  \
-                               */
+#define USER_END                                                                                   \
+    (1ull << 47) /* of a process's addresses, x86-64 with four levels of page tables               \
+                  */
 #define PAGE_BYTES 4096u
 
 /* The key of a description that says so, and with which version of the protocol. */
@@ -244,18 +246,21 @@ static json_int_t total_bytes(const json_t *answer)
 int vmm_control_describe(json_t **out, const json_t *answer, const char *status,
                          const struct target *t, struct error *e)
 {
-    json_t *launch = NULL;
+    json_t *launch = NULL, *listens = NULL;
     int r = launch_describe(&launch, t, launch_scan_paths, e);
+    if (r == 0)
+        r = vmm_listens(&listens, t, e);
     if (r < 0) {
+        json_decref(launch);
         error_wrap(e, "describing the VM");
         return r;
     }
-    *out = json_pack("{s:i, s:O, s:O, s:O, s:s, s:O, s:{s:O}, s:{s:I}, s:o}", DESCRIPTION_KEY,
+    *out = json_pack("{s:i, s:O, s:O, s:O, s:s, s:O, s:{s:O}, s:{s:I}, s:o, s:o}", DESCRIPTION_KEY,
                      PROTOCOL_VERSION, "vmm", json_object_get(answer, "vmm"), "vmm_version",
                      json_object_get(answer, "version"), "vm_name", json_object_get(answer, "name"),
                      "status", status, "accelerator", json_object_get(answer, "accelerator"),
                      "topology", "cpus", json_object_get(answer, "cpus"), "memory", "size",
-                     total_bytes(answer), "launch", launch);
+                     total_bytes(answer), "listens", listens, "launch", launch);
     return *out ? 0 : error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot describe the VM");
 }
 

@@ -1,0 +1,14 @@
+/* vmm_listens.h - which UNIX sockets a process listens on. */
+#ifndef VMSNAP_COMMON_VMM_VMM_LISTENS_H
+#define VMSNAP_COMMON_VMM_VMM_LISTENS_H
+
+#include <jansson.h>
+
+#include "common/error.h"
+#include "common/target.h"
+
+/* *out: an array of their paths, as the process gave them to bind(); new reference. Abstract names
+ * and bytes that are not UTF-8 are left out. Reads /proc; not in the pause. */
+int vmm_listens(json_t **out, const struct target *t, struct error *e);
+
+#endif
