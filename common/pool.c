@@ -71,16 +71,25 @@ static void note_lowest(struct pool *p, int now)
         ;
 }
 
-uint32_t pool_try_take(struct pool *p, enum pool_class class)
+uint32_t pool_try_take_many(struct pool *p, enum pool_class class, uint32_t *buffers, uint32_t max)
 {
     int floor = class == POOL_SWEEP ? (int)p->reserve : 0;
-    int have = atomic_load(&p->available);
+    int have = atomic_load(&p->available), n;
     do {
-        if (have <= floor)
-            return POOL_NONE;
-    } while (!atomic_compare_exchange_weak(&p->available, &have, have - 1));
-    note_lowest(p, have - 1);
-    return pop(p);
+        n = have - floor < (int)max ? have - floor : (int)max;
+        if (n <= 0)
+            return 0;
+    } while (!atomic_compare_exchange_weak(&p->available, &have, have - n));
+    note_lowest(p, have - n);
+    for (int i = 0; i < n; i++)
+        buffers[i] = pop(p);
+    return (uint32_t)n;
+}
+
+uint32_t pool_try_take(struct pool *p, enum pool_class class)
+{
+    uint32_t buffer;
+    return pool_try_take_many(p, class, &buffer, 1) ? buffer : POOL_NONE;
 }
 
 uint32_t pool_take(struct pool *p, enum pool_class class)

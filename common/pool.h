@@ -41,6 +41,9 @@ void pool_free(struct pool *p);
 /* Takes a buffer without waiting: its number, or POOL_NONE. Any thread. */
 uint32_t pool_try_take(struct pool *p, enum pool_class class);
 
+/* Takes up to `max` buffers without waiting; returns how many. Any thread. */
+uint32_t pool_try_take_many(struct pool *p, enum pool_class class, uint32_t *buffers, uint32_t max);
+
 /* Takes a buffer, waiting for one. POOL_NONE only after pool_cancel(). Any thread. */
 uint32_t pool_take(struct pool *p, enum pool_class class);
 

@@ -95,6 +95,15 @@ enum page_presence target_decode_pagemap(uint64_t entry, unsigned marker_type);
  * it markers look like swapped pages. */
 int target_presence(const struct target *t, uint64_t hva, size_t n_pages, enum page_presence *out);
 
+/* The same for many pages, by PAGEMAP_SCAN where the kernel has it: two calls, and the less to do
+ * the more of it is a hole. */
+int target_presence_scan(const struct target *t, uint64_t hva, size_t n_pages,
+                         enum page_presence *out);
+
+/* How far a hole goes on from `hva`: nothing in [hva, *hole_end) is present. *hole_end is hva where
+ * there is no hole, or the kernel can't tell cheaply; at most `end`. */
+int target_hole_end(const struct target *t, uint64_t hva, uint64_t end, uint64_t *hole_end);
+
 /* process_vm_readv. Returns bytes copied (short at the first page that faults) or -errno. Blocks
  * if it touches a page that waits for a userfaultfd MISSING event. */
 ssize_t target_read(const struct target *t, uint64_t hva, void *buf, size_t len);

@@ -58,9 +58,6 @@ struct capture {
     struct histogram latency;          /* read it after faults_stop() */
     struct hot_entry *hot;
     uint64_t n_hot, hot_room;
-
-    /* Kept by the sweep. */
-    atomic_uint_fast64_t clusters_swept;
 };
 
 /* Borrows everything. 0 or -ENOMEM. */

@@ -169,7 +169,7 @@ int encoder_open(struct encoder **out, struct pool *pool, struct image_writer *w
     return 0;
 }
 
-void encoder_submit(struct encoder *enc, uint32_t buffer, const struct captured *captured)
+static void push(struct encoder *enc, uint32_t buffer, const struct captured *captured)
 {
     enc->captured[buffer] = *captured;
     /* There is a place for every buffer four times over, but a place is free again only when its
@@ -178,13 +178,26 @@ void encoder_submit(struct encoder *enc, uint32_t buffer, const struct captured 
      * thread would not. */
     while (!ring_push(&enc->queue, buffer))
         futex_wait(&enc->submitted, atomic_load(&enc->submitted), 1);
+}
+
+void encoder_submit_many(struct encoder *enc, const uint32_t *buffers,
+                         const struct captured *captured, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        push(enc, buffers[i], &captured[i]);
     /* The store that filled the place comes before the look for sleepers; they count themselves
      * before they look for it. */
     atomic_thread_fence(memory_order_seq_cst);
-    if (atomic_load(&enc->sleepers) > 0) {
+    int sleepers = atomic_load(&enc->sleepers);
+    if (n > 0 && sleepers > 0) {
         atomic_fetch_add(&enc->submitted, 1);
-        futex_wake(&enc->submitted, 1);
+        futex_wake(&enc->submitted, (unsigned)sleepers < n ? sleepers : (int)n);
     }
+}
+
+void encoder_submit(struct encoder *enc, uint32_t buffer, const struct captured *captured)
+{
+    encoder_submit_many(enc, &buffer, captured, 1);
 }
 
 int encoder_error(const struct encoder *enc)

@@ -27,6 +27,10 @@ int encoder_open(struct encoder **out, struct pool *pool, struct image_writer *w
 /* Hands a filled buffer on; it goes back to the pool by itself. Any thread. */
 void encoder_submit(struct encoder *enc, uint32_t buffer, const struct captured *captured);
 
+/* The same for `n` of them: as many compressors are woken as there is work for. */
+void encoder_submit_many(struct encoder *enc, const uint32_t *buffers,
+                         const struct captured *captured, unsigned n);
+
 /* 0, or the first -errno that a compressor met (the sink's). Any thread. */
 int encoder_error(const struct encoder *enc);
 

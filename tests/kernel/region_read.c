@@ -1,6 +1,7 @@
 /*
- * region_read() and what it stands on: kinds of memory told apart, absent, present and poisoned
- * pages, with and without a userfaultfd; and nothing is allocated in the target by looking.
+ * region_read(), region_look_read() and what they stand on: kinds of memory told apart, absent,
+ * present and poisoned pages, with and without a userfaultfd; and nothing is allocated in the
+ * target by looking.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -12,6 +13,7 @@
 
 #include "common/inject.h"
 #include "common/kernel.h"
+#include "common/region_look.h"
 #include "common/uffd.h"
 #include "ktest.h"
 #include "puppet.h"
@@ -79,6 +81,16 @@ static bool all_bytes(const uint8_t *page, uint8_t value)
     return true;
 }
 
+static int check_page(size_t page, const uint8_t *data, bool told_bad, bool (*filled)(size_t),
+                      bool (*poisoned)(size_t))
+{
+    bool is_bad = poisoned && poisoned(page), is_filled = filled(page) && !is_bad;
+    KTEST_CHECK(all_bytes(data, is_filled ? puppet_pattern(page) : 0), "page %zu has byte 0x%02x",
+                page, data[0]);
+    KTEST_CHECK(told_bad == is_bad, "page %zu: poisoned: %d", page, (int)told_bad);
+    return KTEST_PASS;
+}
+
 /* Reads it all in pieces of `step` pages. `poisoned(i)` may be NULL. */
 static int check_content(const struct puppet *p, const struct region *r, size_t n_pages,
                          unsigned step, bool (*filled)(size_t), bool (*poisoned)(size_t))
@@ -91,17 +103,65 @@ static int check_content(const struct puppet *p, const struct region *r, size_t 
         int err = region_read(r, puppet_target(p), i * PAGE, n, buf, &zero, &bad);
         KTEST_CHECK(err == 0, "page %zu: %s", i, strerror(-err));
         for (unsigned k = 0; k < n; k++) {
-            size_t page = i + k;
-            bool is_bad = poisoned && poisoned(page), is_filled = filled(page) && !is_bad;
-            KTEST_CHECK(all_bytes(buf + k * PAGE, is_filled ? puppet_pattern(page) : 0),
-                        "page %zu has byte 0x%02x", page, buf[k * PAGE]);
-            KTEST_CHECK((bad >> k & 1) == is_bad, "page %zu: poisoned: %d", page,
-                        (int)(bad >> k & 1));
+            if (check_page(i + k, buf + k * PAGE, bad >> k & 1, filled, poisoned) != KTEST_PASS)
+                return KTEST_FAIL;
+            bool is_bad = poisoned && poisoned(i + k), is_filled = filled(i + k) && !is_bad;
             KTEST_CHECK(!(zero >> k & 1) || !(is_filled || is_bad), "page %zu: taken for absent",
-                        page);
+                        i + k);
             KTEST_CHECK(r->kind != REGION_ANON || is_filled || is_bad || (zero >> k & 1),
-                        "page %zu: absent, not said to be", page);
+                        "page %zu: absent, not said to be", i + k);
         }
+    }
+    return KTEST_PASS;
+}
+
+#define PIECE_PAGES 4u
+#define N_PIECES (REGION_LOOK_PAGES / PIECE_PAGES)
+
+/* Reads what was looked at in pieces of a cluster, every other one first, into buffers that lie the
+ * other way round. */
+static int check_pieces(struct region_look *k, bool (*filled)(size_t), bool (*poisoned)(size_t))
+{
+    static uint8_t buf[REGION_LOOK_PAGES * PAGE];
+    static struct region_piece pieces[N_PIECES];
+    unsigned count = (k->n_pages + PIECE_PAGES - 1) / PIECE_PAGES, n = 0;
+    memset(buf, 0xee, sizeof(buf));
+    for (unsigned odd = 0; odd < 2; odd++)
+        for (unsigned i = odd; i < count; i += 2) {
+            unsigned left = k->n_pages - i * PIECE_PAGES;
+            pieces[n++] = (struct region_piece){.first_page = i * PIECE_PAGES,
+                                                .n_pages = left < PIECE_PAGES ? left : PIECE_PAGES,
+                                                .to = buf + (count - 1 - i) * PIECE_PAGES * PAGE,
+                                                .err = -EIO};
+        }
+    region_look_read(k, pieces, n);
+    for (unsigned i = 0; i < n; i++) {
+        const struct region_piece *p = &pieces[i];
+        KTEST_CHECK(p->err == 0, "piece at page %u: %s", p->first_page, strerror(-p->err));
+        for (unsigned j = 0; j < p->n_pages; j++)
+            if (check_page(k->offset / PAGE + p->first_page + j, (uint8_t *)p->to + j * PAGE,
+                           p->poisoned >> j & 1, filled, poisoned) != KTEST_PASS)
+                return KTEST_FAIL;
+    }
+    return KTEST_PASS;
+}
+
+/* The same by looking at many pages at once. */
+static int check_looked(const struct puppet *p, const struct region *r, size_t n_pages,
+                        bool (*filled)(size_t), bool (*poisoned)(size_t))
+{
+    static struct region_look k;
+    region_look_begin(&k, r, puppet_target(p));
+    for (size_t i = 0; i < n_pages; i += REGION_LOOK_PAGES) {
+        size_t left = n_pages - i;
+        int err = region_look_at(&k, i * PAGE,
+                                 (unsigned)(left < REGION_LOOK_PAGES ? left : REGION_LOOK_PAGES));
+        KTEST_CHECK(err == 0, "a look at page %zu: %s", i, strerror(-err));
+        for (unsigned j = 0; j < k.n_pages; j++)
+            KTEST_CHECK(k.place[j] != PAGE_ZERO || !filled(i + j), "page %zu: taken for zero",
+                        i + j);
+        if (check_pieces(&k, filled, poisoned) != KTEST_PASS)
+            return KTEST_FAIL;
     }
     return KTEST_PASS;
 }
@@ -110,10 +170,12 @@ static int check_content(const struct puppet *p, const struct region *r, size_t 
 static int check_reads(const struct puppet *p, const struct region *r, const struct layout *l)
 {
     static struct footprint before, after;
-    const unsigned steps[] = {64, 4, 1};
-    for (unsigned i = 0; i < 3; i++) {
+    const unsigned steps[] = {64, 4, 1, 0}; /* 0: all at once */
+    for (unsigned i = 0; i < 4; i++) {
         footprint_take(&before, p, r, l->n_pages);
-        if (check_content(p, r, l->n_pages, steps[i], l->filled, NULL) != KTEST_PASS)
+        int result = steps[i] ? check_content(p, r, l->n_pages, steps[i], l->filled, NULL)
+                              : check_looked(p, r, l->n_pages, l->filled, NULL);
+        if (result != KTEST_PASS)
             return KTEST_FAIL;
         footprint_take(&after, p, r, l->n_pages);
         KTEST_CHECK(memcmp(before.presence, after.presence, sizeof(before.presence)) == 0,
@@ -246,7 +308,8 @@ static int poison_in(enum puppet_memory memory)
                 before.presence[2]);
     for (int armed = 0; armed < 2; armed++) {
         if (check_content(p, &r, 512, 64, some, poisoned_pages) != KTEST_PASS ||
-            check_content(p, &r, 512, 1, some, poisoned_pages) != KTEST_PASS)
+            check_content(p, &r, 512, 1, some, poisoned_pages) != KTEST_PASS ||
+            check_looked(p, &r, 512, some, poisoned_pages) != KTEST_PASS)
             return KTEST_FAIL;
         KTEST_CHECK(uffd_protect(fd, r.hva, r.bytes) == 0, "can't protect");
     }
@@ -287,6 +350,7 @@ static int not_readable(const void *arg)
     int err = region_read(&r, puppet_target(p), 0, 1, page, NULL, &bad);
     KTEST_CHECK(err == 0 && bad == 0 && all_bytes(page, puppet_pattern(0)), "%d, poisoned %d", err,
                 (int)bad);
+    KTEST_CHECK(check_looked(p, &r, 512, some, NULL) == KTEST_PASS, "all at once");
     return KTEST_PASS;
 }
 
@@ -313,6 +377,10 @@ static int not_there(const void *arg)
     ktest_end(puppet_pid(p));
     err = region_read(&r, puppet_target(p), 0, 1, page, NULL, NULL);
     KTEST_CHECK(err == -ESRCH, "of a process that is gone: %d", err);
+    static struct region_look k;
+    region_look_begin(&k, &r, puppet_target(p));
+    err = region_look_at(&k, 0, 512);
+    KTEST_CHECK(err == -ESRCH, "a look at a process that is gone: %d", err);
     return KTEST_PASS;
 }
 

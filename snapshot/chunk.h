@@ -1,0 +1,35 @@
+/*
+ * chunk.h - saves a run of clusters that no fault has saved: what the sweep does, and what a pass
+ * before the instant does with its own way of taking a cluster.
+ */
+#ifndef VMSNAP_SNAPSHOT_CHUNK_H
+#define VMSNAP_SNAPSHOT_CHUNK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/image_writer.h"
+#include "snapshot/capture.h"
+
+#define CHUNK_BYTES (2u << 20)
+#define CHUNK_CLUSTERS (CHUNK_BYTES / IMAGE_CLUSTER_BYTES)
+
+struct chunk_saver;
+
+/* One thread's. The writer is borrowed. NULL when memory is short. */
+struct chunk_saver *chunk_saver_new(struct capture *c, struct image_writer *writer);
+void chunk_saver_free(struct chunk_saver *s);
+
+/* Forgets what was found before: at the start of every pass. */
+void chunk_saver_begin(struct chunk_saver *s);
+
+/*
+ * Saves the clusters [from, to) of a range, at most CHUNK_CLUSTERS: what is absent is noted as zero
+ * without being read; of the rest, as much as there are buffers for is copied at once and then
+ * taken cluster by cluster (cluster_save()). Waits for buffers while it holds none. False: the
+ * snapshot has failed.
+ */
+bool chunk_save(struct chunk_saver *s, const struct cluster_range *range, uint64_t from,
+                uint64_t to);
+
+#endif
