@@ -99,8 +99,9 @@ def is_alive(pid):
 class Case:
     """What a running test case has at hand."""
 
-    def __init__(self, name):
+    def __init__(self, name, output=None):
         self.name = name
+        self.output = output or sys.stdout
         # QEMU's UNIX sockets lie below: their paths must stay short.
         self.dir = tempfile.mkdtemp(prefix="vmsnap-")
         os.chmod(self.dir, 0o755)
@@ -128,7 +129,7 @@ class Case:
 
     def say(self, text):
         if not self.quiet:
-            print(f"[{time.monotonic() - self.began:7.2f}] {text}", flush=True)
+            print(f"[{time.monotonic() - self.began:7.2f}] {text}", file=self.output, flush=True)
 
     def skip(self, why):
         raise Skipped(why)
@@ -247,17 +248,18 @@ def _reap():
             return
 
 
-def _run_one(name):
-    function, _, timeout, _ = _cases[name]
+def run_function(function, name, timeout, output=None):
+    """Calls function(Case) and cleans up after it, whatever happens: an exit status and a verdict. It
+    is ended after `timeout` seconds, and by SIGINT, SIGTERM or SIGHUP (status 130)."""
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def interrupted(number, _frame):
         if number == signal.SIGALRM:
             raise DeadlineError(f"not done after {timeout} s")
         raise KeyboardInterrupt
-    for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupted)
-    t = Case(name)
+    before = {number: signal.signal(number, interrupted)
+              for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    t = Case(name, output)
     status, verdict = 1, "FAILED"
     signal.alarm(timeout)
     try:
@@ -266,12 +268,12 @@ def _run_one(name):
     except Skipped as why:
         status, verdict = SKIP_STATUS, f"SKIPPED, {why}:"
     except (Failed, DeadlineError) as why:
-        traceback.print_exc(file=sys.stdout)
+        traceback.print_exc(file=t.output)
         verdict = f"FAILED, {why}:"
     except KeyboardInterrupt:
         status, verdict = 130, "INTERRUPTED"
     except Exception:
-        traceback.print_exc(file=sys.stdout)
+        traceback.print_exc(file=t.output)
         verdict = "FAILED by an error in the test or its tools, see above:"
     finally:
         signal.alarm(0)
@@ -280,7 +282,9 @@ def _run_one(name):
         t.quiet = False
         t.say(f"{verdict} {name}")
         t.clean_up()
-    return status
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status, verdict
 
 
 def main():
@@ -296,4 +300,5 @@ def main():
     if len(args) != 1 or args[0] not in _cases:
         print(f"usage: {sys.argv[0]} --list | NAME; names: {' '.join(_cases)}", file=sys.stderr)
         sys.exit(2)
-    sys.exit(_run_one(args[0]))
+    function, _, timeout, _ = _cases[args[0]]
+    sys.exit(run_function(function, args[0], timeout)[0])

@@ -265,7 +265,7 @@ class Guest:
             if name == "selfcheck":
                 n = self.options.get("procs", 1) + ("phys" in self.options)
                 starts += [f"SELFCHECK {i} up=" for i in range(n)]
-            elif name in ("stepper", "vio"):
+            elif name in ("stepper", "vio", "writer"):
                 starts.append(name.upper() + " up=")
         return starts
 
