@@ -17,6 +17,9 @@ packages_build=(gcc libc6-dev make cmake pkg-config
 # To run a guest in QEMU: the VMM, what the guest is made of, and the scripts that drive it.
 packages_guest=(qemu-system-x86 binutils busybox-static cpio zstd python3)
 
+# To compare and to plot: the benchmark.
+packages_bench=(zstd python3-zstandard python3-matplotlib)
+
 # To test: the unit test library, the independent image reader's modules, the checkers.
 packages_test=(strace libcriterion-dev python3-zstandard python3-xxhash gdb procps
     git clang-format clang-tidy cppcheck shellcheck groff-base)

@@ -7,7 +7,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from case import TOP, case, main  # noqa: E402
 
-SCRIPTS = ["demo.sh", "speed.sh", "test.sh"]
+SCRIPTS = ["bench.sh", "demo.sh", "test.sh"]
 
 
 def copy_of_tools(t):

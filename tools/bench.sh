@@ -1,0 +1,29 @@
+#!/bin/bash
+# tools/bench.sh [--quick] [--rounds N] [--only NAME]... [--out DIR] [--no-install]
+#
+# Names and installs what is missing, builds the release, and measures vmsnap beside everything that
+# could be used instead, in turns in one run: QEMU's background-snapshot, stop-and-save, fork-and-dump,
+# a floor that only resolves faults. Prints a table; leaves results.json, table.md and plots (SVG) in
+# build/bench. It asserts nothing. Let nothing else run beside it.
+#
+#   (nothing)     4 GiB guests, up to 16 GiB in minivm, 3 rounds: at most 30 minutes
+#   --quick       1 GiB guests, fewer workloads, one round: at most 3 minutes
+#   --only NAME   one experiment, --help lists them; `--only speed` is the everyday case, a minute
+#   --no-install  install nothing: name what is missing and exit 2
+
+set -eu
+# shellcheck source=tools/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+parse_install_option "$@"
+require_packages "${packages_build[@]}" "${packages_guest[@]}" "${packages_bench[@]}"
+cd "$top"
+mkdir -p build
+{
+    cmake --preset release && cmake --build --preset release --parallel "$(nproc)"
+} >build/bench.log 2>&1 || {
+    tail -n 30 build/bench.log >&2
+    die 1 "the build failed; the whole log is build/bench.log"
+}
+tools/guest.sh
+VMSNAP_BUILD=$top/build/release exec /usr/bin/python3 -B tools/bench/bench.py "${words[@]}"

@@ -1,0 +1,132 @@
+#!/usr/bin/python3
+"""tools/bench.sh runs this: options, the experiments one after the other, and what comes of them."""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.join(HERE, "..", "..", "tests", "lib")]
+
+import linux_experiments  # noqa: E402
+import machine  # noqa: E402
+import mini_experiments  # noqa: E402
+import speed  # noqa: E402
+from case import TOP, run_function  # noqa: E402
+from figures import Figures  # noqa: E402
+from rounds import say  # noqa: E402
+
+
+class Run:
+    """What all experiments are given."""
+
+    def __init__(self, options):
+        quick = options.quick
+        self.quick = quick
+        self.rounds = options.rounds or (1 if quick else 3)
+        self.linux_mib = 1024 if quick else 4096
+        self.mini_mib = 1024 if quick else 4096
+        self.mini_gib = (1, 2) if quick else (1, 2, 4, 8, 16)
+        self.out = options.out
+        self.figures = Figures()
+        self.work_dir = None
+        self.t = None
+
+
+def experiments(quick):
+    """{name: (function, seconds)}; a quick run has fewer workloads."""
+    found = {"speed": (speed.speed, 240),
+             "pause-memory": (mini_experiments.pause_against_memory, 900)}
+    for pattern in ("idle", "random") if quick else linux_experiments.PATTERNS:
+        found[f"qemu-{pattern}"] = (
+            lambda t, run, p=pattern: linux_experiments.linux_guest(t, run, p), 600)
+    for pattern in ("random",) if quick else mini_experiments.PATTERNS:
+        found[f"minivm-{pattern}"] = (
+            lambda t, run, p=pattern: mini_experiments.mini(t, run, p), 400)
+    return found
+
+
+def parse(all_names):
+    parser = argparse.ArgumentParser(prog="tools/bench.sh", description=__doc__)
+    parser.add_argument("--quick", action="store_true",
+                        help="small guests, fewer workloads, one round: under 3 minutes")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each (default 3)")
+    parser.add_argument("--only", action="append", metavar="NAME", default=[],
+                        help=f"may be repeated: {', '.join(all_names)}")
+    parser.add_argument("--out", metavar="DIR", default=os.path.join(TOP, "build", "bench"),
+                        help="results and images go there (default build/bench); images are "
+                             "removed")
+    options = parser.parse_args()
+    for name in options.only:
+        if name not in all_names:
+            parser.error(f"no experiment '{name}'")
+    if options.rounds is not None and options.rounds < 1:
+        parser.error("--rounds is at least 1")
+    return options
+
+
+def run_one(run, name, function, seconds):
+    """True unless it was interrupted."""
+    say(f"{name}:")
+
+    def call(t):
+        run.t = t
+        function(t, run)
+    status, verdict = run_function(call, name, seconds, sys.stderr)
+    if status == 130:
+        return False
+    if status != 0:
+        run.figures.none(name, verdict)
+    return True
+
+
+def write_results(run, options, about, names):
+    with open(os.path.join(options.out, "results.json"), "w", encoding="utf-8") as f:
+        f.write(run.figures.json(about, {"quick": run.quick, "rounds": run.rounds,
+                                         "experiments": names}) + "\n")
+    text = f"{machine.line(about)}; {run.rounds} rounds\n\n{run.figures.table()}\n"
+    with open(os.path.join(options.out, "table.md"), "w", encoding="utf-8") as f:
+        f.write(text)
+    import plots # slow to load, and of no use before
+    drawn = plots.draw(run.figures, options.out)
+    print(text)
+    say(f"in {options.out}: results.json table.md {' '.join(drawn)}")
+
+
+def run_all(run, chosen):
+    """False: it was interrupted."""
+    def interrupted(_number, _frame):
+        raise KeyboardInterrupt
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)
+    run.work_dir = tempfile.mkdtemp(prefix="work-", dir=run.out)
+    try:
+        return all(run_one(run, name, *what) for name, what in chosen.items())
+    except KeyboardInterrupt:
+        return False
+    finally:
+        shutil.rmtree(run.work_dir, ignore_errors=True)
+
+
+def main():
+    options = parse(list(experiments(False)))
+    run = Run(options)
+    os.makedirs(options.out, exist_ok=True)
+    about = machine.describe(options.out)
+    say(machine.line(about))
+    chosen = {n: e for n, e in experiments(run.quick and not options.only).items()
+              if not options.only or n in options.only}
+    began = time.monotonic()
+    if not run_all(run, chosen):
+        say("interrupted: no results are written")
+        sys.exit(130)
+    about["seconds"] = round(time.monotonic() - began)
+    write_results(run, options, about, list(chosen))
+
+
+if __name__ == "__main__":
+    main()

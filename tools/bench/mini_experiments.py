@@ -1,0 +1,68 @@
+"""Experiments with minivm: the pause against memory size, and faults against the floor and fork."""
+
+import statistics
+
+from figures import at_least, at_most
+from floor import floor_of
+from linux_experiments import faults_against_floor
+from machine import free_bytes
+from measure import NoFigure
+from mini_guest import MiniGuest
+from rounds import in_turns, values
+
+GIB = 1 << 30
+SPARE_BYTES = 3 * GIB
+PATTERNS = {"random": "random", "sequential": "sequential", "hot": "hot:64M"}
+
+
+def pause_against_memory(t, run):
+    """Populated memory in pages of 4 KiB, under a writer and idle."""
+    for pattern in ("random", "idle"):
+        measured = {}
+        for gib in run.mini_gib:
+            case = f"minivm, 4K pages, {pattern}, {gib} GiB"
+            if free_bytes() < gib * GIB + SPARE_BYTES:
+                run.figures.none("pause against memory size", "not enough memory is free", case)
+                continue
+            guest = MiniGuest(t, run.work_dir, gib * 1024, pattern)
+            results = in_turns(t, run.rounds, {"vmsnap": guest.vmsnap})
+            guest.end()
+            pauses = values(results, "vmsnap", lambda r: r["summary"]["pause_ns"] * 1e-9)
+            if isinstance(pauses, NoFigure):
+                run.figures.none("pause against memory size", pauses, case)
+                return
+            measured[gib] = pauses
+            compare(run.figures, case, pauses, measured)
+        line = [(gib, statistics.median(p) * 1e3) for gib, p in measured.items()]
+        if line:
+            run.figures.plot("pause-minivm", pattern, line)
+
+
+def compare(figures, case, pauses, measured):
+    least = min(measured)
+    smallest = measured[least]
+    figures.add("pause against memory size", case, pauses,
+                smallest if pauses is not smallest else None, f"{least} GiB", "ms",
+                "<= 1.20 of it or +1 ms" if pauses is not smallest else "",
+                at_most(1.2, 0.001) if pauses is not smallest else None)
+
+
+def mini(t, run, pattern):
+    """vmsnap, fork and the floor over one guest."""
+    guest = MiniGuest(t, run.work_dir, run.mini_mib, PATTERNS[pattern])
+    case = f"minivm ({guest.accelerator}) {run.mini_mib / 1024:.0f} GiB, 4K pages, {pattern}"
+    results = in_turns(t, run.rounds, {
+        "vmsnap": guest.vmsnap, "fork and dump": guest.fork_dump,
+        "floor": lambda: floor_of(t, guest)})
+    guest.end()
+    faults_against_floor(run.figures, case, results)
+    throughput(run.figures, case, pattern, results)
+
+
+def throughput(figures, case, pattern, results):
+    speeds = {m: values(results, m, lambda r: r["seen"].speed) for m in results}
+    for other in ("fork and dump", "floor"):
+        aimed = other == "fork and dump" and pattern != "random"
+        figures.add("throughput kept during the snapshot", case, speeds["vmsnap"], speeds[other],
+                    other, "%", ">= 0.80 of it" if aimed else "",
+                    at_least(0.8) if aimed else None)

@@ -1,0 +1,121 @@
+"""A guest in minivm (tools/minivm), which measures its own writes, and what can be done to it."""
+
+import os
+import time
+
+from case import Failed, end_process, tool, wait_until
+from measure import AFTER_SECONDS, BEFORE_SECONDS, MemoryWatch, NoFigure, observe
+from qmp import Qmp, QmpError
+from vmsnap import finish, start_vmsnap
+
+SNAPSHOT_SECONDS = 180
+
+
+class MiniGuest:
+    """minivm with one vCPU. `memory_mib` of it is populated, whole, and worked on."""
+
+    def __init__(self, t, work_dir, memory_mib, pattern, kind="anon"):
+        self.t, self.work_dir, self.pattern, self.memory_mib = t, work_dir, pattern, memory_mib
+        name = t.unique("mini")
+        self.socket = t.path(name)
+        stderr_path = t.path(name + ".err")
+        with open(stderr_path, "wb") as err:
+            self.process = t.spawn([tool("minivm"), "--memory", f"{memory_mib}M", "--populate",
+                                    f"{memory_mib}M", "--pattern", pattern, "--kind", kind,
+                                    "--control", self.socket], stderr=err)
+        wait_until(lambda: os.path.exists(self.socket) or self.process.poll() is not None, 60,
+                   "minivm's socket")
+        if self.process.poll() is not None:
+            with open(stderr_path, encoding="utf-8", errors="replace") as f:
+                raise NoFigure(f"minivm: {f.read().strip()}")
+        self.qmp = self._connect(self.socket)
+        vm = self.qmp.command("query-vm")
+        self.accelerator, self._ram = vm["accelerator"], vm["memory"][0]
+
+    def _connect(self, path):
+        qmp = Qmp(path, 60.0)
+        self.t.defer(qmp.close)
+        return qmp
+
+    def pid(self):
+        return self.process.pid
+
+    def memory(self):
+        return self._ram["hva"], self._ram["hva"] + self._ram["bytes"]
+
+    def end(self):
+        self.qmp.close()
+        end_process(self.process)
+
+    def watched(self, take):
+        """Calls take() while the guest is watched; adds `seen` (Observation) and `pause`."""
+        time.sleep(BEFORE_SECONDS + 0.2)
+        self.qmp.take_events()
+        before, begin = self.qmp.command("x-stats"), time.monotonic()
+        result = take()
+        end = max(time.monotonic(), begin + result["wall"]) + AFTER_SECONDS
+        time.sleep(max(0.0, end - time.monotonic()))
+        after = self.qmp.command("x-stats")
+        if after["wrong_pages"]:
+            raise Failed(f"{after['wrong_pages']} pages of the guest are wrong")
+        stamps = {e["event"]: e["data"]["monotonic_ns"] for e in self.qmp.take_events(wait=0.2)
+                  if e["event"] in ("STOP", "RESUME")}
+        result["pause"] = (stamps["RESUME"] - stamps["STOP"]) * 1e-9 if len(stamps) == 2 else None
+        result["seen"] = observation(before, after, begin, end)
+        return result
+
+    def vmsnap(self, *options):
+        image = os.path.join(self.work_dir, "image")
+
+        def take():
+            began = time.monotonic()
+            process = start_vmsnap(self.t, "snapshot", "--qmp", self.socket, "--overwrite", *options,
+                                   image)
+            memory = MemoryWatch(process.pid)
+            result = finish(self.t, process, SNAPSHOT_SECONDS)
+            wall = time.monotonic() - began
+            if result.code not in (0, 3):
+                raise NoFigure(f"vmsnap: {result.error['message']}")
+            return {"wall": wall, "bytes": os.path.getsize(image), "peak": memory.end(),
+                    "summary": result.summary, "path": image}
+        # minivm serves one client at a time on its socket as QEMU does, so ours makes room.
+        return self.watched(take)
+
+    def fork_dump(self):
+        """fork(), and the child writes the memory of that moment into a file."""
+        path = os.path.join(self.work_dir, "forked")
+
+        def take():
+            began = time.monotonic()
+            try:
+                answer = self.qmp.command("x-fork-dump", timeout=SNAPSHOT_SECONDS, path=path)
+            except QmpError as error:
+                raise NoFigure(f"fork: {error}") from error
+            return {"wall": time.monotonic() - began, "answer": answer,
+                    "bytes": os.path.getsize(path)}
+        try:
+            return self.watched(take)
+        finally:
+            if os.path.exists(path):
+                os.unlink(path)
+
+
+def slices(stats):
+    """(end of the slice in monotonic seconds, writes so far, longest gap in seconds)."""
+    found, total = [], 0
+    columns = list(zip(*stats["series"]))
+    for one, following in zip(columns, columns[1:]): # the last slice is not over
+        total += sum(vcpu[1] for vcpu in one)
+        found.append((following[0][0] * 1e-9, total, max(vcpu[3] for vcpu in one) * 1e-9))
+    return found
+
+
+def observation(before, after, begin, end):
+    found = slices(after)
+    gaps = [gap for t, _, gap in found if begin <= t <= end]
+    if not gaps:
+        raise NoFigure("the guest wrote nothing for the whole snapshot")
+    there = dict(map(tuple, before["write"]["buckets"]))
+    buckets = [(ns, n - there.get(ns, 0)) for ns, n in after["write"]["buckets"]
+               if n > there.get(ns, 0)]
+    return observe([(t, total) for t, total, _ in found], begin, end, max(gaps), buckets)
