@@ -116,7 +116,7 @@ static int start_process(struct disk_sync *d, const int *files)
 
 int disk_sync_start(struct disk_sync *d, const struct target *t, struct error *e)
 {
-    int files[MAX_FILES];
+    int files[MAX_FILES] = {0};
     *d = (struct disk_sync){.socket = -1};
     int r = find_files(t, files, &d->n_files);
     if (r == 0 && d->n_files > 0)

@@ -313,15 +313,31 @@ Test(sink, a_failed_fsync_publishes_nothing)
     fails_with(DIRECT, "sink-fsync", -EIO, VMSNAP_EXIT_FAILED);
 }
 
-/* A file system that is really full: a small tmpfs in a mount namespace of our own. */
+/* A small tmpfs that is mounted nowhere: a descriptor of its root. */
+static int make_small_tmpfs(void)
+{
+    if (geteuid() != 0)
+        cr_assert_eq(unshare(CLONE_NEWUSER | CLONE_NEWNS), 0);
+    int fs = fsopen("tmpfs", FSOPEN_CLOEXEC);
+    cr_assert_geq(fs, 0);
+    cr_assert_eq(fsconfig(fs, FSCONFIG_SET_STRING, "size", "5m", 0), 0);
+    cr_assert_eq(fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0), 0);
+    int root = fsmount(fs, FSMOUNT_CLOEXEC, 0);
+    cr_assert_geq(root, 0);
+    close(fs);
+    return root;
+}
+
+/* A file system that is really full. */
 Test(sink, a_full_file_system_is_exit_18)
 {
     struct error e = {0};
     struct statfs fs;
     set_up(DIRECT);
-    cr_assert_eq(unshare(geteuid() ? CLONE_NEWUSER | CLONE_NEWNS : CLONE_NEWNS), 0);
-    cr_assert_eq(mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL), 0);
-    cr_assert_eq(mount("small", dir, "tmpfs", 0, "size=5m"), 0);
+    tear_down();
+    int root = make_small_tmpfs();
+    snprintf(dir, sizeof(dir), "/proc/self/fd/%d", root);
+    snprintf(path, sizeof(path), "%s/image", dir);
     struct sink *sink = open_sink(false);
     cr_assert_eq(write_until_failure(sink, &e), -ENOSPC);
     cr_assert_eq(e.exit_code, VMSNAP_EXIT_NO_SPACE);
@@ -332,8 +348,7 @@ Test(sink, a_full_file_system_is_exit_18)
     cr_assert_eq(n_names(), 0);
     cr_assert_eq(statfs(dir, &fs), 0);
     cr_assert_eq(fs.f_bfree, fs.f_blocks, "the space was not given back");
-    umount(dir);
-    tear_down();
+    close(root);
 }
 
 /* `ulimit -f`: an error like any other, no SIGXFSZ that ends the process. */

@@ -20,8 +20,7 @@ static const char *get_text(const json_t *summary, const char *key, const char *
     return text ? text : otherwise;
 }
 
-/* "KVM", "TCG": as people write it. */
-static const char *accelerator_words(const json_t *summary)
+const char *closing_accelerator(const json_t *summary)
 {
     const char *name = get_text(summary, "accelerator", "unknown accelerator");
     return strcmp(name, "kvm") == 0 ? "KVM" : strcmp(name, "tcg") == 0 ? "TCG" : name;
@@ -31,7 +30,7 @@ static const char *accelerator_words(const json_t *summary)
 static void pause_words(char *out, size_t size, const json_t *summary)
 {
     char pause[FORMAT_MAX];
-    const char *accelerator = accelerator_words(summary);
+    const char *accelerator = closing_accelerator(summary);
     if (strcmp(get_text(summary, "guest_state", "running"), "paused") == 0)
         snprintf(out, size, "was paused already (%s)", accelerator);
     else

@@ -11,4 +11,7 @@
  */
 void closing_snapshot(const json_t *summary);
 
+/* "KVM", "TCG": the accelerator of a result, as people write it. Valid as long as the object. */
+const char *closing_accelerator(const json_t *summary);
+
 #endif

@@ -8,6 +8,7 @@
 #include "common/format.h"
 #include "common/log.h"
 #include "restore/restore.h"
+#include "tools/vmsnap/closing.h"
 #include "tools/vmsnap/commands.h"
 #include "tools/vmsnap/defaults.h"
 #include "tools/vmsnap/hazard_option.h"
@@ -113,7 +114,7 @@ static void print_running(const json_t *o)
     report_line("guest %s after %s (%s), process %" PRIu64 "; its clock is %s behind",
                 get_text(o, "guest_state"),
                 format_duration(after, get_number(o, "launch_to_running_ns")),
-                get_text(o, "accelerator"), get_number(o, "vmm_pid"),
+                closing_accelerator(o), get_number(o, "vmm_pid"),
                 format_duration(behind, get_number(o, "clock_behind_ns")));
 }
 
