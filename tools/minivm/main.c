@@ -1,5 +1,6 @@
 /* main.c - minivm, the reference VMM: README.md. */
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -11,6 +12,17 @@
 #include "vm.h"
 
 static struct vm vm;
+
+/*
+ * The vCPUs may have all CPUs: so that `stop` does not wait for one of them to be put aside, this
+ * thread goes first where that is allowed. It is for this thread alone: what is started from now on
+ * (the threads of a check, the child of a fork) begins as usual.
+ */
+static void go_first(void)
+{
+    const struct sched_param p = {.sched_priority = 1};
+    sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &p);
+}
 
 static bool start(struct control **control, const struct options *o, char *why, size_t why_bytes)
 {
@@ -29,9 +41,11 @@ static bool start(struct control **control, const struct options *o, char *why, 
                                    memory_kind_names[o->kind], "cpus", (int)o->cpus));
     if (o->control && !control_listen(*control, o->control, why, why_bytes))
         return false;
+    if (!o->incoming)
+        memory_fill(&vm.memory, o);
+    go_first();
     if (o->incoming)
         return control_connect(*control, o->incoming, why, why_bytes);
-    memory_fill(&vm.memory, o);
     vm_cont(&vm);
     return true;
 }
