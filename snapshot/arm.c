@@ -43,31 +43,50 @@ int arm_register(int uffd, const struct region *regions, uint32_t n_regions, str
 }
 
 /* The mistake that a test build can make: the largest block stays unprotected. */
-static const struct region *forgotten(const struct region *regions, uint32_t n_regions)
+static const struct cluster_range *forgotten(const struct cluster_map *map)
 {
-    const struct region *largest = NULL;
+    const struct cluster_range *largest = NULL;
     if (TESTHOOK_BROKEN("unprotected-block"))
-        for (uint32_t i = 0; i < n_regions; i++)
-            if (!largest || regions[i].bytes > largest->bytes)
-                largest = &regions[i];
+        for (uint32_t i = 0; i < map->n_ranges; i++)
+            if (!largest || map->ranges[i].n_clusters > largest->n_clusters)
+                largest = &map->ranges[i];
     return largest;
 }
 
-int arm_protect(int uffd, const struct region *regions, uint32_t n_regions, int timeout_ms,
-                struct error *e)
+/* Protects the LOOSE clusters of a block, run by run: all of it in one call where none was
+ * protected before. No state is changed: after the instant LOOSE means the same as FROZEN. */
+static int protect_loose(int uffd, const struct cluster_map *map, const struct cluster_range *r,
+                         uint64_t deadline, uint64_t *n_clusters)
 {
-    uint64_t deadline = clock_monotonic_ns() + (uint64_t)timeout_ms * 1000000u;
-    const struct region *skip = forgotten(regions, n_regions);
-    for (uint32_t i = 0; i < n_regions; i++) {
-        const struct region *r = &regions[i];
+    uint64_t from = r->first, end = r->first + r->n_clusters;
+    while ((from = cluster_map_next_loose(map, from, end, true)) < end) {
+        uint64_t to = cluster_map_next_loose(map, from, end, false);
         int ret;
-        if (r == skip)
-            continue;
-        while ((ret = uffd_protect(uffd, r->hva, region_whole_pages(r, r->bytes))) == -EAGAIN &&
+        cluster_range_whole_units(r, &from, &to);
+        while ((ret = uffd_protect(uffd, cluster_hva(r, from), cluster_span_bytes(r, from, to))) ==
+                   -EAGAIN &&
                clock_monotonic_ns() < deadline)
             sched_yield(); /* the fault thread reads the event that is in the way */
         if (ret)
-            return error_set(e, VMSNAP_EXIT_KERNEL, -ret, "cannot write-protect %s", r->name);
+            return ret;
+        *n_clusters += to - from;
+        from = to;
+    }
+    return 0;
+}
+
+int arm_protect(int uffd, const struct cluster_map *map, int timeout_ms, uint64_t *n_clusters,
+                struct error *e)
+{
+    uint64_t deadline = clock_monotonic_ns() + (uint64_t)timeout_ms * 1000000u;
+    const struct cluster_range *skip = forgotten(map);
+    *n_clusters = 0;
+    for (uint32_t i = 0; i < map->n_ranges; i++) {
+        const struct cluster_range *r = &map->ranges[i];
+        int ret = r == skip ? 0 : protect_loose(uffd, map, r, deadline, n_clusters);
+        if (ret)
+            return error_set(e, VMSNAP_EXIT_KERNEL, -ret, "cannot write-protect %s",
+                             r->region->name);
     }
     return 0;
 }

@@ -6,6 +6,7 @@
 
 #include "common/error.h"
 #include "common/region.h"
+#include "snapshot/cluster_map.h"
 
 /*
  * Does the UFFDIO_API handshake and registers all regions: private anonymous memory for MISSING and
@@ -16,9 +17,9 @@
  */
 int arm_register(int uffd, const struct region *regions, uint32_t n_regions, struct error *e);
 
-/* Write-protects all regions; in the pause, after faults_freeze(). Waits at most timeout_ms for the
- * fault thread to read an event that is in the way. */
-int arm_protect(int uffd, const struct region *regions, uint32_t n_regions, int timeout_ms,
+/* Write-protects all that is LOOSE; in the pause, after faults_freeze(). *n_clusters: how many.
+ * Waits at most timeout_ms for the fault thread to read an event that is in the way. */
+int arm_protect(int uffd, const struct cluster_map *map, int timeout_ms, uint64_t *n_clusters,
                 struct error *e);
 
 /* Drops protection and registration in pieces, wakes every waiter. Harmless to repeat; errors are

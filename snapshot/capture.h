@@ -52,6 +52,7 @@ struct capture {
     /* Kept by the fault thread, read by anyone. */
     atomic_uint events_turn; /* odd: events are being read, or read and not yet looked at */
     atomic_uint_fast64_t held_since_ns; /* a fault is held since then (monotonic); 0: none */
+    atomic_uint_fast64_t live_faults; /* before the instant: writes to what was protected already */
     atomic_uint_fast64_t write_faults;
     atomic_uint_fast64_t clusters_from_faults;
     atomic_uint_fast64_t throttled_ns; /* faults waited that long for a buffer */

@@ -102,7 +102,7 @@ static void sort_out(struct chunk_saver *s, const struct cluster_range *range, u
     struct capture *c = s->capture;
     s->n_wanted = 0;
     for (uint64_t cluster = from; cluster < to; cluster++) {
-        if (cluster_state(&c->map, cluster) != CLUSTER_FROZEN)
+        if (!cluster_is_open(&c->map, cluster))
             continue;
         struct region_piece p = piece_of(s, range, cluster);
         if (!is_zero(s, &p))
@@ -132,7 +132,7 @@ static unsigned pick_batch(struct chunk_saver *s, unsigned *at)
 {
     unsigned n = 0;
     for (; *at < s->n_wanted && n < BATCH_CLUSTERS; (*at)++)
-        if (cluster_state(&s->capture->map, s->wanted[*at]) == CLUSTER_FROZEN)
+        if (cluster_is_open(&s->capture->map, s->wanted[*at]))
             s->batch[n++] = s->wanted[*at];
     return n;
 }
@@ -162,7 +162,7 @@ static bool take_batch(struct chunk_saver *s, const struct cluster_range *range,
     for (unsigned i = 0; i < n; i++) {
         uint32_t buffer = s->buffers[i];
         const struct region_piece *p = &s->pieces[i];
-        if (p->err && cluster_state(&c->map, s->batch[i]) == CLUSTER_FROZEN)
+        if (p->err && cluster_is_open(&c->map, s->batch[i]))
             capture_fail(c, CAPTURE_READ, p->err, cluster_hva(range, s->batch[i]));
         /* An error, and not frozen: a fault has saved it, and it may well be gone since. */
         if (p->err || !cluster_save(&c->map, s->batch[i])) {

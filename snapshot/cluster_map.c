@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 static int compare_hva(const void *a, const void *b)
 {
@@ -32,11 +33,12 @@ int cluster_map_init(struct cluster_map *m, const struct region *regions, uint32
         m->by_hva[i] = r;
     }
     qsort(m->by_hva, n_regions, sizeof(*m->by_hva), compare_hva);
-    m->states = calloc(m->n_clusters ? m->n_clusters : 1, sizeof(*m->states));
+    m->states = malloc(m->n_clusters ? m->n_clusters : 1);
     if (!m->states) {
         cluster_map_free(m);
         return -ENOMEM;
     }
+    memset((void *)m->states, CLUSTER_LEFT, m->n_clusters);
     return 0;
 }
 
@@ -64,11 +66,29 @@ const struct cluster_range *cluster_map_find(const struct cluster_map *m, uint64
     return NULL;
 }
 
+void cluster_range_whole_units(const struct cluster_range *r, uint64_t *from, uint64_t *to)
+{
+    uint64_t first = *from - r->first, last = *to - r->first + r->unit_clusters - 1;
+    *from -= first % r->unit_clusters;
+    *to = r->first + last - last % r->unit_clusters;
+    if (*to > r->first + r->n_clusters)
+        *to = r->first + r->n_clusters;
+}
+
+static bool swap(struct cluster_map *m, uint64_t cluster, uint8_t *from, uint8_t to)
+{
+    return atomic_compare_exchange_strong_explicit(&m->states[cluster], from, to,
+                                                   memory_order_acq_rel, memory_order_acquire);
+}
+
+/* Open -> to. */
 static bool take(struct cluster_map *m, uint64_t cluster, uint8_t to)
 {
-    uint8_t frozen = CLUSTER_FROZEN;
-    return atomic_compare_exchange_strong_explicit(&m->states[cluster], &frozen, to,
-                                                   memory_order_acq_rel, memory_order_acquire);
+    uint8_t state = cluster_state(m, cluster);
+    while (cluster_state_is_open(state))
+        if (swap(m, cluster, &state, to))
+            return true;
+    return false;
 }
 
 bool cluster_claim(struct cluster_map *m, uint64_t cluster)
@@ -88,4 +108,87 @@ bool cluster_save(struct cluster_map *m, uint64_t cluster)
         return false;
     atomic_fetch_add_explicit(&m->n_saved, 1, memory_order_relaxed);
     return true;
+}
+
+/* ---- before the instant ---- */
+
+bool cluster_save_early(struct cluster_map *m, uint64_t cluster)
+{
+    uint8_t frozen = CLUSTER_FROZEN;
+    /* Counted first: if it is made dirty right after, that takes the count back. */
+    atomic_fetch_add_explicit(&m->n_saved, 1, memory_order_relaxed);
+    if (swap(m, cluster, &frozen, CLUSTER_SAVED))
+        return true;
+    atomic_fetch_sub_explicit(&m->n_saved, 1, memory_order_relaxed);
+    return false;
+}
+
+bool cluster_track(struct cluster_map *m, uint64_t cluster)
+{
+    uint8_t dirty = CLUSTER_DIRTY;
+    return swap(m, cluster, &dirty, CLUSTER_FROZEN);
+}
+
+/* The cluster's copy, if there is one, holds no longer. */
+static void loosen(struct cluster_map *m, uint64_t cluster, uint8_t to)
+{
+    uint8_t state = cluster_state(m, cluster);
+    while (state != CLUSTER_LEFT && state != to)
+        if (swap(m, cluster, &state, to)) {
+            if (state == CLUSTER_SAVED)
+                atomic_fetch_sub_explicit(&m->n_saved, 1, memory_order_relaxed);
+            return;
+        }
+}
+
+void cluster_dirty(struct cluster_map *m, uint64_t cluster)
+{
+    loosen(m, cluster, CLUSTER_DIRTY);
+}
+
+void cluster_leave(struct cluster_map *m, uint64_t cluster)
+{
+    loosen(m, cluster, CLUSTER_LEFT);
+}
+
+void cluster_map_track_all(struct cluster_map *m, uint64_t from, uint64_t to)
+{
+    for (uint64_t cluster = from; cluster < to; cluster++) {
+        uint8_t left = CLUSTER_LEFT;
+        swap(m, cluster, &left, CLUSTER_DIRTY);
+    }
+}
+
+/* ---- searching ---- */
+
+#define EACH_LOOSE 0x8080808080808080ull
+
+/* Eight states at once; `at` is a multiple of 8 (of the map's start, which malloc() has aligned).
+ */
+static uint64_t eight(const struct cluster_map *m, uint64_t at)
+{
+    const uint64_t *word = (const void *)(m->states + at);
+    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+
+uint64_t cluster_map_next_loose(const struct cluster_map *m, uint64_t from, uint64_t to, bool loose)
+{
+    const uint64_t unwanted = loose ? 0 : EACH_LOOSE;
+    while (from < to) {
+        if (from % 8 == 0)
+            while (from + 8 <= to && (eight(m, from) & EACH_LOOSE) == unwanted)
+                from += 8;
+        if (from < to && ((cluster_state(m, from) & CLUSTER_LOOSE) != 0) == loose)
+            return from;
+        from++;
+    }
+    return to;
+}
+
+uint64_t cluster_map_next_dirty(const struct cluster_map *m, uint64_t from, uint64_t to)
+{
+    while ((from = cluster_map_next_loose(m, from, to, true)) < to &&
+           cluster_state(m, from) != CLUSTER_DIRTY)
+        from++;
+    return from;
 }

@@ -1,14 +1,23 @@
 /*
- * cluster_map.h - the life of every cluster (16 KiB) after the instant, one atomic byte each.
+ * cluster_map.h - the life of every cluster (16 KiB), one atomic byte each.
  *
- *     FROZEN    protected, content of the instant, not yet saved
+ *     LEFT      unprotected, and left so until the pause
+ *     DIRTY     unprotected; the next live pass protects it, or the pause
+ *     FROZEN    protected (or absent, which tells as well when it is touched), not saved
  *     CLAIMED   the fault thread is copying it out; nobody else may touch it
  *     SAVED     its copy is in a buffer of ours (or it is known to be zero)
  *     RELEASED  unprotected: the guest owns it
  *
- * The fault thread claims before it copies; the sweep copies first and takes FROZEN -> SAVED by
- * compare-and-swap, dropping its copy if it lost. So no fault ever waits for the sweep. A range is
- * unprotected only when every cluster in it is SAVED or RELEASED.
+ * Before the instant (live.h) FROZEN means that a write will be noticed, SAVED that the copy holds
+ * as long as none is; a write makes either DIRTY, a discard LEFT. The pause protects all that is
+ * LEFT or DIRTY, and that is all it does: from then on both mean the same as FROZEN ("open").
+ *
+ * After the instant the fault thread claims before it copies; the sweep copies first and takes open
+ * -> SAVED by compare-and-swap, dropping its copy if it lost. So no fault ever waits for the sweep.
+ * A range is unprotected only when every cluster in it is SAVED or RELEASED.
+ *
+ * Only the fault thread sets DIRTY and LEFT once it runs, only the main thread takes DIRTY ->
+ * FROZEN -> SAVED before the instant.
  */
 #ifndef VMSNAP_SNAPSHOT_CLUSTER_MAP_H
 #define VMSNAP_SNAPSHOT_CLUSTER_MAP_H
@@ -20,7 +29,16 @@
 #include "common/image_format.h"
 #include "common/region.h"
 
-enum cluster_state { CLUSTER_FROZEN, CLUSTER_CLAIMED, CLUSTER_SAVED, CLUSTER_RELEASED };
+#define CLUSTER_LOOSE 0x80 /* the bit of all states in which a cluster may not be protected */
+
+enum cluster_state {
+    CLUSTER_FROZEN,
+    CLUSTER_CLAIMED,
+    CLUSTER_SAVED,
+    CLUSTER_RELEASED,
+    CLUSTER_DIRTY = CLUSTER_LOOSE,
+    CLUSTER_LEFT,
+};
 
 /* A region and its place in the numbering of clusters. */
 struct cluster_range {
@@ -41,7 +59,7 @@ struct cluster_map {
     atomic_uint_fast64_t n_saved; /* clusters SAVED or RELEASED */
 };
 
-/* Regions are borrowed. All clusters FROZEN. 0 or -ENOMEM. */
+/* Regions are borrowed. All clusters LEFT. 0 or -ENOMEM. */
 int cluster_map_init(struct cluster_map *m, const struct region *regions, uint32_t n_regions);
 void cluster_map_free(struct cluster_map *m);
 
@@ -53,14 +71,49 @@ static inline uint8_t cluster_state(const struct cluster_map *m, uint64_t cluste
     return atomic_load_explicit(&m->states[cluster], memory_order_acquire);
 }
 
-/* FROZEN -> CLAIMED. False: someone else has it or had it. */
+static inline bool cluster_state_is_open(uint8_t state)
+{
+    return state == CLUSTER_FROZEN || (state & CLUSTER_LOOSE);
+}
+
+/* After the instant: nobody has saved it, nobody is about to. */
+static inline bool cluster_is_open(const struct cluster_map *m, uint64_t cluster)
+{
+    return cluster_state_is_open(cluster_state(m, cluster));
+}
+
+/* Open -> CLAIMED. False: someone else has it or had it. */
 bool cluster_claim(struct cluster_map *m, uint64_t cluster);
 
 /* CLAIMED -> SAVED, by its claimer. */
 void cluster_claim_done(struct cluster_map *m, uint64_t cluster);
 
-/* FROZEN -> SAVED, by the sweep after it has copied. False: drop the copy. */
+/* Open -> SAVED, by the sweep after it has copied. False: drop the copy. */
 bool cluster_save(struct cluster_map *m, uint64_t cluster);
+
+/* ---- before the instant ---- */
+
+/* FROZEN -> SAVED. False: drop the copy. */
+bool cluster_save_early(struct cluster_map *m, uint64_t cluster);
+
+/* DIRTY -> FROZEN, before it is protected. False: it is not DIRTY. */
+bool cluster_track(struct cluster_map *m, uint64_t cluster);
+
+/* Written to: DIRTY, unless it is LEFT. After it has been unprotected (live.h says why). */
+void cluster_dirty(struct cluster_map *m, uint64_t cluster);
+
+/* -> LEFT. */
+void cluster_leave(struct cluster_map *m, uint64_t cluster);
+
+/* LEFT -> DIRTY for all of [from, to), before the fault thread serves them as tracked. */
+void cluster_map_track_all(struct cluster_map *m, uint64_t from, uint64_t to);
+
+/* The first DIRTY cluster of [from, to), or `to`. At the speed of memory. */
+uint64_t cluster_map_next_dirty(const struct cluster_map *m, uint64_t from, uint64_t to);
+
+/* The first cluster of [from, to) that is LOOSE (or is not), or `to`. At the speed of memory. */
+uint64_t cluster_map_next_loose(const struct cluster_map *m, uint64_t from, uint64_t to,
+                                bool loose);
 
 static inline void cluster_release(struct cluster_map *m, uint64_t cluster)
 {
@@ -69,7 +122,8 @@ static inline void cluster_release(struct cluster_map *m, uint64_t cluster)
 
 static inline bool cluster_is_saved(const struct cluster_map *m, uint64_t cluster)
 {
-    return cluster_state(m, cluster) >= CLUSTER_SAVED;
+    uint8_t state = cluster_state(m, cluster);
+    return state == CLUSTER_SAVED || state == CLUSTER_RELEASED;
 }
 
 /* Where a cluster starts in its region, in the target, and how many bytes it has. */
@@ -83,10 +137,20 @@ static inline uint64_t cluster_hva(const struct cluster_range *r, uint64_t clust
     return r->region->hva + cluster_offset(r, cluster);
 }
 
+/* Widens [*from, *to) to whole units. */
+void cluster_range_whole_units(const struct cluster_range *r, uint64_t *from, uint64_t *to);
+
 static inline uint32_t cluster_bytes(const struct cluster_range *r, uint64_t cluster)
 {
     uint64_t left = r->region->bytes - cluster_offset(r, cluster);
     return left < IMAGE_CLUSTER_BYTES ? (uint32_t)left : IMAGE_CLUSTER_BYTES;
+}
+
+/* The bytes of [from, to), whole pages of the region: what a call of the userfaultfd takes. */
+static inline uint64_t cluster_span_bytes(const struct cluster_range *r, uint64_t from, uint64_t to)
+{
+    return region_whole_pages(r->region, cluster_offset(r, to - 1) + cluster_bytes(r, to - 1) -
+                                             cluster_offset(r, from));
 }
 
 #endif

@@ -1,12 +1,13 @@
 /*
  * Theory of operation
  *
- * Two phases. BEFORE the instant memory is registered but not protected: the only events are
- * MISSING ones (private anonymous memory is registered for them, see arm.c), answered with a zero
- * page. At the instant the main thread asks for the change; this thread makes it when a read of the
- * userfaultfd has found nothing, so that no event of before is taken for one of after. From then
- * on a fault means that the guest is about to change its cluster: it is claimed, copied, saved,
- * and only then unprotected.
+ * Two phases. BEFORE the instant memory is registered, and perhaps protected by live passes
+ * (live.h): a write is let through and its cluster marked, a MISSING event (private anonymous
+ * memory is registered for them, see arm.c) is answered with a zero page. At the instant the main
+ * thread asks for the change; this thread makes it when a read of the userfaultfd has found
+ * nothing, so that no event of before is taken for one of after. From then on a fault means that
+ * the guest is about to change its cluster: it is claimed, copied, saved, and only then
+ * unprotected.
  *
  * A MISSING event after the instant says that the page was absent at the instant, which is zero.
  * Its cluster is saved like any other (absent pages come out of region_read() as zeros without
@@ -44,6 +45,7 @@
 #include "common/thread.h"
 #include "common/uffd.h"
 #include "snapshot/copier.h"
+#include "snapshot/tracker.h"
 
 #define BATCH_MESSAGES 32
 /* How long to keep reading after a fault: doubled while faults come within the longest of these,
@@ -76,6 +78,7 @@ struct faults {
     struct stream streams[MAX_STREAMS];
     unsigned next_stream; /* the one to be replaced */
     struct copier copier;
+    struct tracker tracker;
 };
 
 static void serve_layout_event(struct faults *f, const struct uffd_msg *m);
@@ -154,17 +157,6 @@ static void fill_hole(struct faults *f, uint64_t hva, uint64_t bytes)
     uffd_wake(f->capture->uffd, hva, bytes);
 }
 
-/* The clusters that are released together with `cluster`. */
-static void unit_of(const struct cluster_range *range, uint64_t cluster, uint64_t *from,
-                    uint64_t *to)
-{
-    uint64_t at = cluster - range->first;
-    *from = range->first + at - at % range->unit_clusters;
-    *to = *from + range->unit_clusters;
-    if (*to > range->first + range->n_clusters)
-        *to = range->first + range->n_clusters;
-}
-
 static void note_hot(struct capture *c, uint64_t cluster, unsigned page)
 {
     if (c->n_hot < c->hot_room)
@@ -175,14 +167,48 @@ static void note_hot(struct capture *c, uint64_t cluster, unsigned page)
 
 static bool release(struct faults *f, const struct cluster_range *range, uint64_t from, uint64_t to)
 {
-    uint64_t hva = cluster_hva(range, from);
-    uint64_t bytes = region_whole_pages(range->region, cluster_hva(range, to - 1) +
-                                                           cluster_bytes(range, to - 1) - hva);
-    if (!unprotect(f, hva, bytes))
+    if (!unprotect(f, cluster_hva(range, from), cluster_span_bytes(range, from, to)))
         return false;
     for (uint64_t cluster = from; cluster < to; cluster++)
         cluster_release(&f->capture->map, cluster);
     return true;
+}
+
+static void wait_for_pass(const struct capture *c, uint64_t cluster)
+{
+    uint64_t deadline = clock_monotonic_ns() + 2000000u;
+    while (cluster_state(&c->map, cluster) == CLUSTER_DIRTY && clock_monotonic_ns() < deadline)
+        usleep(20);
+    usleep(200); /* it protects after that */
+}
+
+/* A write before the instant, to what a live pass has protected, or the first touch of a hole. What
+ * is let loose is marked only then: live.h says why. */
+static void serve_before(struct faults *f, const struct cluster_range *range, uint64_t hva,
+                         bool protection)
+{
+    struct capture *c = f->capture;
+    uint64_t from = range->first + (hva - range->region->hva) / IMAGE_CLUSTER_BYTES;
+    uint64_t to = from + 1, end = range->first + range->n_clusters;
+    if (protection && range->unit_clusters == 1)
+        to = from + tracker_extent(&f->tracker, from);
+    if (to > end)
+        to = end;
+    cluster_range_whole_units(range, &from, &to);
+    if (TESTHOOK_BROKEN("dirty-before-unprotect") && protection) {
+        /* The mistake: a pass that comes by in between is undone. */
+        cluster_dirty(&c->map, from);
+        wait_for_pass(c, from);
+        unprotect(f, cluster_hva(range, from), cluster_span_bytes(range, from, to));
+        return;
+    }
+    if (protection)
+        unprotect(f, cluster_hva(range, from), cluster_span_bytes(range, from, to));
+    else
+        fill_hole(f, hva, IMAGE_PAGE_BYTES);
+    for (uint64_t cluster = from; cluster < to; cluster++)
+        cluster_dirty(&c->map, cluster);
+    atomic_fetch_add(&c->live_faults, protection);
 }
 
 static void serve_fault(struct faults *f, const struct uffd_msg *m)
@@ -191,22 +217,21 @@ static void serve_fault(struct faults *f, const struct uffd_msg *m)
     uint64_t hva = m->arg.pagefault.address & ~(uint64_t)(IMAGE_PAGE_BYTES - 1);
     bool protection = m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP;
     const struct cluster_range *range = cluster_map_find(&c->map, hva);
-    if (!range || (f->phase == PHASE_BEFORE && protection)) {
-        /* Not in what is saved (a block longer than its used length), or an old event. */
+    if (!range) { /* not in what is saved: a block longer than its used length */
         if (protection)
-            unprotect(f, hva, range ? range->region->page_bytes : IMAGE_PAGE_BYTES);
+            unprotect(f, hva, IMAGE_PAGE_BYTES);
         else
             fill_hole(f, hva, IMAGE_PAGE_BYTES);
         return;
     }
     if (f->phase == PHASE_BEFORE) {
-        fill_hole(f, hva, IMAGE_PAGE_BYTES);
+        serve_before(f, range, hva, protection);
         return;
     }
     uint64_t cluster = range->first + (hva - range->region->hva) / IMAGE_CLUSTER_BYTES;
-    uint64_t from, to;
-    unit_of(range, cluster, &from, &to);
-    if (cluster_state(&c->map, cluster) == CLUSTER_FROZEN)
+    uint64_t from = cluster, to = cluster + 1;
+    cluster_range_whole_units(range, &from, &to);
+    if (cluster_state(&c->map, cluster) != CLUSTER_RELEASED) /* precopied ones too */
         note_hot(c, cluster, (unsigned)(hva - cluster_hva(range, cluster)) / IMAGE_PAGE_BYTES);
     if (!copier_save(&f->copier, range, from, to, COPIER_WAIT, NULL) ||
         !release(f, range, from, to))
@@ -216,12 +241,27 @@ static void serve_fault(struct faults *f, const struct uffd_msg *m)
     atomic_fetch_add(&c->write_faults, 1);
 }
 
-/* EVENT_REMOVE, UNMAP, REMAP: what is not saved yet is lost. */
+/* Memory of [from, to) goes away. After the instant, what is not saved yet is lost; before it, no
+ * copy of it can be trusted any more. False: the snapshot has failed. */
+static bool lose_clusters(struct faults *f, const struct cluster_range *r, uint64_t from,
+                          uint64_t to, enum capture_failure why)
+{
+    struct capture *c = f->capture;
+    for (uint64_t cluster = from; cluster < to; cluster++) {
+        if (f->phase == PHASE_BEFORE) {
+            cluster_leave(&c->map, cluster);
+        } else if (!cluster_is_saved(&c->map, cluster)) {
+            capture_fail(c, why, 0, cluster_hva(r, cluster));
+            return false;
+        }
+    }
+    return true;
+}
+
+/* EVENT_REMOVE, UNMAP, REMAP. */
 static void serve_layout_event(struct faults *f, const struct uffd_msg *m)
 {
     struct capture *c = f->capture;
-    if (f->phase == PHASE_BEFORE)
-        return;
     uint64_t start, end;
     enum capture_failure why = CAPTURE_UNMAPPED;
     if (m->event == UFFD_EVENT_REMOVE || m->event == UFFD_EVENT_UNMAP) {
@@ -245,12 +285,8 @@ static void serve_layout_event(struct faults *f, const struct uffd_msg *m)
         uint64_t from = start > base ? (start - base) / IMAGE_CLUSTER_BYTES : 0;
         uint64_t to =
             ((end < limit ? end : limit) - base + IMAGE_CLUSTER_BYTES - 1) / IMAGE_CLUSTER_BYTES;
-        for (uint64_t cluster = r->first + from; cluster < r->first + to; cluster++) {
-            if (!cluster_is_saved(&c->map, cluster)) {
-                capture_fail(c, why, 0, cluster_hva(r, cluster));
-                return;
-            }
-        }
+        if (!lose_clusters(f, r, r->first + from, r->first + to, why))
+            return;
     }
 }
 

@@ -1,12 +1,14 @@
 /*
  * Theory of operation
  *
- * The calling process becomes the guardian (guardian.c), a child does the work in four steps:
+ * The calling process becomes the guardian (guardian.c), a child does the work in five steps:
  *
  *   attach   a userfaultfd is made inside the VM by an injected system call and fetched; only we
  *            hold it, so that our death frees the guest. Memory is registered, the fault thread
  *            serves. Nothing is protected yet.
- *   pause    stop, save the device state, change phase, protect all memory, cont. This is the
+ *   live     where it pays, memory is protected while the guest runs (live.h), until what it has
+ *            written since is little; the VM's disks are synced.
+ *   pause    stop, save the device state, change phase, protect the rest, cont. This is the
  *            instant. The fault thread has been serving since before: the VMM's main loop itself
  *            may write guest memory and must never wait for us waiting for it.
  *   capture  faults and sweep save every cluster; compressors and the sink follow at their pace.
@@ -47,6 +49,7 @@
 #include "snapshot/encode.h"
 #include "snapshot/faults.h"
 #include "snapshot/guardian.h"
+#include "snapshot/live.h"
 #include "snapshot/source.h"
 #include "snapshot/sweep.h"
 #include "snapshot/watch.h"
@@ -73,6 +76,8 @@ struct job {
     struct faults *faults;
     struct sweep *sweep;
     struct watch *watch;
+    struct live live;
+    uint64_t armed_in_pause; /* clusters */
     int uffd;
     int signal_fd;
     int done_event;
@@ -191,7 +196,7 @@ static int attach(struct job *j, struct error *e)
     return ret;
 }
 
-/* ---- the pause ---- */
+/* ---- before the instant ---- */
 
 static bool interrupted(struct job *j)
 {
@@ -204,6 +209,43 @@ static bool interrupted(struct job *j)
     }
     return j->interrupted_by != 0;
 }
+
+/* live.tick */
+static int check_interrupted(void *opaque)
+{
+    return interrupted(opaque) ? -EINTR : 0;
+}
+
+/* Protects what pays while the guest runs, so that the pause has little left to protect. */
+static int arm_live(struct job *j, struct error *e)
+{
+    struct source *s = j->source;
+    struct live *l = &j->live;
+    *l = (struct live){.capture = &j->capture,
+                       .tick = check_interrupted,
+                       .opaque = j,
+                       .timeout_ms = s->timeout_ms};
+    int ret = live_choose(l, j->options->live, false, e);
+    if (ret)
+        return ret;
+    if (l->n_tracked) {
+        /* From here on a write may wait for us: the guardian minds our heartbeat. */
+        atomic_store(&j->board->protected, true);
+        ret = live_settle(l, e);
+        if (ret)
+            return ret;
+    }
+    if (s->ops->prepare_pause)
+        ret = s->ops->prepare_pause(s, e);
+    /* That may have taken its time, and the guest wrote. */
+    if (!ret && l->n_tracked)
+        ret = live_settle(l, e);
+    if (!ret && l->n_tracked)
+        TESTHOOK_POINT("snapshot-live-armed");
+    return ret;
+}
+
+/* ---- the pause ---- */
 
 static int freeze(struct job *j, struct error *e)
 {
@@ -220,8 +262,7 @@ static int protect(struct job *j, struct error *e)
     uint64_t from = clock_monotonic_ns();
     int ret = TESTHOOK_BROKEN("phase-early") ? 0 : freeze(j, e);
     if (!ret)
-        ret = arm_protect(j->uffd, j->source->regions, j->source->n_regions, j->source->timeout_ms,
-                          e);
+        ret = arm_protect(j->uffd, &j->capture.map, j->source->timeout_ms, &j->armed_in_pause, e);
     if (ret && capture_failed(&j->capture))
         ret = capture_error(&j->capture, e); /* protection was dropped while it was set */
     j->pause.arm_ns = clock_monotonic_ns() - from;
@@ -438,6 +479,10 @@ static void add_pause(const struct job *j, json_t *o)
     add_number(o, "state_ns", t.state_ns);
     add_number(o, "arm_ns", t.arm_ns);
     add_number(o, "cont_ns", t.cont_ns);
+    add_number(o, "armed_in_pause", j->armed_in_pause);
+    add_number(o, "live_passes", j->live.passes);
+    add_number(o, "live_ns", j->live.ns);
+    add_number(o, "live_faults", atomic_load(&((struct capture *)&j->capture)->live_faults));
 }
 
 static void add_faults(const struct job *j, json_t *o)
@@ -543,6 +588,8 @@ static int run_steps(struct job *j, struct error *e)
         ret = -EINTR;
     if (!ret)
         ret = attach(j, e);
+    if (!ret)
+        ret = arm_live(j, e);
     if (!ret)
         ret = pause_and_protect(j, e);
     if (!ret)

@@ -8,6 +8,13 @@
 
 #include "common/error.h"
 
+/* Whether memory is protected while the guest still runs (live.h). */
+enum snapshot_live {
+    LIVE_AUTO, /* where it pays */
+    LIVE_ALWAYS,
+    LIVE_NEVER,
+};
+
 struct snapshot_options {
     const char *qmp_path;
     int pid;                /* 0: found through the QMP socket */
@@ -20,6 +27,7 @@ struct snapshot_options {
     int max_stall_ms;
     const char *const *allowed; /* hazard names, NULL-terminated */
     bool progress;              /* a progress line on stderr */
+    enum snapshot_live live;
 };
 
 /* The smallest buffer_bytes that works. */

@@ -40,6 +40,10 @@ struct source_ops {
     int (*prepare_memory)(struct source *s, struct error *e);
     int (*restore_memory)(struct source *s, struct error *e);
 
+    /* What makes the pause shorter and takes its time, with the VM running (disks are synced); the
+     * pause follows within milliseconds. May be NULL. */
+    int (*prepare_pause)(struct source *s, struct error *e);
+
     /* The pause. `pause` leaves a VM that was not running as it was and then sets *was_running to
      * false. save_state: *buf is malloc()ed, the caller's to free. resume runs it again, only if
      * pause stopped it; may be called twice. */

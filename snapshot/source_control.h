@@ -76,7 +76,7 @@ int source_control_restore_memory(struct source *s, struct error *e);
 
 /* ---- source_control_pause.c: around the instant ---- */
 
-/* Syncs the VM's disk files, then stops a running VM and says so; leaves a paused one as it is. On
+/* Stops a running VM and says so; leaves a paused one as it is. On
  * failure after `stop` was sent the VM may be stopped: the caller calls resume. */
 int source_control_stop(struct source_control *c, bool *was_running, struct error *e);
 
@@ -92,7 +92,8 @@ int source_control_read_state(struct source_control *c, void **buf, size_t *len,
 /* Empties and closes it: a VMM may keep its own descriptor, but no memory stays with that. */
 void source_control_drop_state(struct source_control *c);
 
-/* Operations of struct source_ops. */
+/* Operations of struct source_ops. prepare_pause syncs the VM's disk files. */
+int source_control_prepare_pause(struct source *s, struct error *e);
 int source_control_resume_after_death(struct source *s, struct error *e);
 void source_control_pause_times(const struct source *s, struct pause_times *times);
 

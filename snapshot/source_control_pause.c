@@ -64,13 +64,18 @@ static int stop_vm(struct source_control *c, struct error *e)
     return r;
 }
 
+int source_control_prepare_pause(struct source *s, struct error *e)
+{
+    struct source_control *c = source_control_of(s);
+    int r = disk_sync_run(&c->disk_sync, s->timeout_ms, e);
+    disk_sync_stop(&c->disk_sync); /* its copies of the VMM's descriptors hold its file locks */
+    return r;
+}
+
 int source_control_stop(struct source_control *c, bool *was_running, struct error *e)
 {
     char status[VM_STATUS_BYTES];
-    int r = disk_sync_run(&c->disk_sync, c->base.timeout_ms, e);
-    disk_sync_stop(&c->disk_sync); /* its copies of the VMM's descriptors hold its file locks */
-    if (r == 0)
-        r = vm_status_get(c->q, c->base.timeout_ms, status, e);
+    int r = vm_status_get(c->q, c->base.timeout_ms, status, e);
     if (r < 0)
         return r;
     *was_running = strcmp(status, "running") == 0;

@@ -82,6 +82,7 @@ static const struct source_ops qemu_ops = {
     .refuse_hazards = source_control_refuse_hazards,
     .prepare_memory = source_control_prepare_memory,
     .restore_memory = source_control_restore_memory,
+    .prepare_pause = source_control_prepare_pause,
     .pause = source_qemu_pause,
     .save_state = source_qemu_save_state,
     .resume = source_qemu_resume,

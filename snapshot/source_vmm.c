@@ -112,6 +112,7 @@ static const struct source_ops vmm_ops = {
     .refuse_hazards = source_control_refuse_hazards,
     .prepare_memory = source_control_prepare_memory,
     .restore_memory = source_control_restore_memory,
+    .prepare_pause = source_control_prepare_pause,
     .pause = vmm_pause,
     .save_state = vmm_save_state,
     .resume = vmm_resume,

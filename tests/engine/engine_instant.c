@@ -35,6 +35,7 @@ int main(void)
     int fd = mkstemp(image), failed = 0;
     for (int round = 0; round < ROUNDS && !failed; round++) {
         struct snapshot_options options = stepping_options(image);
+        options.live = round % 2 ? LIVE_ALWAYS : LIVE_AUTO;
         json_t *summary = NULL;
         if (snapshot_run_from(&source.base, &options, &summary, &e)) {
             printf("round %d: %s\n", round, e.message);
@@ -43,9 +44,13 @@ int main(void)
         }
         long wrong = stepping_judge(image);
         json_int_t faults = json_integer_value(json_object_get(summary, "write_faults"));
-        printf("round %d: %ld wrong pages, %lld faults, throttled %lld us\n", round, wrong,
-               (long long)faults,
-               (long long)json_integer_value(json_object_get(summary, "throttled_ns")) / 1000);
+        printf("round %d: %ld wrong pages, %lld faults, throttled %lld us, %lld live passes, %lld "
+               "live faults, %lld armed in the pause\n",
+               round, wrong, (long long)faults,
+               (long long)json_integer_value(json_object_get(summary, "throttled_ns")) / 1000,
+               (long long)json_integer_value(json_object_get(summary, "live_passes")),
+               (long long)json_integer_value(json_object_get(summary, "live_faults")),
+               (long long)json_integer_value(json_object_get(summary, "armed_in_pause")));
         failed = wrong != 0 || faults == 0;
         json_decref(summary);
     }

@@ -54,8 +54,8 @@ def synced_before_stop(t):
     log, reached, go = pause_log(t)
     process = start_vmsnap(t, "snapshot", "--allow", "disks", "--qmp", guest.qmp_path,
                            t.path("out/image"),
-                           hooks={"pause_at": "snapshot-before-pause", "pause_log": log})
-    reached("snapshot-before-pause")
+                           hooks={"pause_at": "snapshot-registered", "pause_log": log})
+    reached("snapshot-registered")
     make_dirty(path)
     t.check(dirty_pages(path) > 4096, f"much is dirty: {dirty_pages(path)} pages")
     go()
@@ -72,8 +72,8 @@ def sync_hangs(t):
     log, reached, go = pause_log(t)
     process = start_vmsnap(t, "snapshot", "--allow", "disks", "--qmp", guest.qmp_path,
                            "--timeout", "2s", t.path("out/image"),
-                           hooks={"pause_at": "snapshot-before-pause", "pause_log": log})
-    reached("snapshot-before-pause")
+                           hooks={"pause_at": "snapshot-registered", "pause_log": log})
+    reached("snapshot-registered")
     syncing = [pid for pid in descendants(process.pid)
                if open(f"/proc/{pid}/comm", encoding="ascii").read() == "vmsnap-sync\n"]
     t.equal(len(syncing), 1, "processes that sync")

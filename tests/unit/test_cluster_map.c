@@ -1,5 +1,6 @@
 /* The life of a cluster, and where clusters are. */
 #include <criterion/criterion.h>
+#include <string.h>
 
 #include "snapshot/cluster_map.h"
 
@@ -58,4 +59,63 @@ Test(cluster_map, only_one_of_fault_and_sweep_saves)
     cr_assert_not(cluster_claim(&map, 4));
     cr_assert(cluster_is_saved(&map, 4));
     cr_assert_eq(atomic_load(&map.n_saved), 2);
+}
+
+Test(cluster_map, before_the_instant_a_write_makes_dirty_and_a_discard_leaves)
+{
+    cluster_dirty(&map, 7);
+    cr_assert_eq(cluster_state(&map, 7), CLUSTER_LEFT, "what is left to the pause stays so");
+    cluster_map_track_all(&map, 4, 10);
+    cr_assert(cluster_track(&map, 7));
+    cr_assert_not(cluster_track(&map, 7));
+    cr_assert_not(cluster_track(&map, 3));
+    cr_assert(cluster_save_early(&map, 7));
+    cr_assert_not(cluster_save_early(&map, 8), "nothing is saved early that is not protected");
+    cr_assert_eq(atomic_load(&map.n_saved), 1);
+    cluster_dirty(&map, 7);
+    cr_assert_eq(cluster_state(&map, 7), CLUSTER_DIRTY);
+    cr_assert_eq(atomic_load(&map.n_saved), 0);
+    cr_assert(cluster_track(&map, 7) && cluster_save_early(&map, 7));
+    cluster_leave(&map, 7);
+    cr_assert_eq(cluster_state(&map, 7), CLUSTER_LEFT);
+    cr_assert_eq(atomic_load(&map.n_saved), 0);
+}
+
+Test(cluster_map, at_the_instant_whatever_is_loose_counts_as_frozen)
+{
+    cluster_map_track_all(&map, 20, 22);
+    cr_assert(cluster_claim(&map, 20));
+    cr_assert(cluster_save(&map, 21));
+    cr_assert(cluster_claim(&map, 22));
+    cr_assert_not(cluster_is_open(&map, 20));
+    cr_assert(cluster_is_open(&map, 23));
+}
+
+Test(cluster_map, finds_runs_wherever_they_begin_and_end)
+{
+    for (uint64_t i = 0; i < map.n_clusters; i++)
+        cr_assert(cluster_claim(&map, i));
+    for (uint64_t from = 0; from < 40; from++)
+        for (uint64_t to = from + 1; to < 60; to++) {
+            memset((void *)(map.states + from), CLUSTER_LEFT, to - from);
+            cr_assert_eq(cluster_map_next_loose(&map, 0, 64, true), from);
+            cr_assert_eq(cluster_map_next_loose(&map, from, 64, false), to);
+            cr_assert_eq(cluster_map_next_loose(&map, to, 64, true), 64);
+            cr_assert_eq(cluster_map_next_dirty(&map, 0, 64), 64);
+            cluster_map_track_all(&map, to - 1, to);
+            cr_assert_eq(cluster_map_next_dirty(&map, 0, 64), to - 1);
+            memset((void *)(map.states + from), CLUSTER_CLAIMED, to - from);
+        }
+}
+
+Test(cluster_map, widens_to_whole_huge_pages)
+{
+    uint64_t from = 66 + 130, to = from + 1;
+    cluster_range_whole_units(&map.ranges[2], &from, &to);
+    cr_assert_eq(from, 66 + 128);
+    cr_assert_eq(to, 66 + 256);
+    from = 65, to = 66;
+    cluster_range_whole_units(&map.ranges[1], &from, &to);
+    cr_assert_eq(from, 65);
+    cr_assert_eq(to, 66);
 }

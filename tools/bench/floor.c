@@ -106,8 +106,11 @@ static bool obey(struct floor *f, struct error *e)
         return false;
     }
     uint64_t from = clock_monotonic_ns();
-    if (arm_protect(f->uffd, &f->region, 1, 5000, e))
+    int ret = uffd_protect(f->uffd, f->region.hva, region_whole_pages(&f->region, f->region.bytes));
+    if (ret) {
+        error_set(e, VMSNAP_EXIT_KERNEL, -ret, "cannot write-protect the memory");
         return false;
+    }
     printf("{\"type\": \"protected\", \"arm_ns\": %llu}\n",
            (unsigned long long)(clock_monotonic_ns() - from));
     return true;

@@ -1,0 +1,106 @@
+#include "snapshot/live.h"
+
+#include <errno.h>
+#include <sched.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/uffd.h"
+
+/* So few are protected in the pause without being felt (half a millisecond). */
+#define FEW_CLUSTERS 500u
+/* A pass that leaves more than this many of 4 that the last one left is the last one. */
+#define SHRINKS_TO_FOURTHS 3u
+#define SETTLE_MAX_NS 5000000000u
+
+/* Protects [from, to), a piece. Waits while the fault thread reads an event that is in the way. */
+static int protect_piece(struct live *l, const struct cluster_range *r, uint64_t from, uint64_t to,
+                         struct error *e)
+{
+    struct capture *c = l->capture;
+    uint64_t deadline = clock_monotonic_ns() + (uint64_t)l->timeout_ms * 1000000u;
+    uint64_t hva = cluster_hva(r, from), bytes = cluster_span_bytes(r, from, to);
+    int ret;
+    while ((ret = uffd_protect(c->uffd, hva, bytes)) == -EAGAIN &&
+           clock_monotonic_ns() < deadline && !capture_failed(c))
+        sched_yield();
+    if (ret)
+        capture_fail(c, CAPTURE_PROTECT, ret, hva);
+    return capture_failed(c) ? capture_error(c, e) : 0;
+}
+
+/* The end of the run of DIRTY clusters at `from`, at most a piece further. */
+static uint64_t run_end(const struct cluster_map *m, const struct cluster_range *r, uint64_t from)
+{
+    uint64_t most = UFFD_PIECE_BYTES / IMAGE_CLUSTER_BYTES;
+    if (most < r->unit_clusters)
+        most = r->unit_clusters;
+    uint64_t end = r->first + r->n_clusters;
+    if (end - from > most)
+        end = from + most;
+    uint64_t to = from + 1;
+    while (to < end && cluster_state(m, to) == CLUSTER_DIRTY)
+        to++;
+    return to;
+}
+
+static int pass_over(struct live *l, const struct cluster_range *r, struct error *e)
+{
+    struct cluster_map *m = &l->capture->map;
+    uint64_t end = r->first + r->n_clusters;
+    for (uint64_t from = r->first, to; (from = cluster_map_next_dirty(m, from, end)) < end;
+         from = to) {
+        int ret = l->tick(l->opaque);
+        if (ret)
+            return ret;
+        to = run_end(m, r, from);
+        cluster_range_whole_units(r, &from, &to);
+        for (uint64_t cluster = from; cluster < to; cluster++)
+            cluster_track(m, cluster);
+        ret = protect_piece(l, r, from, to, e);
+        if (ret)
+            return ret;
+    }
+    return 0;
+}
+
+static uint64_t count_dirty(const struct cluster_map *m)
+{
+    uint64_t n = 0;
+    for (uint64_t at = 0; (at = cluster_map_next_dirty(m, at, m->n_clusters)) < m->n_clusters; at++)
+        n++;
+    return n;
+}
+
+static int pass(struct live *l, uint64_t *left, struct error *e)
+{
+    struct cluster_map *m = &l->capture->map;
+    uint64_t begin = clock_monotonic_ns();
+    int ret = 0;
+    for (uint32_t i = 0; !ret && i < m->n_ranges; i++)
+        ret = pass_over(l, &m->ranges[i], e);
+    *left = count_dirty(m);
+    uint64_t ns = clock_monotonic_ns() - begin;
+    l->passes++;
+    l->ns += ns;
+    if (!ret)
+        log_info("live pass %u: %.1f ms, %llu clusters written meanwhile", l->passes,
+                 (double)ns / 1e6, (unsigned long long)*left);
+    return ret;
+}
+
+int live_settle(struct live *l, struct error *e)
+{
+    uint64_t left = count_dirty(&l->capture->map), before;
+    uint64_t deadline = clock_monotonic_ns() + SETTLE_MAX_NS;
+    if (left <= FEW_CLUSTERS && l->passes > 0)
+        return 0;
+    do {
+        before = left;
+        int ret = pass(l, &left, e);
+        if (ret)
+            return ret;
+    } while (left > FEW_CLUSTERS && left <= before / 4 * SHRINKS_TO_FOURTHS &&
+             clock_monotonic_ns() < deadline);
+    return 0;
+}
