@@ -138,6 +138,90 @@ class MiniVm:
         raise Failed(f"no mapping is exactly {wanted}")
 
 
+class _NoConsole:
+    """A minivm prints nothing that a test would read."""
+
+    def size(self):
+        return 0
+
+
+class MiniVmPlace(MiniVm):
+    """A minivm that `vmsnap restore` is going to start (vmsnap.Restore): its command line, and,
+    once it runs, its socket. `control`: the socket of a recorded line."""
+
+    def __init__(self, t, *options, accel="auto", control=None): # pylint: disable=super-init-not-called
+        self.t = t
+        self.control = control or t.path(t.unique("place") + ".sock")
+        self.options = options
+        self.accel = accel
+        self.console = _NoConsole()
+        self.pid = None
+
+    def wrapper(self):
+        return []
+
+    def argv(self):
+        return [tool("minivm"), "--accel", self.accel, "--control", self.control, *self.options]
+
+    def stderr(self):
+        return ""
+
+    def connect(self):
+        self.qmp = Qmp(self.control)
+        self.t.defer(self.qmp.close)
+        self.description = self.qmp.command("query-vm")
+        self.ram = self.description["memory"][0]
+        self.pages = self.ram["bytes"] // PAGE
+
+
+def guest_mix(x):
+    """tools/minivm/guest.h"""
+    mask = (1 << 64) - 1
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9 & mask
+    x = (x ^ x >> 27) * 0x94d049bb133111eb & mask
+    return x ^ x >> 31
+
+
+def guest_check(number, gen):
+    """tools/minivm/guest.h"""
+    return guest_mix(number * 0x9e3779b97f4a7c15 + gen & (1 << 64) - 1) if gen else 0
+
+
+_STATE = struct.Struct("<Q4I12Q") # struct guest_state
+STATE_MAGIC = 0x3145544154534d56
+SEQUENTIAL = 2
+
+
+def judge_memory(data):
+    """Is this copy of the guest's RAM one instant? What speaks against it, as texts; [] if nothing.
+    The arithmetic is minivm's own check (tools/minivm/check.c), done over again from outside."""
+    found = []
+    cpus = struct.unpack_from("<QII", data)[2]
+    for cpu in range(cpus):
+        (magic, number, _, pattern, _, _, _, first, n, _, _, _, _, total, pending, old,
+         new) = _STATE.unpack_from(data, cpu * PAGE)
+        if magic != STATE_MAGIC or number != cpu:
+            return [f"vCPU {cpu}: no state page"]
+        gens, added = [], 0
+        for page in range(first, first + n):
+            there, gen, check = struct.unpack_from("<3Q", data, page * PAGE)
+            if page == pending: # being written at the instant: of before, of after, or in between
+                continue
+            wanted = guest_check(page, gen)
+            marks = [struct.unpack_from("<Q", data, page * PAGE + 8 * w)[0] for w in MARK_WORDS]
+            if (check != wanted or there != (page if gen else 0)
+                    or marks != [wanted + i + 1 & (1 << 64) - 1 if gen else 0 for i in range(4)]):
+                found.append(f"page {page}: torn")
+            added += wanted
+            gens.append(gen)
+        sums = [added + guest_check(pending, g) if pending else added for g in (old, new)]
+        if total not in [s & (1 << 64) - 1 for s in sums]:
+            found.append(f"vCPU {cpu}: a page is old")
+        if pattern == SEQUENTIAL and torn_steps(gens):
+            found.append(f"vCPU {cpu}: {torn_steps(gens)} wrong steps")
+    return found
+
+
 def generation(page):
     """Of a page's bytes."""
     return struct.unpack_from("<Q", page, 8)[0]

@@ -1,0 +1,371 @@
+#!/usr/bin/python3
+"""A VMM of one's own, whole round trips (docs/vmm.md): a live snapshot over its control socket while the
+guest writes; the exported memory is one instant; the VM goes on; it is restored on demand, goes on, and
+every page is right. What vmsnap does when its worker dies in the pause, and what it refuses."""
+
+import mmap
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+from case import case, is_alive, main, wait_until  # noqa: E402
+from minivm import PAGE, MiniVm, MiniVmPlace, end_and_wait, judge_memory, kvm_works  # noqa: E402
+from vmsnap import (Restore, broken, check_no_litter, finish, hook_points, pause_log,  # noqa: E402
+                    start_vmsnap, vmsnap)
+
+SIZES = ("--memory", "64M", "--populate", "48M", "--cpus", "2")
+
+
+def snapshot(t, vm, image, *args, expect=0, **options):
+    result = vmsnap(t, "snapshot", "--qmp", vm.control, *args, image, **options)
+    t.equal(result.code, expect, f"the snapshot's exit status: {result.text()}")
+    return result
+
+
+def check_free(t, vm):
+    """Nothing of vmsnap is left in the VM's process."""
+    flags = set(vm.mapping()[1]["VmFlags"].split())
+    t.check(not {"um", "uw", "ui"} & flags, f"its memory is registered nowhere: {flags}")
+    held = [os.readlink(f"/proc/{vm.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{vm.pid}/fd")]
+    t.check(not any("userfaultfd" in name for name in held), f"descriptors: {held}")
+
+
+def check_goes_on(t, vm, what, n=2000):
+    t.equal(vm.qmp.status(), "running", f"{what}: status")
+    vm.wait_for_writes(n)
+
+
+def check_whole(t, vm, what):
+    """Stops the VM for a look at all its memory."""
+    vm.stop()
+    vm.check_right(what)
+    vm.cont()
+
+
+def exported(t, image):
+    path = t.path(t.unique("raw"))
+    result = vmsnap(t, "export", "--format", "raw", "--region", "ram", image, path)
+    t.equal(result.code, 0, f"export: {result.text()}")
+    with open(path, "rb") as f:
+        data = bytearray(f.read())
+    os.unlink(path)
+    return data
+
+
+def judge_image(t, image):
+    """The image holds one instant; and the judge would have seen if it did not."""
+    data = exported(t, image)
+    t.equal(judge_memory(data), [], "what speaks against the image as one instant")
+    page = 5000
+    for other in (data[(page + 1) * PAGE:(page + 2) * PAGE], bytes(PAGE)):
+        damaged = data[:page * PAGE] + other + data[(page + 1) * PAGE:]
+        t.check(judge_memory(damaged), "the judge sees one wrong page")
+
+
+def take(t, vm, image):
+    """A snapshot of a VM at work, judged."""
+    vm.wait_for_writes(20000)
+    summary = snapshot(t, vm, image).summary
+    t.say(f"paused {summary['pause_ns'] / 1e6:.2f} ms (stop {summary['stop_ns'] / 1e6:.2f}, state "
+          f"{summary['state_ns'] / 1e6:.2f}), {summary['write_faults']} write faults")
+    t.equal(summary["accelerator"], vm.description["accelerator"], "accelerator")
+    t.equal(summary["ram_bytes"], vm.ram["bytes"], "ram_bytes")
+    t.equal(summary["guest_state"], "running", "guest_state")
+    t.check(summary["write_faults"] > 0, "the guest wrote meanwhile")
+    t.check(0 < summary["pause_ns"] < 2e9, "pause_ns")
+    check_goes_on(t, vm, "after the snapshot")
+    check_free(t, vm)
+    check_whole(t, vm, "after the snapshot")
+    t.equal(vmsnap(t, "verify", image).code, 0, "verify")
+    judge_image(t, image)
+    return summary
+
+
+def take_over(t, image, place, *args, **options):
+    """Restores into a MiniVmPlace, judged."""
+    restored = Restore(t, image, place, *args, **options).wait_running()
+    check_goes_on(t, place, "restored")
+    check_whole(t, place, "on demand") # looks at every page, whoever brings it in
+    return restored
+
+
+def round_trip(t, accel, kind, pattern):
+    options = (*SIZES, "--kind", kind, "--pattern", pattern)
+    source = MiniVm(t, *options, accel=accel)
+    image = t.path("image")
+    take(t, source, image)
+    t.equal(end_and_wait(source), 0, "the source's exit status")
+    place = MiniVmPlace(t, *options, accel=accel)
+    restored = take_over(t, image, place)
+    done = restored.wait_complete()
+    t.say(f"running after {done['launch_to_running_ns'] / 1e6:.0f} ms, {done['demand_faults']} "
+          f"demand faults")
+    wait_until(lambda: restored.result().of_type("summary"), 10, "the summary")
+    check_free(t, place)
+    check_goes_on(t, place, "complete")
+    check_whole(t, place, "complete")
+    t.equal(restored.end().code, 0, "exit status of the restore")
+
+
+def round_trips(accel, kind):
+    @case(f"minivm.roundtrip.{accel}-{kind}", "kvm" if accel == "kvm" else "kernel", 90)
+    def run(t):
+        t.need(accel == "threads" or kvm_works(), "no /dev/kvm here")
+        for pattern in ("random", "sequential"):
+            inner = t.sub()
+            round_trip(inner, accel, kind, pattern)
+            inner.end()
+
+
+for _accel in ("kvm", "threads"):
+    for _kind in ("anon", "thp", "memfd"):
+        round_trips(_accel, _kind)
+
+
+@case("minivm.roundtrip.absent", "kernel", 60)
+def absent(t):
+    """Memory that is absent for the most part stays so: it is zero pages in the image, and is not
+    made real by the snapshot."""
+    options = ("--memory", "256M", "--populate", "16M", "--pattern", "idle")
+    source = MiniVm(t, *options)
+    image = t.path("image")
+    summary = snapshot(t, source, image).summary
+    t.check(summary["pages_zero"] >= 240 * 256, f"absent pages are zero pages: {summary}")
+    t.check(int(source.mapping()[1]["Rss"].split()[0]) < 17 * 1024, "absent pages stay absent")
+    source.stop()
+    source.check_right("after the snapshot")
+    end_and_wait(source)
+    place = MiniVmPlace(t, *options)
+    restored = Restore(t, image, place).wait_running()
+    restored.wait_complete()
+    place.stop()
+    place.check_right("restored")
+    restored.end()
+
+
+@case("minivm.roundtrip.can-fail", "kernel", 120)
+def can_fail(t):
+    """With a rule of vmsnap's broken the judge sees it in the image."""
+    for rule, kind in (("release-before-save", "anon"), ("unprotected-block", "memfd")):
+        for number in range(6):
+            inner = t.sub()
+            vm = MiniVm(inner, *SIZES, "--kind", kind, accel="threads")
+            vm.wait_for_writes(20000)
+            image = inner.path("image")
+            with broken(rule):
+                snapshot(inner, vm, image)
+            wrong = judge_memory(exported(inner, image))
+            inner.end()
+            if wrong:
+                t.say(f"{rule}: {len(wrong)} things in try {number}, {wrong[0]}")
+                break
+        t.check(wrong, f"{rule} is broken, and nothing was seen in 6 images")
+
+
+@case("minivm.roundtrip.no-fill", "kernel", 60)
+def no_fill(t):
+    """Only what is touched comes in, and all of it is right; --no-fill never ends by itself."""
+    source = MiniVm(t, *SIZES, "--rate", "2000")
+    image = t.path("image")
+    take(t, source, image)
+    end_and_wait(source)
+    place = MiniVmPlace(t, *SIZES, "--rate", "2000")
+    restored = take_over(t, image, place, "--no-fill", "--prefetch", "none")
+    t.check(not restored.result().of_type("summary"), "no summary before the last page is in")
+    t.equal(restored.end().code, 0, "exit status")
+
+
+@case("minivm.roundtrip.lines", "kernel", 90)
+def lines(t):
+    """The recorded line and a given one; --print-command, --paused, --detach; a line that is in use."""
+    source = MiniVm(t, *SIZES)
+    image = t.path("image")
+    snapshot(t, source, image)
+    refused = vmsnap(t, "restore", image)
+    t.equal(refused.code, 14, f"beside the running source: {refused.text()}")
+    t.check(source.control in refused.error["message"], f"the socket is named: {refused.error}")
+    check_goes_on(t, source, "after the refusal")
+    listed = vmsnap(t, "check", image)
+    in_use = [o for o in listed.objects if o.get("name", "").endswith("in-use")]
+    t.check(in_use and not in_use[0]["ok"], f"check says so, too: {listed.text()}")
+    end_and_wait(source)
+    t.equal(vmsnap(t, "check", image).code, 0, "check, once it has ended")
+    printed = vmsnap(t, "restore", "--print-command", image, json_=False)
+    t.check(source.control in printed.out and "--vmsnap-incoming" not in printed.out,
+            f"the printed line: {printed.out}")
+
+    place = MiniVmPlace(t, control=source.control)
+    restored = Restore(t, image, place, recorded=True).wait_running()
+    restored.wait_complete()
+    check_whole(t, place, "by the recorded line")
+    again = t.path("again")
+    snapshot(t, place, again)
+    restored.end()
+    place = MiniVmPlace(t, control=source.control)
+    restored = Restore(t, again, place, recorded=True).wait_running()
+    check_whole(t, place, "restored, snapshotted, restored")
+    restored.end()
+
+    place = MiniVmPlace(t, *SIZES)
+    restored = Restore(t, image, place, "--paused").wait_running()
+    t.equal(place.qmp.status(), "paused", "status after --paused")
+    restored.wait_complete()
+    place.check_right("paused")
+    t.equal(place.writes(), 0, "writes of a guest that is paused")
+    place.cont()
+    check_goes_on(t, place, "after cont")
+    t.equal(restored.end().code, 0, "exit status")
+
+    place = MiniVmPlace(t, *SIZES)
+    restored = Restore(t, image, place, "--detach", "--report", t.path("report")).wait_running()
+    t.equal(restored.process.wait(20), 0, "exit status of --detach")
+    check_goes_on(t, place, "detached")
+    check_whole(t, place, "detached")
+
+
+@case("minivm.roundtrip.paused", "kernel", 60)
+def paused(t):
+    """A VM that was paused stays so, and is restored so."""
+    source = MiniVm(t, *SIZES)
+    source.wait_for_writes(5000)
+    source.stop()
+    image = t.path("image")
+    summary = snapshot(t, source, image).summary
+    t.equal((summary["guest_state"], summary["pause_ns"]), ("paused", 0), "of a paused VM")
+    t.equal(source.qmp.status(), "paused", "status")
+    source.check_right("paused")
+    judge_image(t, image)
+    end_and_wait(source)
+    place = MiniVmPlace(t, *SIZES)
+    restored = Restore(t, image, place).wait_running()
+    t.equal(place.qmp.status(), "paused", "status of the restored VM")
+    place.check_right("restored, paused")
+    restored.end()
+
+
+# ---- vmsnap dies
+
+POINTS = [p for p in hook_points("source-", "snapshot-") if p.startswith("source-") or p in (
+    "snapshot-before-pause", "snapshot-paused", "snapshot-state-saved", "snapshot-armed",
+    "snapshot-resumed", "snapshot-sweeping")]
+
+
+@case("minivm.killed.worker-at-points", "kernel", 120)
+def worker_at_points(t):
+    """The worker ends by SIGKILL around the pause: the VM runs again, nothing is left."""
+    vm = MiniVm(t, *SIZES)
+    where = t.path("out")
+    os.mkdir(where)
+    reached = 0
+    for point in POINTS:
+        log, _, _ = pause_log(t)
+        result = finish(t, start_vmsnap(t, "snapshot", "--qmp", vm.control,
+                                        os.path.join(where, "image"),
+                                        hooks={"kill_at": point, "pause_log": log}))
+        if not os.path.exists(log): # a point of QEMU's source alone
+            t.equal(result.code, 0, f"{point}, which is not reached: {result.text()}")
+            os.unlink(os.path.join(where, "image"))
+            continue
+        reached += 1
+        t.equal(result.code, 1, f"{point}: {result.text()}")
+        t.check("kill" in result.error["message"], f"the cause is named: {result.error}")
+        check_goes_on(t, vm, point, 500)
+        check_free(t, vm)
+        check_no_litter(where)
+    t.say(f"{reached} of {len(POINTS)} points")
+    t.check(reached >= 10, "most points are reached")
+    check_whole(t, vm, "after all")
+
+
+@case("minivm.killed.paused-vm", "kernel", 60)
+def paused_vm(t):
+    vm = MiniVm(t, *SIZES)
+    vm.stop()
+    for point in ("snapshot-paused", "source-after-state", "snapshot-armed"):
+        log, _, _ = pause_log(t)
+        finish(t, start_vmsnap(t, "snapshot", "--qmp", vm.control, t.path("image"),
+                               hooks={"kill_at": point, "pause_log": log}))
+        t.check(os.path.exists(log), f"{point} is reached")
+        t.equal(vm.qmp.status(), "paused", f"{point}: status")
+        vm.check_right(point)
+
+
+@case("minivm.killed.vmm", "kernel", 60)
+def vmm_killed(t):
+    """The VMM ends at any moment: exit status 10, and no image."""
+    for point in ("snapshot-registered", "snapshot-paused", "snapshot-armed", "snapshot-sweeping"):
+        vm = MiniVm(t, *SIZES)
+        where = t.path(t.unique("out"))
+        os.mkdir(where)
+        log, reached, go = pause_log(t)
+        process = start_vmsnap(t, "snapshot", "--qmp", vm.control, os.path.join(where, "image"),
+                               hooks={"pause_at": point, "pause_log": log})
+        reached(point)
+        vm.process.kill()
+        vm.process.wait(10)
+        go()
+        result = finish(t, process)
+        t.equal(result.code, 10, f"{point}: {result.text()}")
+        check_no_litter(where)
+
+
+@case("minivm.killed.restorer", "kernel", 60)
+def restorer(t):
+    """The restorer dies: the guest waits at the next page and reads nothing wrong."""
+    source = MiniVm(t, *SIZES, accel="threads")
+    source.wait_for_writes(20000)
+    image = t.path("image")
+    snapshot(t, source, image)
+    end_and_wait(source)
+    place = MiniVmPlace(t, *SIZES, accel="threads")
+    restored = Restore(t, image, place, "--no-fill", "--prefetch", "none").wait_running()
+    restored.process.kill()
+    restored.process.wait(10)
+    time.sleep(0.3)
+    t.check(is_alive(place.pid), "the VMM lives on")
+    t.equal(place.stats()["wrong_pages"], 0, "wrong pages that the guest found")
+    before = place.writes()
+    time.sleep(0.3)
+    t.equal(place.writes(), before, "writes of a guest that waits")
+
+
+# ---- hazards that the kernel shows
+
+@case("minivm.hazards.shared", "kernel", 60)
+def shared(t):
+    """Guest memory that another process (this one) maps: refused by name, nothing is touched."""
+    vm = MiniVm(t, *SIZES, "--kind", "memfd")
+    line, _ = vm.mapping()
+    span = line.split()[0]
+    start, end = (int(x, 16) for x in span.split("-"))
+    with open(f"/proc/{vm.pid}/map_files/{start:x}-{end:x}", "r+b") as f:
+        ours = mmap.mmap(f.fileno(), end - start)
+    result = snapshot(t, vm, t.path("image"), expect=14)
+    t.check("shared-memory" in result.error["message"], f"by its name: {result.error}")
+    t.check(f"{os.getpid()}" in result.error["message"], f"who it is: {result.error}")
+    check_goes_on(t, vm, "refused")
+    listed = vmsnap(t, "check", "--qmp", vm.control)
+    t.equal(listed.code, 14, f"check: {listed.text()}")
+    ours.close()
+    t.equal(vmsnap(t, "check", "--qmp", vm.control).code, 0, "check without it")
+    snapshot(t, vm, t.path("image"))
+
+
+@case("minivm.hazards.two-at-once", "kernel", 60)
+def two_at_once(t):
+    vm = MiniVm(t, *SIZES)
+    log, reached, go = pause_log(t)
+    first = start_vmsnap(t, "snapshot", "--qmp", vm.control, t.path("first"),
+                         hooks={"pause_at": "snapshot-registered", "pause_log": log})
+    reached("snapshot-registered")
+    second = snapshot(t, vm, t.path("second"), expect=11)
+    t.check("being snapshotted" in second.error["message"], f"why: {second.error}")
+    go()
+    t.equal(finish(t, first).code, 0, "the first one")
+    check_whole(t, vm, "after both")
+
+
+if __name__ == "__main__":
+    main()
