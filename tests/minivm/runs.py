@@ -87,11 +87,11 @@ def kinds_hugetlbfs(t):
 def stop_and_go(t, accel):
     vm = MiniVm(t, "--memory", "32M", "--cpus", "2", accel=accel)
     began_ns = time.monotonic_ns()
-    for _ in range(3):
+    for pause in (0.1, 0.1, 0.6):
         vm.wait_for_writes(1000)
         vm.stop()
         at_stop = vm.writes()
-        time.sleep(0.25)
+        time.sleep(pause)
         t.equal(vm.writes(), at_stop, "writes while stopped")
         t.equal(vm.qmp.status(), "paused", "status")
         vm.stop() # once more is no error
@@ -101,9 +101,9 @@ def stop_and_go(t, accel):
     stats, ended_ns = vm.stats(full=True), time.monotonic_ns()
     t.equal([e["event"] for e in vm.qmp.take_events()], ["STOP", "RESUME"] * 3, "events")
     t.check(began_ns < stats["now_ns"] < ended_ns, "the guest's clock is CLOCK_MONOTONIC")
-    t.check(stats["max_gap_ns"] >= 240e6, f"the guest saw the pause: {stats['max_gap_ns']} ns")
+    t.check(stats["max_gap_ns"] >= 600e6, f"the guest saw the pause: {stats['max_gap_ns']} ns")
     # The pause is no slow write, whatever instruction it came at.
-    t.check(stats["write"]["max_ns"] < 240e6, f"longest write {stats['write']['max_ns']} ns")
+    t.check(stats["write"]["max_ns"] < 600e6, f"longest write {stats['write']['max_ns']} ns")
 
 
 @case("minivm.stop.kvm", "kvm", 30)
@@ -132,7 +132,8 @@ def series(t):
     t.equal(len(stats["series"]), 2, "one list per vCPU")
     for slices in stats["series"]:
         paused = [s for s in slices if stop_ns <= s[0] and s[0] + 100e6 <= cont_ns]
-        t.check(3 <= len(paused) <= 5, f"slices within the pause: {len(paused)}")
+        wanted = (cont_ns - stop_ns) / 100e6 # whole ones: between two and none less
+        t.check(wanted - 2 <= len(paused) <= wanted, f"{len(paused)} slices, {wanted} long")
         t.equal(sum(s[1] for s in paused), 0, "writes in the pause")
         t.check(max(s[3] for s in slices) >= cont_ns - stop_ns, "the pause is a gap")
     total = sum(s[1] for slices in stats["series"] for s in slices)

@@ -166,23 +166,45 @@ static bool open_vcpus(struct vm *vm, char *why, size_t why_bytes)
     return true;
 }
 
-static bool kvm_open(struct vm *vm, char *why, size_t why_bytes)
+static bool open_vm(struct vm *vm, char *why, size_t why_bytes)
 {
-    struct sigaction action = {.sa_handler = on_kick};
-    sigaction(KICK_SIGNAL, &action, NULL);
-    memcpy(vm->machine + GUEST_CODE_OFFSET, blob_code, blob_bytes);
-    make_map(vm->machine, (GUEST_RAM_GPA + vm->memory.bytes + (1ull << 30) - 1) >> 30);
     vm->kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
     if (vm->kvm_fd < 0) {
         snprintf(why, why_bytes, "/dev/kvm: %s", strerror(errno));
         return false;
     }
     vm->vm_fd = ioctl(vm->kvm_fd, KVM_CREATE_VM, 0);
-    if (vm->vm_fd < 0 || !set_slots(vm)) {
-        snprintf(why, why_bytes, "KVM makes no VM: %s", strerror(errno));
-        return false;
+    if (vm->vm_fd >= 0 && set_slots(vm))
+        return open_vcpus(vm, why, why_bytes);
+    snprintf(why, why_bytes, "KVM makes no VM: %s", strerror(errno));
+    return false;
+}
+
+/* What was opened until it turned out that there is no KVM here. */
+static void close_vm(struct vm *vm)
+{
+    for (unsigned i = 0; i < vm->o.cpus; i++) {
+        if (vm->vcpus[i].fd >= 0)
+            close(vm->vcpus[i].fd);
+        vm->vcpus[i].fd = -1;
     }
-    return open_vcpus(vm, why, why_bytes);
+    if (vm->vm_fd >= 0)
+        close(vm->vm_fd);
+    if (vm->kvm_fd >= 0)
+        close(vm->kvm_fd);
+}
+
+static bool kvm_open(struct vm *vm, char *why, size_t why_bytes)
+{
+    struct sigaction action = {.sa_handler = on_kick};
+    sigaction(KICK_SIGNAL, &action, NULL);
+    memcpy(vm->machine + GUEST_CODE_OFFSET, blob_code, blob_bytes);
+    make_map(vm->machine, (GUEST_RAM_GPA + vm->memory.bytes + (1ull << 30) - 1) >> 30);
+    vm->vm_fd = -1;
+    bool ok = open_vm(vm, why, why_bytes);
+    if (!ok)
+        close_vm(vm);
+    return ok;
 }
 
 /* One round in the guest. 1: go on; 0: it was told to leave; -1: it died. */

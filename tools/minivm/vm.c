@@ -41,7 +41,9 @@ void vm_calibrate(struct vm *vm)
 {
     uint64_t ns = 0, tsc = 0;
     read_clocks(&ns, &tsc);
+    pthread_mutex_lock(&vm->lock);
     vm->ns_per_tick = (double)(ns - vm->origin_ns) / (double)(tsc - vm->origin_tsc);
+    pthread_mutex_unlock(&vm->lock);
 }
 
 uint64_t vm_ticks_to_ns(const struct vm *vm, uint64_t ticks)
@@ -74,17 +76,17 @@ void vm_fail(struct vcpu *v, const char *format, ...)
 void vm_wait(struct vcpu *v)
 {
     struct vm *vm = v->vm;
+    pthread_mutex_lock(&vm->lock);
     uint64_t wake_ns = vm_tsc_to_ns(v, v->mb->wake_tsc);
     struct timespec t = {.tv_sec = (time_t)(wake_ns / 1000000000u),
                          .tv_nsec = (long)(wake_ns % 1000000000u)};
-    pthread_mutex_lock(&vm->lock);
     while (vm->want_run && vm_now_ns() < wake_ns)
         pthread_cond_timedwait(&vm->changed, &vm->lock, &t);
     pthread_mutex_unlock(&vm->lock);
 }
 
-/* Parks until the VM shall run; true: run. A guest that died stays parked. */
-static bool park(struct vcpu *v, bool alive)
+/* Until the VM shall run. A guest that died stays parked. */
+static void park(struct vcpu *v, bool alive)
 {
     struct vm *vm = v->vm;
     pthread_mutex_lock(&vm->lock);
@@ -95,7 +97,6 @@ static bool park(struct vcpu *v, bool alive)
     v->parked = false;
     vm->accel->ready(v);
     pthread_mutex_unlock(&vm->lock);
-    return true;
 }
 
 static void *vcpu_main(void *arg)
@@ -104,8 +105,8 @@ static void *vcpu_main(void *arg)
     char name[16];
     snprintf(name, sizeof(name), "vcpu%u", v->index % 1000);
     pthread_setname_np(pthread_self(), name);
-    for (bool alive = true; park(v, alive);)
-        alive = v->vm->accel->run(v);
+    for (bool alive = true;; alive = v->vm->accel->run(v))
+        park(v, alive);
     return NULL;
 }
 

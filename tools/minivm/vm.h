@@ -65,7 +65,7 @@ struct vm {
     int failed_fd; /* eventfd, readable once it has */
     /* One moment of the clocks, and what lies between two ticks of the TSC as known then. */
     uint64_t origin_ns, origin_tsc;
-    double ns_per_tick;
+    double ns_per_tick; /* set by the main thread, under lock */
 };
 
 /* Everything but the guest's RAM content. On failure `why` says what. */
