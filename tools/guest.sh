@@ -76,7 +76,7 @@ build_initramfs() {
     mkdir -p "$root/bin" "$root/dev" "$root/modules"
     cp /bin/busybox "$root/bin/busybox"
     install -m 755 "$source/init" "$root/init"
-    for name in selfcheck stepper vio writer; do
+    for name in selfcheck stepper syncer vio writer; do
         gcc -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -static -s -o "$root/bin/$name" \
             "$source/$name.c"
     done

@@ -161,6 +161,9 @@ class Guest:
         if "disk" in self.devices:
             arguments += ["-drive", f"if=none,id=d0,format=raw,readonly=on,file={self._disk()}",
                           "-device", "virtio-blk-pci,drive=d0"]
+        if "scratch" in self.devices:
+            arguments += ["-drive", f"if=none,id=d0,format=raw,file={self._scratch()}",
+                          "-device", "virtio-blk-pci,drive=d0"]
         if "null" in self.devices:
             arguments += ["-drive", "if=none,id=d0,driver=null-co,read-zeroes=on,size=64M",
                           "-device", "virtio-blk-pci,drive=d0"]
@@ -185,6 +188,15 @@ class Guest:
                     f.write(DISK_MAGIC.to_bytes(8, "little") + sector.to_bytes(8, "little"))
                     f.write(b"".join(mixed[sector + 2:sector + 64]))
             os.chmod(path, 0o644)
+        return path
+
+    def _scratch(self):
+        """A writable disk of this guest's own, 64 MiB."""
+        path = os.path.join(self.dir, "scratch.img")
+        if not os.path.exists(path):
+            with open(path, "wb") as f:
+                f.truncate(64 * MIB)
+            os.chmod(path, 0o666)
         return path
 
     def argv(self):
@@ -265,7 +277,7 @@ class Guest:
             if name == "selfcheck":
                 n = self.options.get("procs", 1) + ("phys" in self.options)
                 starts += [f"SELFCHECK {i} up=" for i in range(n)]
-            elif name in ("stepper", "vio", "writer"):
+            elif name in ("stepper", "syncer", "vio", "writer"):
                 starts.append(name.upper() + " up=")
         return starts
 

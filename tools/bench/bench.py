@@ -12,6 +12,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "..", "tests", "lib")]
 
+import disk_experiment  # noqa: E402
 import linux_experiments  # noqa: E402
 import machine  # noqa: E402
 import mini_experiments  # noqa: E402
@@ -19,6 +20,10 @@ import speed  # noqa: E402
 from case import TOP, run_function  # noqa: E402
 from figures import Figures  # noqa: E402
 from rounds import say  # noqa: E402
+
+
+QUICK_SECONDS, FULL_SECONDS = 170, 28 * 60
+LEAST_SECONDS = 10
 
 
 class Run:
@@ -29,12 +34,14 @@ class Run:
         self.quick = quick
         self.rounds = options.rounds or (1 if quick else 3)
         self.linux_mib = 1024 if quick else 4096
-        self.mini_mib = 1024 if quick else 4096
+        self.mini_mib = 1024 if quick else 2048
         self.mini_gib = (1, 2) if quick else (1, 2, 4, 8, 16)
         self.out = options.out
         self.figures = Figures()
         self.work_dir = None
         self.t = None
+        self.until = 0.0 # monotonic: when the experiment that runs should be done
+        self.ends = time.monotonic() + (QUICK_SECONDS if quick else FULL_SECONDS)
 
 
 def experiments(quick):
@@ -47,6 +54,7 @@ def experiments(quick):
     for pattern in ("random",) if quick else mini_experiments.PATTERNS:
         found[f"minivm-{pattern}"] = (
             lambda t, run, p=pattern: mini_experiments.mini(t, run, p), 400)
+    found["disks"] = (disk_experiment.disks, 200)
     return found
 
 
@@ -76,6 +84,12 @@ def run_one(run, name, function, seconds):
     def call(t):
         run.t = t
         function(t, run)
+    left = run.ends - time.monotonic()
+    if left < LEAST_SECONDS:
+        run.figures.none(name, "the run as a whole had no time left")
+        return True
+    seconds = min(seconds, int(left))
+    run.until = time.monotonic() + 0.8 * seconds
     status, verdict = run_function(call, name, seconds, sys.stderr)
     if status == 130:
         return False

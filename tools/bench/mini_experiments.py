@@ -4,7 +4,7 @@ import statistics
 
 from figures import at_least, at_most
 from floor import floor_of
-from linux_experiments import faults_against_floor
+from linux_experiments import faults_against_floor, plot
 from machine import free_bytes
 from measure import NoFigure
 from mini_guest import MiniGuest
@@ -25,7 +25,7 @@ def pause_against_memory(t, run):
                 run.figures.none("pause against memory size", "not enough memory is free", case)
                 continue
             guest = MiniGuest(t, run.work_dir, gib * 1024, pattern)
-            results = in_turns(t, run.rounds, {"vmsnap": guest.vmsnap})
+            results = in_turns(t, run, {"vmsnap": guest.vmsnap})
             guest.end()
             pauses = values(results, "vmsnap", lambda r: r["summary"]["pause_ns"] * 1e-9)
             if isinstance(pauses, NoFigure):
@@ -51,18 +51,30 @@ def mini(t, run, pattern):
     """vmsnap, fork and the floor over one guest."""
     guest = MiniGuest(t, run.work_dir, run.mini_mib, PATTERNS[pattern])
     case = f"minivm ({guest.accelerator}) {run.mini_mib / 1024:.0f} GiB, 4K pages, {pattern}"
-    results = in_turns(t, run.rounds, {
-        "vmsnap": guest.vmsnap, "fork and dump": guest.fork_dump,
+    results = in_turns(t, run, {
+        "vmsnap": guest.vmsnap,
+        "fork and dump": lambda: guest.fork_dump(False),
+        "fork and dump | zstd": lambda: guest.fork_dump(True),
         "floor": lambda: floor_of(t, guest)})
     guest.end()
     faults_against_floor(run.figures, case, results)
-    throughput(run.figures, case, pattern, results)
+    work(run.figures, case, pattern, results)
+    run.figures.add("pause", case, values(results, "vmsnap", lambda r: r["pause"]),
+                    values(results, "fork and dump", lambda r: r["pause"]), "fork and dump", "ms")
+    plot(run.figures, "minivm", pattern, results)
 
 
-def throughput(figures, case, pattern, results):
+def work(figures, case, pattern, results):
+    """Throughput, against fork's that brings the same image (compressed) and the floor's."""
     speeds = {m: values(results, m, lambda r: r["seen"].speed) for m in results}
-    for other in ("fork and dump", "floor"):
-        aimed = other == "fork and dump" and pattern != "random"
+    for other in ("fork and dump", "fork and dump | zstd", "floor"):
+        aimed = other != "floor" and pattern != "random"
         figures.add("throughput kept during the snapshot", case, speeds["vmsnap"], speeds[other],
                     other, "%", ">= 0.80 of it" if aimed else "",
                     at_least(0.8) if aimed else None)
+    figures.add("time to a finished image", case, values(results, "vmsnap", lambda r: r["wall"]),
+                values(results, "fork and dump | zstd", lambda r: r["wall"]),
+                "fork and dump | zstd")
+    figures.add("guest work lost", case, values(results, "vmsnap", lambda r: r["seen"].lost),
+                values(results, "fork and dump | zstd", lambda r: r["seen"].lost),
+                "fork and dump | zstd")

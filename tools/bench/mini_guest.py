@@ -4,11 +4,14 @@ import os
 import time
 
 from case import Failed, end_process, tool, wait_until
+from machine import free_bytes
 from measure import AFTER_SECONDS, BEFORE_SECONDS, MemoryWatch, NoFigure, observe
 from qmp import Qmp, QmpError
+from rounds import remove
 from vmsnap import finish, start_vmsnap
 
 SNAPSHOT_SECONDS = 180
+SPARE_BYTES = 2 << 30
 
 
 class MiniGuest:
@@ -78,26 +81,31 @@ class MiniGuest:
                 raise NoFigure(f"vmsnap: {result.error['message']}")
             return {"wall": wall, "bytes": os.path.getsize(image), "peak": memory.end(),
                     "summary": result.summary, "path": image}
-        # minivm serves one client at a time on its socket as QEMU does, so ours makes room.
         return self.watched(take)
 
-    def fork_dump(self):
-        """fork(), and the child writes the memory of that moment into a file."""
+    def fork_dump(self, compress):
+        """fork(), and the child writes the memory of that moment, as it is or by zstd -1 -T0."""
+        need = 2 * self._ram["bytes"] + SPARE_BYTES
+        if free_bytes() + self._ram["bytes"] < need:
+            raise NoFigure("not enough memory is free: fork may need twice the guest's")
         path = os.path.join(self.work_dir, "forked")
 
         def take():
             began = time.monotonic()
             try:
-                answer = self.qmp.command("x-fork-dump", timeout=SNAPSHOT_SECONDS, path=path)
+                self.qmp.command("x-fork-dump", timeout=60, path=path, compress=compress)
             except QmpError as error:
-                raise NoFigure(f"fork: {error}") from error
-            return {"wall": time.monotonic() - began, "answer": answer,
-                    "bytes": os.path.getsize(path)}
+                raise NoFigure(str(error)) from error
+            wait_until(self._dump_over, SNAPSHOT_SECONDS, "the dump is complete", every=0.02)
+            return {"wall": time.monotonic() - began, "bytes": os.path.getsize(path)}
         try:
             return self.watched(take)
         finally:
-            if os.path.exists(path):
-                os.unlink(path)
+            remove(path)
+
+    def _dump_over(self):
+        self.qmp.command("query-status") # events come in with its answer
+        return any(e["event"] == "X_FORK_DUMP_DONE" for e in self.qmp.events)
 
 
 def slices(stats):

@@ -2,35 +2,41 @@
 
 import os
 import sys
+import time
 
 from case import Failed
 from measure import NoFigure
 from qmp import QmpError, QmpGone
 
 
-def in_turns(t, rounds, methods):
-    """Runs every method of {name: function} `rounds` times; {name: [results] or NoFigure}. A method
-    that fails is not tried again; the others go on."""
+def in_turns(t, run, methods):
+    """Runs every method of {name: function} run.rounds times, or as often as there is time for;
+    {name: [results] or NoFigure}. A method that fails is not tried again; the others go on."""
     results = {name: [] for name in methods}
-    order = list(methods)
-    for number in range(rounds):
+    order, longest = list(methods), 0.0
+    for number in range(run.rounds):
+        began = time.monotonic()
+        if began + 1.2 * longest > run.until:
+            t.say(f"  time is short: {number} of {run.rounds} rounds")
+            break
         for name in order:
             if isinstance(results[name], NoFigure):
                 continue
             try:
                 results[name].append(methods[name]())
-                t.say(f"  {name}, round {number + 1} of {rounds}: {brief(results[name][-1])}")
+                t.say(f"  {name}, round {number + 1} of {run.rounds}: {brief(results[name][-1])}")
             except (NoFigure, Failed, QmpError, QmpGone) as why:
                 text = str(why).split("\n", maxsplit=1)[0]
                 results[name] = NoFigure(text)
                 t.say(f"  {name}: no figure: {text}")
         order = order[1:] + order[:1]
+        longest = max(longest, time.monotonic() - began)
     return results
 
 
 def brief(result):
     parts = [f"{result['wall']:.2f} s"] if "wall" in result else []
-    if "pause" in result:
+    if result.get("pause") is not None:
         parts.append(f"pause {result['pause'] * 1e3:.1f} ms")
     if "seen" in result:
         seen = result["seen"]

@@ -8,6 +8,7 @@ from case import tool
 from measure import NoFigure
 
 CLUSTER_BYTES = 16 << 10
+ZEROS = bytes(CLUSTER_BYTES)
 
 
 def clusters(path):
@@ -23,7 +24,7 @@ def clusters(path):
             at -= at % CLUSTER_BYTES
             while at < end:
                 data = os.pread(f.fileno(), CLUSTER_BYTES, at)
-                if data.count(0) != len(data):
+                if data != ZEROS[:len(data)]:
                     yield data
                 at += CLUSTER_BYTES
 

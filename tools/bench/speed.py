@@ -24,7 +24,7 @@ def boot(t):
     if os.access("/dev/kvm", os.R_OK | os.W_OK):
         guest = Guest(t, accel="kvm", extra=["-cpu", "host"], **SHAPE).start()
         try:
-            guest.wait_working(seconds=15)
+            guest.wait_working(seconds=8)
             return guest
         except Failed:
             guest.stop()
@@ -121,11 +121,11 @@ def speed(t, run):
     guest = boot(t)
     image, stream = (os.path.join(run.work_dir, name) for name in ("image", "stream"))
     wait_until(lambda: guest.console.counters("SELFCHECK")[-1]["rounds"] >= 1, 60, "one round")
-    results = in_turns(t, run.rounds, {
+    results = in_turns(t, run, {
         "vmsnap": lambda: run_vmsnap(t, guest, image),
         "background-snapshot | zstd": lambda: run_background_snapshot(guest, stream)})
     guest.check_no_errors()
-    results |= in_turns(t, run.rounds, {
+    results |= in_turns(t, run, {
         "empty start": lambda: run_empty_start(t, guest),
         "restore": lambda: run_restore(t, guest, image)})
     report(run.figures, f"QEMU ({guest.accel.upper()}) 1 GiB, 2 vCPUs, 2000 pages/s", results)
