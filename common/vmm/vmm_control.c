@@ -14,8 +14,9 @@
 #define CPUS_MAX 65536
 #define TEXT_MAX_BYTES 128u
 #define USER_END                                                                                   \
-    (1ull << 47) /* of a process's addresses, x86-64 with four levels of page tables               \
-                  */
+    (1ull << 47)               /* of a process's addresses, x86-64 with four levels of page tables \
+                                */
+#define GUEST_END (1ull << 52) /* of physical addresses, x86-64 */
 #define PAGE_BYTES 4096u
 
 /* The key of a description that says so, and with which version of the protocol. */
@@ -135,8 +136,8 @@ static int take_block(struct region *r, struct gpa_range *g, const json_t *block
         return bad_block(e, r->name, "is empty or not whole pages");
     if (r->hva == 0 || r->hva >= USER_END || r->bytes > USER_END - r->hva)
         return bad_block(e, r->name, "lies outside of a process's addresses");
-    if (r->bytes > UINT64_MAX - g->gpa)
-        return bad_block(e, r->name, "goes round the end of the guest's addresses");
+    if (g->gpa >= GUEST_END || r->bytes > GUEST_END - g->gpa)
+        return bad_block(e, r->name, "lies outside of a guest's addresses");
     r->max_bytes = g->bytes = r->bytes;
     return 0;
 }
