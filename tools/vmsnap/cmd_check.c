@@ -28,7 +28,8 @@ static const struct option_spec options[] = {
      .kind = OPTION_STRING,
      .to.string = &args.qmp_path,
      .argument = "SOCK",
-     .help = "QMP socket of a running QEMU: can it be snapshotted?"},
+     .help = "QMP socket of a running QEMU, or control socket of another VMM: can it be "
+             "snapshotted?"},
     {.name = "pid",
      .kind = OPTION_INTEGER,
      .to.integer = &args.pid,
@@ -43,7 +44,7 @@ static const struct option_spec options[] = {
      .min = 1,
      .max = INT_MAX,
      .argument = "DURATION",
-     .help = "for everything that waits on QEMU (default 30s)"},
+     .help = "for everything that waits on the VMM (default 30s)"},
     {.name = NULL},
 };
 
