@@ -120,6 +120,11 @@ void pool_put(struct pool *p, uint32_t buffer)
     }
 }
 
+bool pool_is_idle(const struct pool *p)
+{
+    return atomic_load(&((struct pool *)p)->available) == (int)p->n_buffers;
+}
+
 void pool_cancel(struct pool *p)
 {
     atomic_store(&p->cancelled, true);

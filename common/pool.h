@@ -49,6 +49,9 @@ uint32_t pool_take(struct pool *p, enum pool_class class);
 
 void pool_put(struct pool *p, uint32_t buffer);
 
+/* True when nobody holds a buffer. */
+bool pool_is_idle(const struct pool *p);
+
 /* Wakes all waiters, and lets nobody wait any more. Any thread. */
 void pool_cancel(struct pool *p);
 

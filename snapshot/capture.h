@@ -59,6 +59,8 @@ struct capture {
     struct histogram latency;          /* read it after faults_stop() */
     struct hot_entry *hot;
     uint64_t n_hot, hot_room;
+
+    uint64_t clusters_precopied; /* copies made before the instant, by the main thread */
 };
 
 /* Borrows everything. 0 or -ENOMEM. */

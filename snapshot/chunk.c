@@ -22,6 +22,7 @@
 struct chunk_saver {
     struct capture *capture;
     struct image_writer *writer;
+    enum chunk_time time;
     struct region_look look;
     uint64_t wanted[CHUNK_CLUSTERS];
     unsigned n_wanted;
@@ -31,12 +32,14 @@ struct chunk_saver {
     struct captured captured[BATCH_CLUSTERS];
 };
 
-struct chunk_saver *chunk_saver_new(struct capture *c, struct image_writer *writer)
+struct chunk_saver *chunk_saver_new(struct capture *c, struct image_writer *writer,
+                                    enum chunk_time time)
 {
     struct chunk_saver *s = calloc(1, sizeof(*s));
     if (s) {
         s->capture = c;
         s->writer = writer;
+        s->time = time;
     }
     return s;
 }
@@ -49,6 +52,20 @@ void chunk_saver_free(struct chunk_saver *s)
 void chunk_saver_begin(struct chunk_saver *s)
 {
     s->look.region = NULL;
+}
+
+/* Still to be saved by us. */
+static bool is_wanted(const struct chunk_saver *s, uint64_t cluster)
+{
+    const struct cluster_map *m = &s->capture->map;
+    return s->time == CHUNK_BEFORE ? cluster_state(m, cluster) == CLUSTER_FROZEN
+                                   : cluster_is_open(m, cluster);
+}
+
+static bool take(struct chunk_saver *s, uint64_t cluster)
+{
+    struct cluster_map *m = &s->capture->map;
+    return s->time == CHUNK_BEFORE ? cluster_save_early(m, cluster) : cluster_save(m, cluster);
 }
 
 /*
@@ -99,15 +116,14 @@ static bool is_zero(const struct chunk_saver *s, const struct region_piece *p)
 static void sort_out(struct chunk_saver *s, const struct cluster_range *range, uint64_t from,
                      uint64_t to)
 {
-    struct capture *c = s->capture;
     s->n_wanted = 0;
     for (uint64_t cluster = from; cluster < to; cluster++) {
-        if (!cluster_is_open(&c->map, cluster))
+        if (!is_wanted(s, cluster))
             continue;
         struct region_piece p = piece_of(s, range, cluster);
         if (!is_zero(s, &p))
             s->wanted[s->n_wanted++] = cluster;
-        else if (cluster_save(&c->map, cluster))
+        else if (take(s, cluster))
             image_writer_add_zero(s->writer, cluster);
     }
 }
@@ -132,7 +148,7 @@ static unsigned pick_batch(struct chunk_saver *s, unsigned *at)
 {
     unsigned n = 0;
     for (; *at < s->n_wanted && n < BATCH_CLUSTERS; (*at)++)
-        if (cluster_is_open(&s->capture->map, s->wanted[*at]))
+        if (is_wanted(s, s->wanted[*at]))
             s->batch[n++] = s->wanted[*at];
     return n;
 }
@@ -154,6 +170,19 @@ static bool copy_batch(struct chunk_saver *s, const struct cluster_range *range,
     return settle(s->capture);
 }
 
+/* True when the copy is to be kept. Before the instant nothing is lost by leaving a cluster for
+ * later; poison is left since there is one list of it, which knows of no second copy. */
+static bool is_good(struct chunk_saver *s, const struct cluster_range *range, uint64_t cluster,
+                    const struct region_piece *p)
+{
+    if (s->time == CHUNK_BEFORE)
+        return !p->err && !p->poisoned;
+    /* An error, and not open: a fault has saved it, and it may well be gone since. */
+    if (p->err && is_wanted(s, cluster))
+        capture_fail(s->capture, CAPTURE_READ, p->err, cluster_hva(range, cluster));
+    return !p->err;
+}
+
 /* Takes the clusters whose copies are good; the others' buffers go back. */
 static bool take_batch(struct chunk_saver *s, const struct cluster_range *range, unsigned n)
 {
@@ -162,10 +191,7 @@ static bool take_batch(struct chunk_saver *s, const struct cluster_range *range,
     for (unsigned i = 0; i < n; i++) {
         uint32_t buffer = s->buffers[i];
         const struct region_piece *p = &s->pieces[i];
-        if (p->err && cluster_is_open(&c->map, s->batch[i]))
-            capture_fail(c, CAPTURE_READ, p->err, cluster_hva(range, s->batch[i]));
-        /* An error, and not frozen: a fault has saved it, and it may well be gone since. */
-        if (p->err || !cluster_save(&c->map, s->batch[i])) {
+        if (!is_good(s, range, s->batch[i], p) || !take(s, s->batch[i])) {
             pool_put(c->pool, buffer);
             continue;
         }
@@ -175,6 +201,8 @@ static bool take_batch(struct chunk_saver *s, const struct cluster_range *range,
                                                 .poisoned = (uint32_t)p->poisoned};
     }
     encoder_submit_many(c->encoder, s->buffers, s->captured, kept);
+    if (s->time == CHUNK_BEFORE)
+        c->clusters_precopied += kept;
     return !capture_failed(c);
 }
 
@@ -197,6 +225,11 @@ static unsigned save_batch(struct chunk_saver *s, const struct cluster_range *ra
 bool chunk_save(struct chunk_saver *s, const struct cluster_range *range, uint64_t from,
                 uint64_t to)
 {
+    uint64_t first = from;
+    while (first < to && !is_wanted(s, first))
+        first++;
+    if (first == to)
+        return true;
     if (!look(s, range, from, to) || !settle(s->capture))
         return false;
     sort_out(s, range, from, to);

@@ -16,18 +16,25 @@
 
 struct chunk_saver;
 
+enum chunk_time {
+    CHUNK_BEFORE, /* the instant: only what is FROZEN; what can't be read well is left as it is */
+    CHUNK_AFTER,
+};
+
 /* One thread's. The writer is borrowed. NULL when memory is short. */
-struct chunk_saver *chunk_saver_new(struct capture *c, struct image_writer *writer);
+struct chunk_saver *chunk_saver_new(struct capture *c, struct image_writer *writer,
+                                    enum chunk_time time);
 void chunk_saver_free(struct chunk_saver *s);
 
-/* Forgets what was found before: at the start of every pass. */
+/* Forgets what was found before. Before the instant: after every protection, since what was found
+ * absent may have come to be before that. */
 void chunk_saver_begin(struct chunk_saver *s);
 
 /*
  * Saves the clusters [from, to) of a range, at most CHUNK_CLUSTERS: what is absent is noted as zero
  * without being read; of the rest, as much as there are buffers for is copied at once and then
- * taken cluster by cluster (cluster_save()). Waits for buffers while it holds none. False: the
- * snapshot has failed.
+ * taken cluster by cluster (cluster_save(), cluster_save_early()). Waits for buffers while it holds
+ * none. False: the snapshot has failed.
  */
 bool chunk_save(struct chunk_saver *s, const struct cluster_range *range, uint64_t from,
                 uint64_t to);

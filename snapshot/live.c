@@ -2,10 +2,12 @@
 
 #include <errno.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/uffd.h"
+#include "snapshot/chunk.h"
 
 /* So few are protected in the pause without being felt (half a millisecond). */
 #define FEW_CLUSTERS 500u
@@ -44,6 +46,23 @@ static uint64_t run_end(const struct cluster_map *m, const struct cluster_range 
     return to;
 }
 
+/* Copies [from, to), which is protected now. */
+static int save_piece(struct live *l, const struct cluster_range *r, uint64_t from, uint64_t to,
+                      struct error *e)
+{
+    chunk_saver_begin(l->saver);
+    for (uint64_t at = from; at < to; at += CHUNK_CLUSTERS) {
+        int ret = l->tick(l->opaque);
+        if (ret)
+            return ret;
+        if (!chunk_save(l->saver, r, at, to - at < CHUNK_CLUSTERS ? to : at + CHUNK_CLUSTERS))
+            return capture_failed(l->capture)
+                       ? capture_error(l->capture, e)
+                       : error_set(e, VMSNAP_EXIT_FAILED, EIO, "cannot write the image");
+    }
+    return 0;
+}
+
 static int pass_over(struct live *l, const struct cluster_range *r, struct error *e)
 {
     struct cluster_map *m = &l->capture->map;
@@ -58,6 +77,8 @@ static int pass_over(struct live *l, const struct cluster_range *r, struct error
         for (uint64_t cluster = from; cluster < to; cluster++)
             cluster_track(m, cluster);
         ret = protect_piece(l, r, from, to, e);
+        if (!ret && l->saver)
+            ret = save_piece(l, r, from, to, e);
         if (ret)
             return ret;
     }
@@ -86,6 +107,43 @@ static int pass(struct live *l, uint64_t *left, struct error *e)
     if (!ret)
         log_info("live pass %u: %.1f ms, %llu clusters written meanwhile", l->passes,
                  (double)ns / 1e6, (unsigned long long)*left);
+    return ret;
+}
+
+/* Waits until every copy is in the image: a compressor gives a buffer back after that. */
+static int drain(struct live *l, struct error *e)
+{
+    while (!pool_is_idle(l->capture->pool)) {
+        int ret = l->tick(l->opaque);
+        if (ret)
+            return ret;
+        if (capture_failed(l->capture))
+            return capture_error(l->capture, e);
+        usleep(200);
+    }
+    return 0;
+}
+
+int live_precopy(struct live *l, struct chunk_saver *saver, struct live_precopy *result,
+                 struct error *e)
+{
+    struct capture *c = l->capture;
+    uint64_t begin = clock_monotonic_ns(), left;
+    uint64_t faults = atomic_load(&c->live_faults), copied = c->clusters_precopied;
+    l->saver = saver;
+    int ret = pass(l, &left, e);
+    l->saver = NULL;
+    if (!ret)
+        ret = drain(l, e);
+    *result = (struct live_precopy){
+        .write_faults = atomic_load(&c->live_faults) - faults,
+        .saved_bytes = (c->clusters_precopied - copied) * IMAGE_CLUSTER_BYTES,
+        .ns = clock_monotonic_ns() - begin,
+    };
+    if (!ret)
+        log_info("precopy: %.1f MiB saved in %.1f ms, %llu write faults meanwhile",
+                 (double)result->saved_bytes / 1048576, (double)result->ns / 1e6,
+                 (unsigned long long)result->write_faults);
     return ret;
 }
 

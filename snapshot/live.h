@@ -37,15 +37,25 @@
 #include "snapshot/capture.h"
 #include "snapshot/snapshot.h"
 
+struct chunk_saver;
+
+/* A pass that also saves. */
+struct live_precopy {
+    uint64_t write_faults; /* made meanwhile, each of them a cluster or more to save again */
+    uint64_t saved_bytes;  /* copied: what is absent costs nothing */
+    uint64_t ns;
+};
+
 struct live {
     struct capture *capture;
     /* Called every few milliseconds: not 0 ends the work, with that result. */
     int (*tick)(void *opaque);
     void *opaque;
-    int timeout_ms;     /* for an event that is in the way */
-    uint64_t n_tracked; /* clusters that are not LEFT */
-    unsigned passes;    /* made so far */
-    uint64_t ns;        /* spent in passes */
+    int timeout_ms;            /* for an event that is in the way */
+    uint64_t n_tracked;        /* clusters that are not LEFT */
+    unsigned passes;           /* made so far, those that save included */
+    uint64_t ns;               /* spent in them */
+    struct chunk_saver *saver; /* in a pass that saves; else NULL */
 };
 
 /*
@@ -55,6 +65,16 @@ struct live {
  * thread serves already.
  */
 int live_choose(struct live *l, enum snapshot_live mode, bool all, struct error *e);
+
+/*
+ * A pass that saves what it has protected, as the sweep does: copied first, then taken unless it
+ * was written meanwhile. A copy holds until a write or a discard makes its cluster LOOSE; then it
+ * is saved again, by the next pass or after the instant, and the later record counts. So that it is
+ * the later one in the image too, all copies of a pass are there before it returns: until then no
+ * cluster is submitted a second time.
+ */
+int live_precopy(struct live *l, struct chunk_saver *saver, struct live_precopy *result,
+                 struct error *e);
 
 /* Passes until little is left, or it stops shrinking, or it takes too long. 0; what tick()
  * returned; or -errno. */

@@ -46,6 +46,7 @@
 #include "common/testhook.h"
 #include "snapshot/arm.h"
 #include "snapshot/capture.h"
+#include "snapshot/chunk.h"
 #include "snapshot/encode.h"
 #include "snapshot/faults.h"
 #include "snapshot/guardian.h"
@@ -77,6 +78,8 @@ struct job {
     struct sweep *sweep;
     struct watch *watch;
     struct live live;
+    json_t *precopy_passes;
+    struct progress progress;
     uint64_t armed_in_pause; /* clusters */
     int uffd;
     int signal_fd;
@@ -210,38 +213,73 @@ static bool interrupted(struct job *j)
     return j->interrupted_by != 0;
 }
 
-/* live.tick */
-static int check_interrupted(void *opaque)
+static void show_progress(struct job *j)
 {
-    return interrupted(opaque) ? -EINTR : 0;
+    struct capture *c = &j->capture;
+    progress_update(&j->progress, atomic_load(&c->map.n_saved) * IMAGE_CLUSTER_BYTES,
+                    c->map.n_clusters * IMAGE_CLUSTER_BYTES, atomic_load(&c->write_faults));
 }
 
-/* Protects what pays while the guest runs, so that the pause has little left to protect. */
+/* live.tick */
+static int tick(void *opaque)
+{
+    struct job *j = opaque;
+    show_progress(j);
+    return interrupted(j) ? -EINTR : 0;
+}
+
+/* --precopy: saves what is protected, over and over, at most that many times. */
+static int precopy(struct job *j, struct error *e)
+{
+    struct live *l = &j->live;
+    int ret = 0;
+    struct chunk_saver *saver = chunk_saver_new(&j->capture, j->writer, CHUNK_BEFORE);
+    if (!saver)
+        return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot start precopy");
+    for (unsigned i = 0; !ret && i < j->options->precopy; i++) {
+        struct live_precopy done;
+        ret = live_precopy(l, saver, &done, e);
+        json_array_append_new(
+            j->precopy_passes,
+            json_pack("{s:I, s:I, s:I}", "write_faults", (json_int_t)done.write_faults,
+                      "saved_bytes", (json_int_t)done.saved_bytes, "wall_ns", (json_int_t)done.ns));
+    }
+    chunk_saver_free(saver);
+    return ret;
+}
+
+/* Protects what pays, and saves what is wanted, while the guest runs. */
+static int run_passes(struct job *j, struct error *e)
+{
+    /* From here on a write may wait for us: the guardian minds our heartbeat. */
+    atomic_store(&j->board->protected, true);
+    progress_start(&j->progress, "saved", j->options->progress && j->options->precopy);
+    int ret = precopy(j, e);
+    if (!ret)
+        ret = live_settle(&j->live, e);
+    progress_finish(&j->progress);
+    return ret;
+}
+
+/* Leaves to the pause as little as can be. */
 static int arm_live(struct job *j, struct error *e)
 {
     struct source *s = j->source;
     struct live *l = &j->live;
-    *l = (struct live){.capture = &j->capture,
-                       .tick = check_interrupted,
-                       .opaque = j,
-                       .timeout_ms = s->timeout_ms};
-    int ret = live_choose(l, j->options->live, false, e);
-    if (ret)
-        return ret;
-    if (l->n_tracked) {
-        /* From here on a write may wait for us: the guardian minds our heartbeat. */
-        atomic_store(&j->board->protected, true);
-        ret = live_settle(l, e);
-        if (ret)
-            return ret;
-    }
-    if (s->ops->prepare_pause)
+    *l = (struct live){
+        .capture = &j->capture, .tick = tick, .opaque = j, .timeout_ms = s->timeout_ms};
+    int ret = live_choose(l, j->options->live, j->options->precopy > 0, e);
+    if (!ret && l->n_tracked)
+        ret = run_passes(j, e);
+    if (!ret && s->ops->prepare_pause)
         ret = s->ops->prepare_pause(s, e);
     /* That may have taken its time, and the guest wrote. */
     if (!ret && l->n_tracked)
         ret = live_settle(l, e);
     if (!ret && l->n_tracked)
         TESTHOOK_POINT("snapshot-live-armed");
+    if (ret && !j->interrupted_by && sink_error(j->sink, e))
+        ret = -EIO; /* which is why */
     return ret;
 }
 
@@ -318,19 +356,10 @@ static int pause_and_protect(struct job *j, struct error *e)
 
 /* ---- capture ---- */
 
-static void show_progress(struct job *j, struct progress *p)
-{
-    const struct capture *c = &j->capture;
-    uint64_t saved = atomic_load(&((struct capture *)c)->map.n_saved);
-    progress_update(p, saved * IMAGE_CLUSTER_BYTES, c->map.n_clusters * IMAGE_CLUSTER_BYTES,
-                    atomic_load(&((struct capture *)c)->write_faults));
-}
-
 /* Waits until every cluster is saved. -EINTR: a signal asks to give up. */
 static int wait_for_capture(struct job *j, struct error *e)
 {
-    struct progress progress;
-    progress_start(&progress, "saved", j->options->progress);
+    progress_start(&j->progress, "saved", j->options->progress);
     struct pollfd fds[3] = {{.fd = j->done_event, .events = POLLIN},
                             {.fd = j->capture.failed_event, .events = POLLIN},
                             {.fd = j->signal_fd, .events = POLLIN}};
@@ -339,11 +368,11 @@ static int wait_for_capture(struct job *j, struct error *e)
         poll(fds, 3, TICK_MS);
         if (interrupted(j))
             ret = -EINTR;
-        show_progress(j, &progress);
+        show_progress(j);
         if (fds[1].revents)
             break;
     }
-    progress_finish(&progress);
+    progress_finish(&j->progress);
     if (!ret && capture_failed(&j->capture))
         ret = sink_error(j->sink, e) ? -EIO : capture_error(&j->capture, e);
     return ret;
@@ -480,6 +509,7 @@ static void add_pause(const struct job *j, json_t *o)
     add_number(o, "arm_ns", t.arm_ns);
     add_number(o, "cont_ns", t.cont_ns);
     add_number(o, "armed_in_pause", j->armed_in_pause);
+    json_object_set(o, "precopy_passes", j->precopy_passes);
     add_number(o, "live_passes", j->live.passes);
     add_number(o, "live_ns", j->live.ns);
     add_number(o, "live_faults", atomic_load(&((struct capture *)&j->capture)->live_faults));
@@ -661,6 +691,7 @@ int snapshot_run_from(struct source *source, const struct snapshot_options *opti
         .options = options, .source = source, .uffd = -1, .signal_fd = -1, .done_event = -1};
     j.started_ns = clock_monotonic_ns();
     j.warnings = json_array();
+    j.precopy_passes = json_array();
     struct guardian g = {.max_stall_ms = options->max_stall_ms,
                          .opaque = &j,
                          .work = work,
@@ -668,6 +699,7 @@ int snapshot_run_from(struct source *source, const struct snapshot_options *opti
                          .remerge = remerge_after_death};
     int ret = guardian_run(&g, summary, e);
     json_decref(j.warnings);
+    json_decref(j.precopy_passes);
     return ret;
 }
 

@@ -28,7 +28,10 @@ struct snapshot_options {
     const char *const *allowed; /* hazard names, NULL-terminated */
     bool progress;              /* a progress line on stderr */
     enum snapshot_live live;
+    unsigned precopy; /* passes that save before the instant, at most SNAPSHOT_MAX_PRECOPY */
 };
+
+#define SNAPSHOT_MAX_PRECOPY 100u
 
 /* The smallest buffer_bytes that works. */
 uint64_t snapshot_min_buffer(void);

@@ -92,7 +92,7 @@ int sweep_start(struct sweep **out, struct capture *c, struct image_writer *writ
     if (s) {
         s->capture = c;
         s->done_event = done_event;
-        s->saver = chunk_saver_new(c, writer);
+        s->saver = chunk_saver_new(c, writer, CHUNK_AFTER);
         ret = !s->saver ? -ENOMEM : thread_start(&s->thread, sweep_thread, s);
     }
     if (ret) {

@@ -30,9 +30,32 @@ static uint64_t limit_of(const struct stepping_block *b, uint64_t step)
     return step == 0 ? 0 : limit < most ? limit : most;
 }
 
+#define SPREAD 0x9e3779b1u /* odd: times this, modulo a power of two, is a permutation */
+
+/* The page that is written as the i-th, and the other way about. */
+static uint64_t nth_page(const struct stepping_block *b, uint64_t i)
+{
+    return b->random ? i * SPREAD % b->n_pages : i;
+}
+
+static uint64_t turn_of(const struct stepping_block *b, uint64_t p)
+{
+    uint64_t inverse = SPREAD; /* right in 3 bits; each round doubles them */
+    for (int i = 0; i < 5; i++)
+        inverse *= 2 - SPREAD * inverse;
+    return b->random ? p * inverse % b->n_pages : p;
+}
+
+static bool has_scrap(const struct stepping_block *b)
+{
+    return b->hva && b->kind != STEPPING_HUGETLB && b->n_pages >= 16 * STEPPING_SCRAP_PAGES;
+}
+
 uint64_t stepping_expected(const struct stepping_block *b, uint64_t p)
 {
-    if (p < b->next && p < limit_of(b, b->step))
+    if (p >= b->n_pages - STEPPING_SCRAP_PAGES && has_scrap(b))
+        return b->scrap[p >= b->n_pages - STEPPING_SCRAP_PAGES / 2];
+    if (turn_of(b, p) < b->next && p < limit_of(b, b->step))
         return b->step;
     return p < limit_of(b, b->step - 1) ? b->step - 1 : 0;
 }
@@ -93,9 +116,12 @@ static void *writer(void *opaque)
     char *memory = (char *)(uintptr_t)b->hva;
     for (uint64_t step = 1;; step++) {
         uint64_t limit = limit_of(b, step);
-        for (uint64_t p = 0; p < limit; p++) {
+        for (uint64_t i = 0; i < (b->random ? b->n_pages : limit); i++) {
+            uint64_t p = nth_page(b, i);
+            if (p >= limit)
+                continue;
             if (atomic_load_explicit(&board->pause, memory_order_relaxed))
-                park(b, step, p);
+                park(b, step, i);
             write_page(memory + p * PAGE, step);
             atomic_fetch_add_explicit(&board->written, 1, memory_order_relaxed);
         }
@@ -151,6 +177,40 @@ static void poison_tail(const struct stepping_block *b)
     close(fd);
 }
 
+static void fill_scrap(struct stepping_block *b, unsigned half, uint64_t value)
+{
+    char *at = (char *)(uintptr_t)b->hva +
+               (b->n_pages - STEPPING_SCRAP_PAGES + half * STEPPING_SCRAP_PAGES / 2) * PAGE;
+    for (unsigned i = 0; i < STEPPING_SCRAP_PAGES / 2; i++)
+        write_page(at + i * PAGE, value);
+    b->scrap[half] = value;
+}
+
+static void discard_scrap(struct stepping_block *b)
+{
+    void *at = (void *)(uintptr_t)(b->hva + (b->n_pages - STEPPING_SCRAP_PAGES) * PAGE);
+    madvise(at, STEPPING_SCRAP_PAGES * PAGE,
+            b->kind == STEPPING_MEMFD ? MADV_REMOVE : MADV_DONTNEED);
+    b->scrap[0] = b->scrap[1] = 0;
+}
+
+static void do_scrap(enum stepping_scrap what)
+{
+    static uint64_t value = 1ull << 40;
+    value++;
+    for (uint32_t i = 0; i < board->n_blocks; i++) {
+        struct stepping_block *b = &board->blocks[i];
+        if (!has_scrap(b))
+            continue;
+        if (what == STEPPING_SCRAP_DISCARD)
+            discard_scrap(b);
+        else
+            fill_scrap(b, 1, value);
+        fill_scrap(b, 0, value);
+    }
+    atomic_store(&board->scrap, 0);
+}
+
 /* Fills what the first step will write. */
 static void make_noise(const struct stepping_block *b)
 {
@@ -188,6 +248,8 @@ static _Noreturn void be_guest(void)
             madvise((void *)(uintptr_t)board->blocks[0].hva, board->blocks[0].n_pages * PAGE,
                     MADV_DONTNEED);
         }
+        if (atomic_load(&board->scrap))
+            do_scrap((enum stepping_scrap)atomic_load(&board->scrap));
         usleep(500);
     }
 }
@@ -216,6 +278,13 @@ void stepping_stop(pid_t pid)
 {
     kill(pid, SIGKILL);
     waitpid(pid, NULL, 0);
+}
+
+void stepping_scrap(struct stepping_board *b, enum stepping_scrap what)
+{
+    atomic_store(&b->scrap, (int)what);
+    while (atomic_load(&b->scrap))
+        usleep(100);
 }
 
 bool stepping_pause(struct stepping_board *b)

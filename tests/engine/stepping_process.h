@@ -5,7 +5,8 @@
  * is known.
  *
  * Page p of a block at step s holds the number s at three places (begin, middle, end), if p is
- * below the limit of that step; the limit grows, so that holes are filled while it runs.
+ * below the limit of that step; the limit grows, so that holes are filled while it runs. The last
+ * pages of a block are not written by its writer; stepping_scrap() fills and discards them.
  */
 #ifndef VMSNAP_TESTS_STEPPING_PROCESS_H
 #define VMSNAP_TESTS_STEPPING_PROCESS_H
@@ -28,9 +29,11 @@ enum stepping_kind {
 struct stepping_block {
     enum stepping_kind kind;
     uint64_t n_pages;
+    bool random;         /* written all over, in an order of its own; n_pages is a power of two */
     uint64_t hva;        /* by the process; 0: this kind can't be had here */
     uint64_t step, next; /* of the writer, when paused: pages below `next` have been written in
                             `step` */
+    uint64_t scrap[2];   /* what the two halves of its scrap pages hold */
     atomic_bool parked;
 };
 
@@ -42,12 +45,23 @@ struct stepping_board {
     atomic_bool pause;   /* asked for by the test */
     atomic_bool discard; /* asked for: MADV_DONTNEED over the first block */
     atomic_bool discarded;
+    atomic_int scrap;           /* asked for: an enum stepping_scrap; 0 once it is done */
     atomic_bool poison;         /* at the start: the last 3 pages of block 0 are poisoned */
     atomic_bool noise;          /* at the start: what is written from the first step on is filled
                                    with what does not compress */
     atomic_uint_fast64_t wrong; /* pages that a reader found inconsistent */
     atomic_uint_fast64_t written;
 };
+
+#define STEPPING_SCRAP_PAGES 64u
+
+enum stepping_scrap {
+    STEPPING_SCRAP_FILL = 1, /* all scrap pages are written */
+    STEPPING_SCRAP_DISCARD,  /* all are discarded, then the first half written anew */
+};
+
+/* Lets the process do that in all blocks but those of huge pages, and waits. */
+void stepping_scrap(struct stepping_board *board, enum stepping_scrap what);
 
 /* Starts it, waits until it has memory and works. `board` has kinds and sizes filled in. */
 pid_t stepping_start(struct stepping_board *board);

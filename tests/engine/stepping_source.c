@@ -34,6 +34,8 @@ static int nothing(struct source *s, struct error *e)
 static int pause_process(struct source *s, bool *was_running, struct error *e)
 {
     *was_running = true;
+    if (of(s)->pausing)
+        of(s)->pausing(of(s));
     if (!stepping_pause(of(s)->board))
         return error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT, "the process does not pause");
     return 0;
@@ -184,4 +186,36 @@ long stepping_judge(const char *image_path)
     codec_free(codec);
     image_close(img);
     return wrong;
+}
+
+static long count_in(struct image *img, const struct image_region *r, struct codec *codec)
+{
+    static unsigned char data[IMAGE_CLUSTER_BYTES];
+    struct error e = {0};
+    long n = 0;
+    for (uint64_t at = 0; at < r->bytes; at += IMAGE_CLUSTER_BYTES) {
+        if (image_read_cluster(img, r->first_cluster + at / IMAGE_CLUSTER_BYTES, codec, data, &e))
+            return -1;
+        for (uint64_t p = 0; p < IMAGE_CLUSTER_BYTES && at + p < r->bytes; p += 4096)
+            n += !codec_is_zero(data + p, 4096);
+    }
+    return n;
+}
+
+long stepping_count_stored(const char *image_path)
+{
+    struct image *img;
+    if (image_open(&img, image_path, NULL))
+        return -1;
+    struct codec *codec = codec_new(1);
+    uint32_t n;
+    const struct image_region *regions = image_regions(img, &n);
+    long stored = 0;
+    for (uint32_t i = 0; stored >= 0 && i < n; i++) {
+        long more = count_in(img, &regions[i], codec);
+        stored = more < 0 ? -1 : stored + more;
+    }
+    codec_free(codec);
+    image_close(img);
+    return stored;
 }

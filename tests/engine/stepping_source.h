@@ -12,6 +12,8 @@ struct stepping_source {
     pid_t pid;
     struct region regions[STEPPING_MAX_BLOCKS];
     struct mapping_list maps;
+    /* Called in the worker before the process is paused; may be NULL. */
+    void (*pausing)(struct stepping_source *s);
     /* Called in the worker once the process runs again after the instant; may be NULL. */
     void (*resumed)(struct stepping_source *s);
 };
@@ -26,5 +28,8 @@ struct snapshot_options stepping_options(const char *image_path);
 /* Compares every page of the image with what it must have been at the instant that its device state
  * tells. Returns the number of wrong pages (printed), -1 if the image can't be read. */
 long stepping_judge(const char *image_path);
+
+/* The number of pages of the image that are not all zeros, -1 if it can't be read. */
+long stepping_count_stored(const char *image_path);
 
 #endif

@@ -1,0 +1,148 @@
+/*
+ * Memory protected, and perhaps saved, while the process still runs: every page of every image is
+ * what it was at the instant, whatever kind of memory it is in, written in sequence or all over,
+ * discarded before the instant after it had been saved or not. And the mistakes that would lose a
+ * write, or keep what was discarded, do show.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "common/kernel.h"
+#include "common/testhook.h"
+#include "tests/engine/stepping_source.h"
+
+#define ROUNDS 3
+#define BROKEN_ROUNDS 20
+
+static json_int_t number(const json_t *summary, const char *key)
+{
+    return json_integer_value(json_object_get(summary, key));
+}
+
+static void discard_scrap(struct stepping_source *s)
+{
+    stepping_scrap(s->board, STEPPING_SCRAP_DISCARD);
+}
+
+static bool passes_make_sense(const json_t *summary, unsigned precopy)
+{
+    const json_t *passes = json_object_get(summary, "precopy_passes");
+    json_int_t bytes = number(json_array_get(passes, 0), "saved_bytes");
+    if (json_array_size(passes) != precopy || number(summary, "live_passes") < 1 ||
+        number(summary, "live_passes") < (json_int_t)precopy)
+        return false;
+    return precopy == 0 || (bytes > 0 && number(json_array_get(passes, 0), "wall_ns") > 0);
+}
+
+/* A snapshot; its number of wrong pages, or -1. */
+static long snapshot(struct stepping_source *source, const char *image, unsigned precopy)
+{
+    struct error e = {0};
+    struct snapshot_options options = stepping_options(image);
+    json_t *summary = NULL;
+    options.live = LIVE_ALWAYS;
+    options.precopy = precopy;
+    stepping_scrap(source->board, STEPPING_SCRAP_FILL);
+    if (snapshot_run_from(&source->base, &options, &summary, &e)) {
+        printf("%s\n", e.message);
+        return -1;
+    }
+    long wrong = stepping_judge(image), stored = stepping_count_stored(image);
+    printf("precopy %u: %ld wrong, %lld live passes, %lld live faults, %lld clusters armed in the "
+           "pause, %lld write faults\n",
+           precopy, wrong, (long long)number(summary, "live_passes"),
+           (long long)number(summary, "live_faults"), (long long)number(summary, "armed_in_pause"),
+           (long long)number(summary, "write_faults"));
+    if (!passes_make_sense(summary, precopy)) {
+        char *text = json_dumps(summary, 0);
+        printf("the summary makes no sense: %s\n", text);
+        free(text);
+        wrong = -1;
+    }
+    if (stored != number(summary, "pages_stored")) {
+        printf("%ld pages stored, the summary says %lld\n", stored,
+               (long long)number(summary, "pages_stored"));
+        wrong = -1;
+    }
+    json_decref(summary);
+    return wrong;
+}
+
+static int right_whatever_it_does(struct stepping_source *source, const char *image)
+{
+    static const unsigned precopies[] = {0, 1, 3};
+    for (size_t i = 0; i < sizeof(precopies) / sizeof(*precopies); i++)
+        for (int round = 0; round < ROUNDS; round++) {
+            source->pausing = round % 2 ? NULL : discard_scrap;
+            if (snapshot(source, image, precopies[i]) != 0)
+                return 1;
+        }
+    return 0;
+}
+
+#ifdef VMSNAP_TEST_HOOKS
+/* With the mistake, a wrong page comes soon. */
+static int shows(struct stepping_source *source, const char *image, const char *mistake)
+{
+    long wrong = 0;
+    setenv("VMSNAP_BREAK", mistake, 1);
+    source->pausing = discard_scrap;
+    for (int round = 0; round < BROKEN_ROUNDS && wrong == 0; round++)
+        wrong = snapshot(source, image, 2);
+    unsetenv("VMSNAP_BREAK");
+    printf("%s: %ld pages wrong\n", mistake, wrong);
+    return wrong <= 0;
+}
+#else
+static int shows(struct stepping_source *source, const char *image, const char *mistake)
+{
+    (void)source, (void)image, (void)mistake;
+    return 0;
+}
+#endif
+
+static void add_block(struct stepping_board *board, enum stepping_kind kind, bool random)
+{
+    board->blocks[board->n_blocks++] = (struct stepping_block){
+        .kind = kind,
+        .random = random,
+        .n_pages = random                     ? 4096
+                   : kind == STEPPING_HUGETLB ? 1024 + 3
+                                              : 4096 + 5,
+    };
+}
+
+int main(void)
+{
+    struct error e = {0};
+    if (geteuid() != 0 || kernel_require(&e)) {
+        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
+        return 77;
+    }
+    struct stepping_board *board = stepping_board_new();
+    add_block(board, STEPPING_ANON, false);
+    add_block(board, STEPPING_ANON, true);
+    add_block(board, STEPPING_ANON_HUGE, true);
+    add_block(board, STEPPING_MEMFD, false);
+    add_block(board, STEPPING_MEMFD, true);
+    add_block(board, STEPPING_PRIVATE_FILE, true);
+    add_block(board, STEPPING_HUGETLB, false);
+    struct stepping_source source;
+    if (!stepping_source_open(&source, board))
+        return 1;
+    char image[] = "/tmp/vmsnap-engine-XXXXXX";
+    int fd = mkstemp(image);
+    int failed = right_whatever_it_does(&source, image) ||
+                 shows(&source, image, "dirty-before-unprotect") ||
+                 shows(&source, image, "discard-ignored");
+    if (atomic_load(&board->wrong)) {
+        printf("the process found %llu wrong pages\n",
+               (unsigned long long)atomic_load(&board->wrong));
+        failed = 1;
+    }
+    stepping_source_close(&source);
+    unlink(image);
+    close(fd);
+    return failed;
+}
