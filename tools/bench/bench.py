@@ -12,10 +12,10 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "..", "tests", "lib")]
 
-import disk_experiment  # noqa: E402
 import linux_experiments  # noqa: E402
 import machine  # noqa: E402
 import mini_experiments  # noqa: E402
+import pause_experiments  # noqa: E402
 import speed  # noqa: E402
 from case import TOP, run_function  # noqa: E402
 from figures import Figures  # noqa: E402
@@ -54,7 +54,8 @@ def experiments(quick):
     for pattern in ("random",) if quick else mini_experiments.PATTERNS:
         found[f"minivm-{pattern}"] = (
             lambda t, run, p=pattern: mini_experiments.mini(t, run, p), 400)
-    found["disks"] = (disk_experiment.disks, 200)
+    found["disks"] = (pause_experiments.disks, 200)
+    found["kvm"] = (pause_experiments.kvm, 200)
     return found
 
 

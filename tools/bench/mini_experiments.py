@@ -57,7 +57,8 @@ def mini(t, run, pattern):
         "fork and dump | zstd": lambda: guest.fork_dump(True),
         "floor": lambda: floor_of(t, guest)})
     guest.end()
-    faults_against_floor(run.figures, case, results)
+    if pattern != "sequential": # vmsnap outruns a sequential writer, the floor meets every fault
+        faults_against_floor(run.figures, case, results)
     work(run.figures, case, pattern, results)
     run.figures.add("pause", case, values(results, "vmsnap", lambda r: r["pause"]),
                     values(results, "fork and dump", lambda r: r["pause"]), "fork and dump", "ms")
