@@ -62,7 +62,7 @@ static bool check_image(struct check *c, const char *path)
     snprintf(reason, sizeof(reason), "a snapshot of %s (%s, %s, %s); its index is whole",
              format_instant(instant, image_get_trailer(c->img)->instant_ns),
              json_text(c->description, "vm_name", "a VM without a name"),
-             json_text(c->description, "machine", "?"),
+             json_text(c->description, "machine", json_text(c->description, "vmm", "?")),
              json_text(c->description, "accelerator", "?"));
     say(c, "image", NULL, reason);
     return true;

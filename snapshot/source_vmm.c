@@ -121,14 +121,20 @@ static const struct source_ops vmm_ops = {
     .close = vmm_close,
 };
 
-static int find_memory(struct source_vmm *s, struct error *e)
+static int find_memory(struct source_vmm *s, bool pid_given, struct error *e)
 {
     struct source_control *c = &s->c;
     int r = vmm_control_query(&s->vm, c->q, c->base.timeout_ms, e);
-    if (r == 0)
-        r = vmm_control_find_memory(&c->memory, s->vm, &c->base.target, e);
+    if (r < 0)
+        return r;
+    r = vmm_control_find_memory(&c->memory, s->vm, &c->base.target, e);
     if (r == 0)
         source_control_show_memory(c);
+    else if (!pid_given && e && e->exit_code == VMSNAP_EXIT_TARGET)
+        error_hint(e,
+                   "process %d listens on the control socket; if it only passes commands on to the "
+                   "VMM, name the VMM's own process with --pid",
+                   (int)c->base.target.pid);
     return r;
 }
 
@@ -143,7 +149,7 @@ int source_vmm_open(struct source **out, struct source_link *link, int timeout_m
     if (r == 0)
         r = source_control_refuse_state(&s->c, e);
     if (r == 0)
-        r = find_memory(s, e);
+        r = find_memory(s, link->pid_given, e);
     if (r < 0) {
         vmm_close(&s->c.base);
         return r;

@@ -14,8 +14,9 @@
 #include "common/qemu/hazards_private.h"
 #include "common/qemu/machine_devices.h"
 
-/* Who is asked: QEMU through QMP, or only the kernel about its process. */
-enum source { OF_VMM, OF_PROCESS };
+/* Who is asked: QEMU through QMP, or only the kernel about its process, or about its memory blocks.
+ */
+enum source { OF_VMM, OF_PROCESS, OF_MEMORY };
 
 struct hazard_entry {
     struct hazard_kind kind;
@@ -72,7 +73,7 @@ static const struct hazard_entry entries[] = {
     {{"ksm", false, VMSNAP_EXIT_HAZARD,
       "guest memory that can't be taken from KSM, which removes write protection"},
      hazard_look_ksm,
-     OF_VMM},
+     OF_MEMORY},
     {{"migration", false, VMSNAP_EXIT_BUSY, "a migration or save of the VM is under way"},
      hazard_look_migration,
      OF_VMM},
@@ -145,6 +146,20 @@ void hazard_search_close(struct hazard_search *s)
     free(s->network);
 }
 
+/* Whether there is something to look at. */
+static bool can_look(const struct hazard_entry *entry, const struct hazard_scope *scope)
+{
+    switch (entry->source) {
+    case OF_VMM:
+        return scope->q != NULL;
+    case OF_MEMORY:
+        return scope->regions != NULL;
+    case OF_PROCESS:
+        return true;
+    }
+    return false;
+}
+
 int hazards_find(struct hazard *out, size_t *count, const struct hazard_scope *scope,
                  struct error *e)
 {
@@ -152,7 +167,7 @@ int hazards_find(struct hazard *out, size_t *count, const struct hazard_scope *s
     int r = hazard_search_open(&s, scope, e);
     *count = 0;
     for (size_t i = 0; i < N_ENTRIES && r == 0; i++) {
-        if (!scope->q && entries[i].source == OF_VMM)
+        if (!can_look(&entries[i], scope))
             continue;
         struct hazard *h = &out[(*count)++];
         *h = (struct hazard){.kind = &entries[i].kind, .allowable = entries[i].kind.allowable};

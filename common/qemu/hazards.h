@@ -1,6 +1,7 @@
 /*
- * hazards.h - reasons not to snapshot a QEMU that can be seen from outside. Each has a published
- * name, which never changes; --allow takes those that are allowable.
+ * hazards.h - reasons not to snapshot a QEMU that can be seen from outside; those that the kernel
+ * shows count for any other VMM as well. Each has a published name, which never changes; --allow
+ * takes those that are allowable.
  */
 #ifndef VMSNAP_COMMON_QEMU_HAZARDS_H
 #define VMSNAP_COMMON_QEMU_HAZARDS_H
