@@ -3,6 +3,7 @@
 guest writes; the exported memory is one instant; the VM goes on; it is restored on demand, goes on, and
 every page is right. What vmsnap does when its worker dies in the pause, and what it refuses."""
 
+import ctypes
 import mmap
 import os
 import sys
@@ -11,10 +12,12 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from case import case, is_alive, main, wait_until  # noqa: E402
-from minivm import PAGE, MiniVm, MiniVmPlace, end_and_wait, judge_memory, kvm_works  # noqa: E402
+from minivm import (PAGE, MiniVm, MiniVmPlace, end_and_wait, judge_memory, kvm_works,  # noqa: E402
+                    need_huge_pages)
 from vmsnap import (Restore, broken, check_no_litter, finish, hook_points, pause_log,  # noqa: E402
                     start_vmsnap, vmsnap)
 
+PR_SET_MEMORY_MERGE = 67 # Linux 6.4
 SIZES = ("--memory", "64M", "--populate", "48M", "--cpus", "2")
 
 
@@ -58,7 +61,7 @@ def judge_image(t, image):
     """The image holds one instant; and the judge would have seen if it did not."""
     data = exported(t, image)
     t.equal(judge_memory(data), [], "what speaks against the image as one instant")
-    page = 5000
+    page = 2500
     for other in (data[(page + 1) * PAGE:(page + 2) * PAGE], bytes(PAGE)):
         damaged = data[:page * PAGE] + other + data[(page + 1) * PAGE:]
         t.check(judge_memory(damaged), "the judge sees one wrong page")
@@ -91,8 +94,8 @@ def take_over(t, image, place, *args, **options):
     return restored
 
 
-def round_trip(t, accel, kind, pattern):
-    options = (*SIZES, "--kind", kind, "--pattern", pattern)
+def round_trip(t, accel, kind, pattern, sizes=SIZES):
+    options = (*sizes, "--kind", kind, "--pattern", pattern)
     source = MiniVm(t, *options, accel=accel)
     image = t.path("image")
     take(t, source, image)
@@ -122,6 +125,13 @@ def round_trips(accel, kind):
 for _accel in ("kvm", "threads"):
     for _kind in ("anon", "thp", "memfd"):
         round_trips(_accel, _kind)
+
+
+@case("minivm.roundtrip.hugetlbfs", "kernel", 60, lock="hugepages")
+def hugetlbfs(t):
+    """The fault unit is the huge page."""
+    need_huge_pages(t, 8)
+    round_trip(t.sub(), "threads", "hugetlbfs", "random", ("--memory", "16M", "--cpus", "2"))
 
 
 @case("minivm.roundtrip.absent", "kernel", 60)
@@ -351,6 +361,35 @@ def shared(t):
     ours.close()
     t.equal(vmsnap(t, "check", "--qmp", vm.control).code, 0, "check without it")
     snapshot(t, vm, t.path("image"))
+
+
+@case("minivm.hazards.ksm", "kernel", 60)
+def ksm(t):
+    """Memory that KSM may merge (here since its whole process is so: prctl(2)) is taken from KSM for
+    the time of the snapshot, also when the worker dies."""
+    libc = ctypes.CDLL(None)
+    t.need(libc.prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0) == 0, "no PR_SET_MEMORY_MERGE here")
+    vm = MiniVm(t, *SIZES)
+    libc.prctl(PR_SET_MEMORY_MERGE, 0, 0, 0, 0)
+
+    def is_mergeable():
+        return "mg" in vm.mapping()[1]["VmFlags"].split()
+    t.need(is_mergeable(), "this kernel does not hand it on to another program")
+    listed = vmsnap(t, "check", "--qmp", vm.control)
+    item = [o for o in listed.objects if o.get("name", "").endswith("ksm")]
+    t.check(item and "taken from KSM" in item[0]["reason"], f"check says so: {listed.text()}")
+    log, reached, go = pause_log(t)
+    process = start_vmsnap(t, "snapshot", "--qmp", vm.control, t.path("image"),
+                           hooks={"pause_at": "snapshot-registered", "pause_log": log})
+    reached("snapshot-registered")
+    t.check(not is_mergeable(), "it is taken from KSM")
+    go()
+    t.equal(finish(t, process).code, 0, "exit status")
+    t.check(is_mergeable(), "it is given back")
+    result = snapshot(t, vm, t.path("killed"), expect=1, hooks={"kill_at": "snapshot-armed"})
+    t.check("kill" in result.error["message"], f"the worker died: {result.error}")
+    t.check(is_mergeable(), "it is given back by the guardian")
+    check_whole(t, vm, "after both")
 
 
 @case("minivm.hazards.two-at-once", "kernel", 60)

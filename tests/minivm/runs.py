@@ -8,9 +8,8 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from case import case, main, tool, wait_until  # noqa: E402
-from minivm import MiniVm, end_and_wait, kvm_works  # noqa: E402
+from minivm import MiniVm, end_and_wait, kvm_works, need_huge_pages  # noqa: E402
 
-HUGE_PAGES = "/proc/sys/vm/nr_hugepages"
 PATTERNS = ("idle", "random", "sequential", "hot:1M")
 
 
@@ -63,22 +62,10 @@ def kinds_threads(t):
     run_kinds(t, "threads")
 
 
-def change_huge_pages(n):
-    with open(HUGE_PAGES, "r+", encoding="ascii") as f:
-        there = int(f.read())
-        f.seek(0)
-        f.write(str(max(there + n, 0)))
-
-
 @case("minivm.kinds.hugetlbfs", "kvm", 30, lock="hugepages")
 def kinds_hugetlbfs(t):
     """8 huge pages more than there were, for as long as the test takes."""
-    t.need(os.access(HUGE_PAGES, os.W_OK), "huge pages can't be had by who isn't root")
-    change_huge_pages(8)
-    t.defer(change_huge_pages, -8)
-    with open("/proc/meminfo", encoding="ascii") as f:
-        free = next(int(line.split()[1]) for line in f if line.startswith("HugePages_Free"))
-    t.need(free >= 8, "the host has no 8 huge pages to give")
+    need_huge_pages(t, 8)
     for accel in ["kvm", "threads"] if kvm_works() else ["threads"]:
         for pattern in PATTERNS:
             run_one(t, accel, "hugetlbfs", pattern)
