@@ -73,8 +73,10 @@ static void expect(const struct job *j, uint64_t *page, uint64_t number, uint64_
 {
     uint64_t check = guest_check(number, generation);
     struct guest_page start = {generation ? number : 0, generation, check};
-    for (unsigned i = 0; i < GUEST_PAGE_WORDS; i++)
-        page[i] = number < j->populated ? memory_content(number, i) : 0;
+    if (number < j->populated)
+        memory_content(number, page);
+    else
+        memset(page, 0, GUEST_PAGE_BYTES);
     for (unsigned i = 0; i < GUEST_MARKS; i++)
         page[guest_mark_word(i)] = guest_mark(check, i);
     memcpy(page, &start, sizeof(start));
@@ -104,26 +106,32 @@ static void note_generation(struct piece *p, uint64_t generation)
     p->last_generation = generation;
 }
 
-static void check_page(const struct job *j, struct piece *p, uint64_t number, bool there)
+/* A page that is not there was never written. */
+static bool is_right(const struct job *j, const struct piece *p, uint64_t number,
+                     const uint64_t *page)
 {
-    static const uint64_t nothing[GUEST_PAGE_WORDS];
-    const uint64_t *page = nothing;
     uint64_t right[GUEST_PAGE_WORDS];
-    if (there)
-        page = (const uint64_t *)(const void *)(j->m->hva + number * GUEST_PAGE_BYTES);
+    if (!page)
+        return number >= j->populated;
+    if (p->s && p->s->pending == number)
+        return is_between(j, p, page);
     uint64_t generation = ((const struct guest_page *)(const void *)page)->generation;
-    bool ok;
-    if (p->s && p->s->pending == number) {
-        ok = is_between(j, p, page);
-    } else {
-        expect(j, right, number, generation);
-        ok = memcmp(page, right, sizeof(right)) == 0 &&
-             (generation ? p->s != NULL : number >= j->populated);
+    expect(j, right, number, generation);
+    return memcmp(page, right, sizeof(right)) == 0 &&
+           (generation ? p->s != NULL : number >= j->populated);
+}
+
+/* `page`: NULL if it is not there. */
+static void check_page(const struct job *j, struct piece *p, uint64_t number, const uint64_t *page)
+{
+    const struct guest_page *start = (const struct guest_page *)(const void *)page;
+    uint64_t generation = start ? start->generation : 0;
+    if (!p->s || p->s->pending != number) {
         p->sum += guest_check(number, generation);
         note_generation(p, generation);
     }
     p->written += generation != 0;
-    if (!ok && p->wrong++ == 0)
+    if (!is_right(j, p, number, page) && p->wrong++ == 0)
         p->first_wrong = number;
 }
 
@@ -137,8 +145,10 @@ static void *check_pieces(void *arg)
             return NULL;
         struct piece *p = &j->pieces[i];
         look(j, p, there);
-        for (uint64_t number = p->first; number < p->end; number++)
-            check_page(j, p, number, there[number - p->first]);
+        for (uint64_t number = p->first; number < p->end; number++) {
+            const void *page = j->m->hva + number * GUEST_PAGE_BYTES;
+            check_page(j, p, number, there[number - p->first] ? page : NULL);
+        }
     }
 }
 

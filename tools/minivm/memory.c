@@ -99,11 +99,37 @@ static void set_state(const struct memory *m, const struct options *o, unsigned 
             s->sum += guest_check(s->first_page + i, 1);
 }
 
+#define LINE_WORDS 8u
+
+static void set_line(uint64_t *line, uint64_t h)
+{
+    unsigned kind = (unsigned)(h >> 60);
+    for (unsigned i = 0; i < LINE_WORDS; i++) {
+        uint64_t word = (h + i) * 0xbf58476d1ce4e5b9ull;
+        word ^= word >> 29;
+        if (kind < 3)
+            line[i] = word;
+        else if (kind < 9)
+            line[i] = guest_mix((h >> 32 & 7) * LINE_WORDS + i + 1);
+        else if (kind < 13)
+            line[i] = 0x00007f3400000000ull | (h >> 16 & 0xff0000) | (word & 0xfff0);
+        else
+            line[i] = 0;
+    }
+}
+
+void memory_content(uint64_t number, uint64_t page[GUEST_PAGE_WORDS])
+{
+    for (unsigned i = 0; i < GUEST_PAGE_WORDS; i += LINE_WORDS) {
+        uint64_t h = (number * GUEST_PAGE_WORDS + i + LINE_WORDS) * 0x9e3779b97f4a7c15ull;
+        set_line(page + i, (h ^ h >> 32) * 0xd6e8feb86659fd93ull);
+    }
+}
+
 static void fill_page(uint64_t *page, uint64_t number)
 {
     uint64_t check = guest_check(number, 1);
-    for (unsigned i = 0; i < GUEST_PAGE_WORDS; i++)
-        page[i] = memory_content(number, i);
+    memory_content(number, page);
     for (unsigned i = 0; i < GUEST_MARKS; i++)
         page[guest_mark_word(i)] = guest_mark(check, i);
     *(struct guest_page *)(void *)page = (struct guest_page){number, 1, check};

@@ -28,23 +28,10 @@ bool memory_state_is_sound(const struct memory *m, const struct guest_state *s, 
 void memory_fill(const struct memory *m, const struct options *o);
 
 /*
- * Word `i` of a populated page that carries neither its start nor a mark. Lines of 64 bytes, each
- * noise, one of 8 that come again and again, pointers near each other, or nothing: about 3:1 by
- * zstd -1, at the speed that it has on the memory of a Linux guest. No two pages are equal.
+ * What a populated page holds beside its start and its marks: lines of 64 bytes, each noise, one of
+ * 8 that come again and again, pointers near each other, or nothing. About 3:1 by zstd -1, at the
+ * speed that it has on the memory of a Linux guest; no two pages are equal.
  */
-static inline uint64_t memory_content(uint64_t number, unsigned i)
-{
-    uint64_t line = number * (GUEST_PAGE_WORDS / 8) + i / 8 + 1;
-    uint64_t h = line * 0x9e3779b97f4a7c15ull;
-    h = (h ^ h >> 32) * 0xd6e8feb86659fd93ull;
-    unsigned kind = (unsigned)(h >> 60);
-    uint64_t word = (h + i) * 0xbf58476d1ce4e5b9ull;
-    word ^= word >> 29;
-    if (kind < 3)
-        return word;
-    if (kind < 9)
-        return guest_mix((h >> 32 & 7) * 8 + i % 8 + 1);
-    return kind < 13 ? 0x00007f3400000000ull | (h >> 16 & 0xff0000) | (word & 0xfff0) : 0;
-}
+void memory_content(uint64_t number, uint64_t page[GUEST_PAGE_WORDS]);
 
 #endif
