@@ -239,6 +239,7 @@ static int precopy(struct job *j, struct error *e)
     for (unsigned i = 0; !ret && i < j->options->precopy; i++) {
         struct live_precopy done;
         ret = live_precopy(l, saver, &done, e);
+        TESTHOOK_POINT("snapshot-precopied");
         json_array_append_new(
             j->precopy_passes,
             json_pack("{s:I, s:I, s:I}", "write_faults", (json_int_t)done.write_faults,

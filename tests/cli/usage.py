@@ -43,11 +43,11 @@ USAGE_ERRORS = [
     (["snapshot", "--qmp", "s", "--timeout", "10", "a"], "'10' is not a duration", "10s"),
     (["snapshot", "--qmp", "s", "--level", "20", "a"], "20 is not in 1 to 19", None),
     (["snapshot", "--qmp", "s", "--threads", "0", "a"], "0 is not in 1 to 256", None),
+    (["snapshot", "--qmp", "s", "--precopy", "101", "a"], "101 is not in 0 to 100", None),
     (["snapshot", "--qmp", "s", "--pid", "0", "a"], "--pid: 0", None),
     (["snapshot", "--qmp", "s", "--allow", "everything", "a"], "unknown HAZARD", "disks"),
     (["snapshot", "--qmp", "s", "--overwrite=yes", "a"], "takes no argument", None),
     # Named in the contract, but not there yet: refused, not ignored.
-    (["snapshot", "--qmp", "s", "--precopy", "1", "a"], "unknown option '--precopy'", None),
     (["snapshot", "--qmp", "s", "--base", "b", "a"], "unknown option '--base'", None),
     (["snapshot", "--pid", "1", "a"], "--qmp SOCK is missing", None),
     (["restore", "--listen", "s", "a"], "unknown option '--listen'", None),

@@ -184,13 +184,28 @@ def discards_case(t):
     discards(t)
 
 
-def series(t, count, **shape):
+def check_passes(t, summary, precopy):
+    passes = summary["precopy_passes"]
+    t.equal(len(passes), precopy, "precopy passes")
+    for one in passes:
+        t.say(f"precopy: {one['saved_bytes'] >> 20} MiB in {one['wall_ns'] / 1e6:.0f} ms, "
+              f"{one['write_faults']} faults")
+    t.check(not passes or passes[0]["saved_bytes"] > 64 << 20, f"the first pass saves: {passes}")
+    t.check(summary["live_passes"] >= precopy, f"live passes: {summary['live_passes']}")
+
+
+def series(t, count, precopy=0, **shape):
     """`count` snapshots of one running guest, each judged, and each restored."""
     guest = Guest(t, work="stepper,selfcheck,vio", step_mib=64, mib=32, **shape).boot_up()
     for number in range(count):
         image = t.path(f"image{number}")
         mark = guest.console.size()
-        summary = snapshot(t, guest, image).summary
+        summary = snapshot(t, guest, image, "--precopy", str(precopy)).summary
+        check_passes(t, summary, precopy)
+        t.equal(vmsnap(t, "verify", image).code, 0, "verify")
+        read = t.run([tool("tests", "reader", "image_reader"), "check", image])
+        t.equal(read.returncode, 0, f"the other reader: {read.stderr}")
+        t.say(read.stdout.strip())
         raw = export(t, image)
         right, report = pagecheck(t, raw)
         os.unlink(raw)
@@ -217,6 +232,22 @@ def series(t, count, **shape):
 @case("qemu.instant.series-5", "qemu", 150)
 def series_5(t):
     series(t, 5)
+
+
+@case("qemu.instant.precopy-2", "qemu", 150)
+def precopy_2(t):
+    series(t, 3, precopy=2)
+
+
+@case("qemu.instant.precopy-2-memfd", "qemu", 150)
+def precopy_2_memfd(t):
+    """Shared memory, which is armed live without being told to, too."""
+    series(t, 2, precopy=2, ram="memfd", machine="q35")
+
+
+@case("qemu.instant.live-memfd", "qemu", 150)
+def live_memfd(t):
+    series(t, 2, ram="memfd")
 
 
 @case("qemu.instant.series-30", "qemu,slow", 900)

@@ -21,6 +21,8 @@ from vmsnap import (check_no_litter, finish, hook_points, pause_log, restored_gu
 POINTS = hook_points("snapshot-", "source-")
 # From here on the image has its name.
 PUBLISHED = "snapshot-committed"
+# What is reached only with more on the command line.
+ARGS = {"snapshot-live-armed": ("--precopy", "1"), "snapshot-precopied": ("--precopy", "2")}
 # Here the worker may finish the image by itself before it notices that the guardian has died.
 MAY_FINISH = ("snapshot-saved", "snapshot-released", "snapshot-finished", PUBLISHED)
 
@@ -63,7 +65,8 @@ def kill_worker(bench, point, nth=1):
     """The worker ends by SIGKILL at the point; the guardian puts things in order."""
     t = bench.t
     log, _, _ = pause_log(t)
-    process = bench.start(hooks={"kill_at": f"{point}:{nth}", "pause_log": log})
+    process = bench.start(*ARGS.get(point, ()),
+                          hooks={"kill_at": f"{point}:{nth}", "pause_log": log})
     result = finish(t, process)
     with open(log, encoding="ascii") as f:
         t.check(f.read().startswith(point + " "), f"{point} is reached")
@@ -80,7 +83,7 @@ def kill_guardian(bench, point):
     finishes, by itself."""
     t = bench.t
     log, reached, go = pause_log(t)
-    process = bench.start(hooks={"pause_at": point, "pause_log": log})
+    process = bench.start(*ARGS.get(point, ()), hooks={"pause_at": point, "pause_log": log})
     worker = reached(point)
     t.check(worker != process.pid, "worker and guardian are two processes")
     process.kill()

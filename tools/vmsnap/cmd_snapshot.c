@@ -18,7 +18,7 @@
 static struct {
     const char *qmp_path;
     int pid, level, timeout_ms, max_stall_ms;
-    unsigned n_threads;
+    unsigned n_threads, precopy;
     uint64_t buffer_bytes;
     struct option_list allow;
     bool overwrite;
@@ -71,6 +71,14 @@ static const struct option_spec options[] = {
      .argument = "SIZE",
      .help = "hard cap of the page buffers; when they are full the guest's writers wait "
              "(default 64MiB)"},
+    {.name = "precopy",
+     .kind = OPTION_COUNT,
+     .to.count = &args.precopy,
+     .min = 0,
+     .max = SNAPSHOT_MAX_PRECOPY,
+     .argument = "N",
+     .help = "save memory N times over before the instant, each time what was written since; fewer "
+             "writes wait after it, the image grows (default 0)"},
     {.name = "timeout",
      .kind = OPTION_DURATION,
      .to.duration_ms = &args.timeout_ms,
@@ -142,6 +150,7 @@ static int run(const struct command_line *line, struct error *e)
         .level = args.level,
         .n_threads = args.n_threads ? args.n_threads : default_threads(),
         .buffer_bytes = args.buffer_bytes,
+        .precopy = args.precopy,
         .timeout_ms = args.timeout_ms,
         .max_stall_ms = args.max_stall_ms,
         .allowed = args.allow.items,
