@@ -49,14 +49,15 @@ class Samples:
     def latest(self):
         return self.lines[-1][0] if self.lines else 0.0
 
-    def observation(self, begin, end):
-        """What the guest noticed from `begin` to `end` (monotonic)."""
+    def observation(self, begin, resumed, end):
+        """What the guest noticed from `begin` to `end` (monotonic). The latencies are those since
+        `resumed`: before the pause vmsnap's live arming lets writes through, which saves nothing."""
         lines = list(self.lines)
         inside = [fields for t, fields in lines if begin <= t <= end]
         if not inside:
             raise NoFigure("the guest printed nothing for the whole snapshot")
         counts = {}
-        for fields in inside:
+        for fields in (f for t, f in lines if resumed <= t <= end):
             for one in str(fields.get("slow") or "").split(","):
                 bucket, _, n = one.partition(":")
                 if n:
@@ -89,17 +90,19 @@ class LinuxGuest:
         result = take()
         end = max(time.monotonic(), begin + result["wall"])
         time.sleep(AFTER_SECONDS)
-        result["seen"] = self.samples.observation(begin, end + AFTER_SECONDS)
-        result["pause"] = self._paused()
+        stamps = self._stamps()
+        result["pause"] = stamps["RESUME"] - stamps["STOP"]
+        resumed = stamps["RESUME"] - time.time() + time.monotonic()
+        result["seen"] = self.samples.observation(begin, resumed, end + AFTER_SECONDS)
         self.guest.check_no_errors()
         return result
 
-    def _paused(self):
+    def _stamps(self):
         stamps = {e["event"]: event_seconds(e) for e in self.qmp.take_events(wait=0.2)
                   if e["event"] in ("STOP", "RESUME")}
         if len(stamps) != 2:
             raise Failed(f"STOP and RESUME were expected: {stamps}")
-        return stamps["RESUME"] - stamps["STOP"]
+        return stamps
 
     def pid(self):
         return self.guest.pid

@@ -55,7 +55,7 @@ class MiniGuest:
         time.sleep(BEFORE_SECONDS + 0.2)
         self.qmp.take_events()
         before, begin = self.qmp.command("x-stats"), time.monotonic()
-        result = take()
+        result = {"resumed": before, **take()}
         end = max(time.monotonic(), begin + result["wall"]) + AFTER_SECONDS
         time.sleep(max(0.0, end - time.monotonic()))
         after = self.qmp.command("x-stats")
@@ -64,7 +64,7 @@ class MiniGuest:
         stamps = {e["event"]: e["data"]["monotonic_ns"] for e in self.qmp.take_events(wait=0.2)
                   if e["event"] in ("STOP", "RESUME")}
         result["pause"] = (stamps["RESUME"] - stamps["STOP"]) * 1e-9 if len(stamps) == 2 else None
-        result["seen"] = observation(before, after, begin, end)
+        result["seen"] = observation(result.pop("resumed"), after, begin, end)
         return result
 
     def vmsnap(self, *options):
@@ -75,13 +75,25 @@ class MiniGuest:
             process = start_vmsnap(self.t, "snapshot", "--qmp", self.socket, "--overwrite", *options,
                                    image)
             memory = MemoryWatch(process.pid)
+            resumed = self._wait_resumed(process)
             result = finish(self.t, process, SNAPSHOT_SECONDS)
             wall = time.monotonic() - began
             if result.code not in (0, 3):
                 raise NoFigure(f"vmsnap: {result.error['message']}")
             return {"wall": wall, "bytes": os.path.getsize(image), "peak": memory.end(),
-                    "summary": result.summary, "path": image}
+                    "summary": result.summary, "path": image, "resumed": resumed}
         return self.watched(take)
+
+    def _wait_resumed(self, process):
+        """What the guest had measured when it went on after the pause: the writes that live arming
+        let through before saved nothing, and are no faults of the snapshot."""
+        while not self._seen("RESUME") and process.poll() is None:
+            self.qmp.command("query-status") # events come in with its answer
+            time.sleep(0.01)
+        return self.qmp.command("x-stats")
+
+    def _seen(self, event):
+        return any(e["event"] == event for e in self.qmp.events)
 
     def fork_dump(self, compress):
         """fork(), and the child writes the memory of that moment, as it is or by zstd -1 -T0."""
@@ -104,8 +116,8 @@ class MiniGuest:
             remove(path)
 
     def _dump_over(self):
-        self.qmp.command("query-status") # events come in with its answer
-        return any(e["event"] == "X_FORK_DUMP_DONE" for e in self.qmp.events)
+        self.qmp.command("query-status")
+        return self._seen("X_FORK_DUMP_DONE")
 
 
 def slices(stats):
@@ -118,12 +130,13 @@ def slices(stats):
     return found
 
 
-def observation(before, after, begin, end):
+def observation(resumed, after, begin, end):
+    """What the guest noticed from begin to end; latencies of the writes since it was resumed."""
     found = slices(after)
     gaps = [gap for t, _, gap in found if begin <= t <= end]
     if not gaps:
         raise NoFigure("the guest wrote nothing for the whole snapshot")
-    there = dict(map(tuple, before["write"]["buckets"]))
+    there = dict(map(tuple, resumed["write"]["buckets"]))
     buckets = [(ns, n - there.get(ns, 0)) for ns, n in after["write"]["buckets"]
                if n > there.get(ns, 0)]
     return observe([(t, total) for t, total, _ in found], begin, end, max(gaps), buckets)

@@ -1,5 +1,6 @@
 """The plots of a run, as SVG. Needs python3-matplotlib."""
 
+import glob
 import os
 
 import matplotlib
@@ -16,6 +17,9 @@ LABELS = {
 
 def draw(figures, out_dir):
     """One file per plot that has data; their names."""
+    for old in glob.glob(os.path.join(out_dir, "*.svg")):
+        if os.path.basename(old).split("-")[0] in LABELS: # of an earlier run
+            os.unlink(old)
     names = []
     for plot in dict.fromkeys(s["plot"] for s in figures.series):
         kind = plot.split("-")[0]
