@@ -46,7 +46,8 @@ class Run:
 
 def experiments(quick):
     """{name: (function, seconds)}; a quick run has fewer workloads."""
-    found = {"speed": (speed.speed, 240),
+    found = {"disks": (pause_experiments.disks, 200), "kvm": (pause_experiments.kvm, 200),
+             "speed": (speed.speed, 240),
              "pause-memory": (mini_experiments.pause_against_memory, 900)}
     for pattern in ("idle", "random") if quick else linux_experiments.PATTERNS:
         found[f"qemu-{pattern}"] = (
@@ -54,8 +55,6 @@ def experiments(quick):
     for pattern in ("random",) if quick else mini_experiments.PATTERNS:
         found[f"minivm-{pattern}"] = (
             lambda t, run, p=pattern: mini_experiments.mini(t, run, p), 400)
-    found["disks"] = (pause_experiments.disks, 200)
-    found["kvm"] = (pause_experiments.kvm, 200)
     return found
 
 
