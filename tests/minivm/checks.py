@@ -130,8 +130,11 @@ def fork_dump(t):
         path = t.path(f"dump{compress}")
         answer = vm.qmp.command("x-fork-dump", path=path, compress=compress)
         t.check(0 < answer["fork_ns"] <= answer["pause_ns"], f"times: {answer}")
-        done = wait_until(lambda: [e for e in vm.qmp.take_events(0.1)
-                                   if e["event"] == "X_FORK_DUMP_DONE"], 20, "the dump's end")[0]
+        events = []
+        wait_until(lambda: events.extend(vm.qmp.take_events(0.1)) or len(events) >= 3, 20,
+                   "the dump's end")
+        t.equal([e["event"] for e in events], ["STOP", "RESUME", "X_FORK_DUMP_DONE"], "events")
+        done = events[-1]
         t.check("error" not in done["data"], f"the dump: {done}")
         t.equal(vm.stats()["fork_dump"], done["data"], "the same in x-stats")
         with open(path, "rb") as f:
