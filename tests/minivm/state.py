@@ -90,13 +90,13 @@ def state_registers(t):
     t.need(kvm_works(), "no /dev/kvm here")
     source = MiniVm(t, "--memory", "64K", accel="kvm")
     source.wait_for_writes(1000)
-    for _ in range(2000):
+    for _ in range(20000):
         source.stop()
         if is_within_a_write(source):
             break
         source.cont()
     else:
-        t.skip("in 2000 stops none came in the middle of a write")
+        t.skip("in 20000 stops none came in the middle of a write")
     state = source.save_state()
     target = second(t, "--memory", "64K", accel="kvm")
     source.copy_memory_to(target)
