@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 import socket
 import sys
 
@@ -55,6 +56,24 @@ def wire(t):
     raw.socket.sendall(b'{"execute": "qui')
     t.equal(raw.ask(b'\xff{"execute": "cont"}')["error"]["class"], "GenericError", "0xFF clears")
     t.equal(raw.read()["event"], "RESUME", "cont right behind 0xFF")
+
+
+@case("minivm.protocol.gone", "kernel", 20)
+def gone(t):
+    """What a client sent is done, though he went away before he was answered."""
+    vm = MiniVm(t, "--memory", "4M", "--pattern", "idle")
+    stop, cont = b'{"execute": "stop"}\n', b'{"execute": "cont"}\n'
+    for commands, status in ((stop, "paused"), (cont, "running"), (stop + cont, "running"),
+                             (stop + cont + stop, "paused")):
+        vm.qmp.take_events()
+        vm.process.send_signal(signal.SIGSTOP) # so that it can't be faster than the client
+        raw = Raw(t, vm.control)
+        raw.socket.sendall(b'{"execute": "qmp_capabilities"}' + commands)
+        raw.socket.shutdown(socket.SHUT_RDWR)
+        raw.socket.close()
+        vm.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: vm.qmp.status() == status and
+                   len(vm.qmp.events) == len(commands) // len(stop), 5, f"{commands}")
 
 
 @case("minivm.protocol.descriptors", "kernel", 20)

@@ -1,8 +1,8 @@
 /*
  * control.c - the main thread's loop. A message is a JSON object, however many lines it takes. A
  * byte 0xFF, which no JSON has, clears what came before it: so another process can take over a
- * connection whose user died in the middle of a command. Everything is bounded; who does not read
- * his answers for a while is dropped.
+ * connection whose user died in the middle of a command. What a user sent before he died is done.
+ * Everything is bounded; who does not read his answers for a while is dropped.
  */
 #include "control.h"
 
@@ -31,6 +31,7 @@ struct connection {
     int fd; /* -1: unused */
     int passed_fd;
     bool negotiated;
+    bool gone; /* nobody reads there any more: what was sent before is still done */
     size_t used;
     char *buf; /* MAX_MESSAGE */
 };
@@ -62,23 +63,33 @@ static void drop(struct connection *k)
     *k = (struct connection){.fd = -1, .passed_fd = -1};
 }
 
-/* Takes `message` over. */
+static bool send_all(int fd, const char *text, size_t len)
+{
+    while (len > 0) {
+        ssize_t n = send(fd, text, len, MSG_NOSIGNAL);
+        if (n <= 0 && errno != EINTR)
+            return false;
+        text += n > 0 ? n : 0;
+        len -= n > 0 ? (size_t)n : 0;
+    }
+    return true;
+}
+
+/* Takes `message` over. Who does not read for SEND_SECONDS is cut off: reading from him then finds
+ * the end, after what he had sent. */
 static void say(struct connection *k, json_t *message)
 {
-    char *text = json_dumps(message, JSON_COMPACT);
-    size_t len = text ? strlen(text) : 0, done = 0;
+    char *text = k->gone ? NULL : json_dumps(message, JSON_COMPACT);
     json_decref(message);
-    if (text)
-        text[len++] = '\n'; /* in place of the terminator */
-    while (text && done < len) {
-        ssize_t n = send(k->fd, text + done, len - done, MSG_NOSIGNAL);
-        if (n <= 0 && errno != EINTR)
-            break;
-        done += n > 0 ? (size_t)n : 0;
+    if (!text)
+        return;
+    size_t len = strlen(text);
+    text[len++] = '\n'; /* in place of the terminator */
+    if (!send_all(k->fd, text, len)) {
+        k->gone = true;
+        shutdown(k->fd, SHUT_RDWR);
     }
     free(text);
-    if (!text || done < len)
-        drop(k);
 }
 
 static bool add(struct control *c, int fd)
