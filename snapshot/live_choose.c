@@ -12,6 +12,7 @@
 
 #include "common/kernel.h"
 #include "common/log.h"
+#include "common/testhook.h"
 #include "common/uffd.h"
 #include "snapshot/live.h"
 
@@ -153,7 +154,7 @@ int live_choose(struct live *l, enum snapshot_live mode, bool all, struct error 
 {
     struct choice k = {.l = l};
     l->n_tracked = 0;
-    if (mode == LIVE_NEVER && !all)
+    if ((mode == LIVE_NEVER || TESTHOOK_MASKED("snapshot.live")) && !all)
         return 0;
     for (uint32_t i = 0; i < l->capture->map.n_ranges; i++) {
         int ret = choose_range(&k, &l->capture->map.ranges[i], all, e);

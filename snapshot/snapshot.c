@@ -351,6 +351,10 @@ static int pause_and_protect(struct job *j, struct error *e)
     if (ret)
         return ret;
     atomic_store(&j->board->paused, false);
+    log_info("stop %.2f ms, state %.2f ms, protecting %llu clusters %.2f ms, cont %.2f ms",
+             (double)j->pause.stop_ns / 1e6, (double)j->pause.state_ns / 1e6,
+             (unsigned long long)j->armed_in_pause, (double)j->pause.arm_ns / 1e6,
+             (double)j->pause.cont_ns / 1e6);
     TESTHOOK_POINT("snapshot-resumed");
     return 0;
 }
