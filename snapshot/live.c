@@ -9,6 +9,13 @@
 #include "common/uffd.h"
 #include "snapshot/chunk.h"
 
+/*
+ * A piece is a chunk of 2 MiB. While a range is being protected KVM answers no fault of the guest
+ * in it, and a fault that overlaps the beginning or end of a call is begun anew: with pieces of 16
+ * MiB the 99.9th percentile of a random writer's writes was 1.1 ms during a pass, with 2 MiB 0.13
+ * ms, for a pass that takes a tenth longer. Sleeping between pieces made both worse.
+ */
+
 /* So few are protected in the pause without being felt (half a millisecond). */
 #define FEW_CLUSTERS 500u
 /* A pass that leaves more than this many of 4 that the last one left is the last one. */
@@ -34,7 +41,7 @@ static int protect_piece(struct live *l, const struct cluster_range *r, uint64_t
 /* The end of the run of DIRTY clusters at `from`, at most a piece further. */
 static uint64_t run_end(const struct cluster_map *m, const struct cluster_range *r, uint64_t from)
 {
-    uint64_t most = UFFD_PIECE_BYTES / IMAGE_CLUSTER_BYTES;
+    uint64_t most = CHUNK_CLUSTERS;
     if (most < r->unit_clusters)
         most = r->unit_clusters;
     uint64_t end = r->first + r->n_clusters;
@@ -46,7 +53,9 @@ static uint64_t run_end(const struct cluster_map *m, const struct cluster_range 
     return to;
 }
 
-/* Copies [from, to), which is protected now. */
+/* Copies [from, to), which is protected now: a chunk, or a huge page of hugetlbfs if that is
+ * larger.
+ */
 static int save_piece(struct live *l, const struct cluster_range *r, uint64_t from, uint64_t to,
                       struct error *e)
 {

@@ -2,18 +2,39 @@
  * Memory protected, and perhaps saved, while the process still runs: every page of every image is
  * what it was at the instant, whatever kind of memory it is in, written in sequence or all over,
  * discarded before the instant after it had been saved or not. And the mistakes that would lose a
- * write, or keep what was discarded, do show.
+ * write, or keep what was discarded, do show. No call holds the process's memory for long while it
+ * runs: the linker puts our ioctl() in place of the worker's.
  */
+#include <linux/userfaultfd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "common/kernel.h"
 #include "common/testhook.h"
+#include "common/uffd.h"
 #include "tests/engine/stepping_source.h"
 
 #define ROUNDS 3
 #define BROKEN_ROUNDS 20
+
+static struct stepping_board *board;
+
+int __real_ioctl(int fd, unsigned long request, void *arg);
+int __wrap_ioctl(int fd, unsigned long request, void *arg);
+
+int __wrap_ioctl(int fd, unsigned long request, void *arg)
+{
+    if (request == UFFDIO_WRITEPROTECT || request == UFFDIO_UNREGISTER) {
+        const struct uffdio_range *range = arg; /* first in struct uffdio_writeprotect, too */
+        atomic_uint_fast64_t *longest =
+            atomic_load(&board->pause) ? &board->longest_paused : &board->longest_running;
+        uint_fast64_t most = atomic_load(longest);
+        while (range->len > most && !atomic_compare_exchange_weak(longest, &most, range->len))
+            ;
+    }
+    return __real_ioctl(fd, request, arg);
+}
 
 static json_int_t number(const json_t *summary, const char *key)
 {
@@ -81,6 +102,25 @@ static int right_whatever_it_does(struct stepping_source *source, const char *im
     return 0;
 }
 
+/* In the pause all of a block may be protected at once, so calls are seen; outside of it not. */
+static int calls_are_short(struct stepping_source *source, const char *image)
+{
+    struct error e = {0};
+    struct snapshot_options options = stepping_options(image);
+    json_t *summary = NULL;
+    options.live = LIVE_NEVER;
+    if (snapshot_run_from(&source->base, &options, &summary, &e)) {
+        printf("%s\n", e.message);
+        return 1;
+    }
+    json_decref(summary);
+    uint64_t running = atomic_load(&board->longest_running);
+    uint64_t paused = atomic_load(&board->longest_paused);
+    printf("longest range of a call: %llu bytes, in the pause %llu\n", (unsigned long long)running,
+           (unsigned long long)paused);
+    return running == 0 || running > UFFD_PIECE_BYTES || paused <= UFFD_PIECE_BYTES;
+}
+
 #ifdef VMSNAP_TEST_HOOKS
 /* With the mistake, a wrong page comes soon. */
 static int shows(struct stepping_source *source, const char *image, const char *mistake)
@@ -102,13 +142,14 @@ static int shows(struct stepping_source *source, const char *image, const char *
 }
 #endif
 
-static void add_block(struct stepping_board *board, enum stepping_kind kind, bool random)
+static void add_block(enum stepping_kind kind, bool random)
 {
     board->blocks[board->n_blocks++] = (struct stepping_block){
         .kind = kind,
         .random = random,
         .n_pages = random                     ? 4096
                    : kind == STEPPING_HUGETLB ? 1024 + 3
+                   : kind == STEPPING_ANON    ? 8192 + 5 /* more than a piece */
                                               : 4096 + 5,
     };
 }
@@ -116,24 +157,24 @@ static void add_block(struct stepping_board *board, enum stepping_kind kind, boo
 int main(void)
 {
     struct error e = {0};
+    board = stepping_board_new();
     if (geteuid() != 0 || kernel_require(&e)) {
         printf("skipped: needs root and userfaultfd (%s)\n", e.message);
         return 77;
     }
-    struct stepping_board *board = stepping_board_new();
-    add_block(board, STEPPING_ANON, false);
-    add_block(board, STEPPING_ANON, true);
-    add_block(board, STEPPING_ANON_HUGE, true);
-    add_block(board, STEPPING_MEMFD, false);
-    add_block(board, STEPPING_MEMFD, true);
-    add_block(board, STEPPING_PRIVATE_FILE, true);
-    add_block(board, STEPPING_HUGETLB, false);
+    add_block(STEPPING_ANON, false);
+    add_block(STEPPING_ANON, true);
+    add_block(STEPPING_ANON_HUGE, true);
+    add_block(STEPPING_MEMFD, false);
+    add_block(STEPPING_MEMFD, true);
+    add_block(STEPPING_PRIVATE_FILE, true);
+    add_block(STEPPING_HUGETLB, false);
     struct stepping_source source;
     if (!stepping_source_open(&source, board))
         return 1;
     char image[] = "/tmp/vmsnap-engine-XXXXXX";
     int fd = mkstemp(image);
-    int failed = right_whatever_it_does(&source, image) ||
+    int failed = right_whatever_it_does(&source, image) || calls_are_short(&source, image) ||
                  shows(&source, image, "dirty-before-unprotect") ||
                  shows(&source, image, "discard-ignored");
     if (atomic_load(&board->wrong)) {

@@ -51,6 +51,9 @@ struct stepping_board {
                                    with what does not compress */
     atomic_uint_fast64_t wrong; /* pages that a reader found inconsistent */
     atomic_uint_fast64_t written;
+    /* By a test that looks at the calls of its worker: the longest ranges given to a userfaultfd,
+       while the process ran and while it was paused. */
+    atomic_uint_fast64_t longest_running, longest_paused;
 };
 
 #define STEPPING_SCRAP_PAGES 64u
