@@ -36,9 +36,9 @@ class Incoming(Qmp):
 
 class MiniVm:
     """A running minivm. `options`: its command line; --control is added. With an Incoming, its
-    commands go over that connection."""
+    commands go over that connection. `seconds`: for its start and each command."""
 
-    def __init__(self, t, *options, accel="auto", incoming=None):
+    def __init__(self, t, *options, accel="auto", incoming=None, seconds=10.0):
         self.t = t
         self.control = t.path(t.unique("minivm") + ".sock")
         self.log_path = self.control + ".log"
@@ -53,7 +53,7 @@ class MiniVm:
             self.qmp = incoming
         else:
             try:
-                self.qmp = Qmp(self.control)
+                self.qmp = Qmp(self.control, seconds)
             except Exception as error:
                 raise Failed(f"minivm does not answer: {self.log()}") from error
             t.defer(self.qmp.close)

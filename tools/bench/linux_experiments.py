@@ -20,6 +20,7 @@ EXTRA_BYTES = 16 << 20
 def methods_of(guest, run, raw):
     methods = {
         "vmsnap": guest.vmsnap,
+        "nothing": guest.nothing,
         "background-snapshot": lambda: guest.background_snapshot(False),
         "background-snapshot | zstd": lambda: guest.background_snapshot(True),
         "stop and save": guest.stop_and_save,
@@ -65,6 +66,8 @@ def report(figures, case, pattern, results):
     pauses(figures, case, of, bare)
     figures.add("longest stall in the guest", case, of("vmsnap", lambda r: r["seen"].gap),
                 of(bare, lambda r: r["seen"].gap), bare, "ms", "<= 0.20 of it", at_most(0.2))
+    figures.add("longest stall in the guest", case, of("vmsnap", lambda r: r["seen"].gap),
+                of("nothing", lambda r: r["seen"].gap), "no snapshot at all, 2 s", "ms")
     if pattern != "idle":
         figures.add("guest work lost", case, of("vmsnap", lambda r: r["seen"].lost),
                     of(bare, lambda r: r["seen"].lost), bare, "s", "<= 0.50 of it", at_most(0.5))

@@ -7,7 +7,8 @@ import time
 
 from case import Failed, wait_until
 from guest import Guest, parse_fields
-from measure import (AFTER_SECONDS, BEFORE_SECONDS, MemoryWatch, NoFigure, observe, sync_file)
+from measure import (AFTER_SECONDS, BEFORE_SECONDS, MemoryWatch, NoFigure, observe,
+                     sync_file, wait_seconds)
 from qmp import QmpError, event_seconds
 from vmsnap import finish, start_vmsnap
 
@@ -90,9 +91,11 @@ class LinuxGuest:
         result = take()
         end = max(time.monotonic(), begin + result["wall"])
         time.sleep(AFTER_SECONDS)
-        stamps = self._stamps()
-        result["pause"] = stamps["RESUME"] - stamps["STOP"]
-        resumed = stamps["RESUME"] - time.time() + time.monotonic()
+        resumed = begin
+        if result.pop("paused", True):
+            stamps = self._stamps()
+            result["pause"] = stamps["RESUME"] - stamps["STOP"]
+            resumed = stamps["RESUME"] - time.time() + time.monotonic()
         result["seen"] = self.samples.observation(begin, resumed, end + AFTER_SECONDS)
         self.guest.check_no_errors()
         return result
@@ -112,6 +115,10 @@ class LinuxGuest:
 
     def path(self, name):
         return os.path.join(self.work_dir, name)
+
+    def nothing(self):
+        """What the guest sees when nobody takes a snapshot: what the machine's load does to it."""
+        return self.watched(lambda: {**wait_seconds(), "paused": False})
 
     def vmsnap(self, *options):
         """`vmsnap snapshot` to a file: the image is kept as `image`."""

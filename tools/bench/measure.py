@@ -122,6 +122,12 @@ def pss_bytes(pid):
     return 0
 
 
+def wait_seconds(seconds=2.0):
+    """The method that does nothing."""
+    time.sleep(seconds)
+    return {"wall": seconds}
+
+
 def sync_file(path):
     """Brings a finished file to the disk; how long that took."""
     began = time.monotonic()

@@ -53,6 +53,7 @@ def mini(t, run, pattern):
     case = f"minivm ({guest.accelerator}) {run.mini_mib / 1024:.0f} GiB, 4K pages, {pattern}"
     results = in_turns(t, run, {
         "vmsnap": guest.vmsnap,
+        "nothing": guest.nothing,
         "fork and dump": lambda: guest.fork_dump(False),
         "fork and dump | zstd": lambda: guest.fork_dump(True),
         "floor": lambda: floor_of(t, guest)})
@@ -68,8 +69,11 @@ def mini(t, run, pattern):
 def work(figures, case, pattern, results):
     """Throughput, against fork's that brings the same image (compressed) and the floor's."""
     speeds = {m: values(results, m, lambda r: r["seen"].speed) for m in results}
-    for other in ("fork and dump", "fork and dump | zstd", "floor"):
-        aimed = other != "floor" and pattern != "random"
+    figures.add("longest gap in the guest, the pause included", case,
+                values(results, "vmsnap", lambda r: r["seen"].gap),
+                values(results, "nothing", lambda r: r["seen"].gap), "no snapshot at all, 2 s", "ms")
+    for other in ("fork and dump", "fork and dump | zstd", "floor", "nothing"):
+        aimed = other.startswith("fork") and pattern != "random"
         figures.add("throughput kept during the snapshot", case, speeds["vmsnap"], speeds[other],
                     other, "%", ">= 0.80 of it" if aimed else "",
                     at_least(0.8) if aimed else None)

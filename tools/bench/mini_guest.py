@@ -3,10 +3,11 @@
 import os
 import time
 
-from case import Failed, end_process, tool, wait_until
+from case import Failed, end_process, wait_until
 from machine import free_bytes
-from measure import AFTER_SECONDS, BEFORE_SECONDS, MemoryWatch, NoFigure, observe
-from qmp import Qmp, QmpError
+from measure import AFTER_SECONDS, BEFORE_SECONDS, MemoryWatch, NoFigure, observe, wait_seconds
+from minivm import MiniVm
+from qmp import QmpError
 from rounds import remove
 from vmsnap import finish, start_vmsnap
 
@@ -18,47 +19,37 @@ class MiniGuest:
     """minivm with one vCPU. `memory_mib` of it is populated, whole, and worked on."""
 
     def __init__(self, t, work_dir, memory_mib, pattern, kind="anon"):
-        self.t, self.work_dir, self.pattern, self.memory_mib = t, work_dir, pattern, memory_mib
-        name = t.unique("mini")
-        self.socket = t.path(name)
-        stderr_path = t.path(name + ".err")
-        with open(stderr_path, "wb") as err:
-            self.process = t.spawn([tool("minivm"), "--memory", f"{memory_mib}M", "--populate",
-                                    f"{memory_mib}M", "--pattern", pattern, "--kind", kind,
-                                    "--control", self.socket], stderr=err)
-        wait_until(lambda: os.path.exists(self.socket) or self.process.poll() is not None, 60,
-                   "minivm's socket")
-        if self.process.poll() is not None:
-            with open(stderr_path, encoding="utf-8", errors="replace") as f:
-                raise NoFigure(f"minivm: {f.read().strip()}")
-        self.qmp = self._connect(self.socket)
-        vm = self.qmp.command("query-vm")
-        self.accelerator, self._ram = vm["accelerator"], vm["memory"][0]
-
-    def _connect(self, path):
-        qmp = Qmp(path, 60.0)
-        self.t.defer(qmp.close)
-        return qmp
+        self.t, self.work_dir, self.pattern = t, work_dir, pattern
+        try:
+            self.vm = MiniVm(t, "--memory", f"{memory_mib}M", "--populate", f"{memory_mib}M",
+                             "--pattern", pattern, "--kind", kind, seconds=60.0)
+        except Failed as why:
+            raise NoFigure(str(why)) from why
+        self.qmp = self.vm.qmp
+        self.accelerator, self._ram = self.vm.description["accelerator"], self.vm.ram
 
     def pid(self):
-        return self.process.pid
+        return self.vm.pid
 
     def memory(self):
         return self._ram["hva"], self._ram["hva"] + self._ram["bytes"]
 
     def end(self):
         self.qmp.close()
-        end_process(self.process)
+        end_process(self.vm.process)
+
+    def _stats(self):
+        return self.vm.stats(full=True)
 
     def watched(self, take):
         """Calls take() while the guest is watched; adds `seen` (Observation) and `pause`."""
         time.sleep(BEFORE_SECONDS + 0.2)
         self.qmp.take_events()
-        before, begin = self.qmp.command("x-stats"), time.monotonic()
+        before, begin = self._stats(), time.monotonic()
         result = {"resumed": before, **take()}
         end = max(time.monotonic(), begin + result["wall"]) + AFTER_SECONDS
         time.sleep(max(0.0, end - time.monotonic()))
-        after = self.qmp.command("x-stats")
+        after = self._stats()
         if after["wrong_pages"]:
             raise Failed(f"{after['wrong_pages']} pages of the guest are wrong")
         stamps = {e["event"]: e["data"]["monotonic_ns"] for e in self.qmp.take_events(wait=0.2)
@@ -72,7 +63,7 @@ class MiniGuest:
 
         def take():
             began = time.monotonic()
-            process = start_vmsnap(self.t, "snapshot", "--qmp", self.socket, "--overwrite", *options,
+            process = start_vmsnap(self.t, "snapshot", "--qmp", self.vm.control, "--overwrite", *options,
                                    image)
             memory = MemoryWatch(process.pid)
             resumed = self._wait_resumed(process)
@@ -90,10 +81,14 @@ class MiniGuest:
         while not self._seen("RESUME") and process.poll() is None:
             self.qmp.command("query-status") # events come in with its answer
             time.sleep(0.01)
-        return self.qmp.command("x-stats")
+        return self._stats()
 
     def _seen(self, event):
         return any(e["event"] == event for e in self.qmp.events)
+
+    def nothing(self):
+        """What the guest sees when nobody takes a snapshot: what the machine's load does to it."""
+        return self.watched(wait_seconds)
 
     def fork_dump(self, compress):
         """fork(), and the child writes the memory of that moment, as it is or by zstd -1 -T0."""
