@@ -13,10 +13,10 @@ from minivm import MiniVm # noqa: E402
 CLUSTER_BYTES = 16 << 10
 
 
-def armed(t):
+def armed(t, busy=0):
     """A minivm under the floor, and running."""
     vm = MiniVm(t, "--memory", "64M", "--populate", "32M", "--pattern", "random")
-    floor = Floor(t, vm.pid, vm.ram["hva"], vm.ram["bytes"])
+    floor = Floor(t, vm.pid, vm.ram["hva"], vm.ram["bytes"], busy)
     vm.stop()
     floor.protect()
     t.check("uw" in vm.mapping()[1]["VmFlags"].split(), "its memory is write-protected")
@@ -45,7 +45,7 @@ def floor_serves(t):
 
 @case("bench.floor-killed", "kernel", 60)
 def floor_killed(t):
-    vm, floor = armed(t)
+    vm, floor = armed(t, busy=2)
     vm.wait_for_writes(100)
     floor.process.kill()
     floor.process.wait(10)
@@ -54,12 +54,15 @@ def floor_killed(t):
 
 @case("bench.floor-refuses", "kernel", 30)
 def floor_refuses(t):
-    for argv in ([], ["floor", "1"], ["floor", "0", "1000", "4096"], ["floor", "1", "x", "4096"],
-                 ["floor", "1", "1001", "4096"], ["floor", "1", "1000", "4095"]):
+    for argv in ([], ["floor", "1"], ["floor", "0", "1000", "4096", "0"],
+                 ["floor", "1", "x", "4096", "0"], ["floor", "1", "1001", "4096", "0"],
+                 ["floor", "1", "1000", "4095", "0"], ["floor", "1", "1000", "0", "0"],
+                 ["floor", "1", "1000", "4096", "65"]):
         run = t.run([tool("vmsnap-bench"), *argv])
         t.equal(run.returncode, 2, f"{argv}: exit code")
         t.check(run.stderr.startswith("usage: "), f"{argv}: {run.stderr}")
-    run = t.run([tool("vmsnap-bench"), "floor", str(os.getpid()), "1000", "4096"])
+    run = t.run([tool("vmsnap-bench"), "floor", str(os.getpid()), "1000", "4096",
+                 "0"])
     t.equal(run.returncode not in (0, 2), True, f"no memory there: {run.stderr}")
 
 

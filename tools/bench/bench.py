@@ -49,6 +49,7 @@ def experiments(quick):
     found = {"disks": (pause_experiments.disks, 200), "kvm": (pause_experiments.kvm, 200),
              "speed": (speed.speed, 240),
              "pause-memory": (mini_experiments.pause_against_memory, 900)}
+    found["faults"] = (mini_experiments.placed_faults, 200)
     for pattern in ("idle", "random") if quick else linux_experiments.PATTERNS:
         found[f"qemu-{pattern}"] = (
             lambda t, run, p=pattern: linux_experiments.linux_guest(t, run, p), 600)

@@ -7,6 +7,9 @@
  * reading as long after a fault; the same unit is unprotected, and then the rest of the block that
  * vmsnap would have saved round it. There is no copy, no sweep, no compressor.
  *
+ * With busy threads beside it, as nice as vmsnap's compressors and doing nothing of use, it is the
+ * floor of a machine whose CPUs are all in use: the guest's thread, woken, has to get one first.
+ *
  * The caller stops the VM, writes "protect" to our stdin, lets it run when we have answered, and
  * closes stdin when it has seen enough.
  */
@@ -15,14 +18,17 @@
 #include <errno.h>
 #include <poll.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "common/clock.h"
 #include "common/image_format.h"
 #include "common/inject.h"
+#include "common/thread.h"
 #include "common/uffd.h"
 #include "snapshot/arm.h"
 
@@ -30,6 +36,7 @@
 #define BUSY_READ_NS 100000u /* as long as vmsnap reads on while faults keep coming */
 #define AROUND_BYTES (64ull << 10)
 #define COMMAND_BYTES 64
+#define BUSY_NICE 5 /* as vmsnap's compressors */
 
 struct floor {
     struct target target;
@@ -37,7 +44,36 @@ struct floor {
     int uffd;
     bool ended; /* stdin was closed */
     uint64_t faults, holes, failures;
+    pthread_t busy[FLOOR_MAX_BUSY];
+    unsigned n_busy;
+    atomic_bool busy_end;
 };
+
+static void *be_busy(void *opaque)
+{
+    struct floor *f = opaque;
+    setpriority(PRIO_PROCESS, 0, BUSY_NICE); /* of this thread */
+    while (!atomic_load_explicit(&f->busy_end, memory_order_relaxed))
+        continue;
+    return NULL;
+}
+
+static int start_busy(struct floor *f, unsigned n, struct error *e)
+{
+    for (; f->n_busy < n; f->n_busy++) {
+        int ret = thread_start(&f->busy[f->n_busy], be_busy, f);
+        if (ret)
+            return error_set(e, VMSNAP_EXIT_FAILED, -ret, "cannot start a thread");
+    }
+    return 0;
+}
+
+static void end_busy(struct floor *f)
+{
+    atomic_store(&f->busy_end, true);
+    while (f->n_busy > 0)
+        pthread_join(f->busy[--f->n_busy], NULL);
+}
 
 static int attach(struct floor *f, uint64_t start, uint64_t bytes, struct error *e)
 {
@@ -149,7 +185,7 @@ static void prepare_thread(void)
         fprintf(stderr, "vmsnap-bench: memory is not locked: %s\n", strerror(errno));
 }
 
-int floor_run(pid_t pid, uint64_t start, uint64_t bytes, struct error *e)
+int floor_run(pid_t pid, uint64_t start, uint64_t bytes, unsigned n_busy, struct error *e)
 {
     struct floor f = {.uffd = -1, .region.fd = -1};
     int ret = target_open(&f.target, pid, e);
@@ -157,15 +193,19 @@ int floor_run(pid_t pid, uint64_t start, uint64_t bytes, struct error *e)
         return ret;
     setvbuf(stdout, NULL, _IOLBF, 0);
     ret = attach(&f, start, bytes, e);
+    if (!ret)
+        ret = start_busy(&f, n_busy, e);
     if (!ret) {
         prepare_thread();
         puts("{\"type\": \"ready\"}");
         ret = run(&f, e) ? 0 : -EIO;
+        end_busy(&f);
         arm_release(f.uffd, &f.region, 1);
         printf("{\"type\": \"summary\", \"faults\": %llu, \"holes\": %llu, \"failures\": %llu}\n",
                (unsigned long long)f.faults, (unsigned long long)f.holes,
                (unsigned long long)f.failures);
     }
+    end_busy(&f);
     if (f.uffd >= 0)
         close(f.uffd);
     region_close(&f.region);

@@ -9,14 +9,16 @@ import time
 from case import Failed, end_process, tool
 from measure import NoFigure
 
+BUSY_FLOOR = "floor, CPUs busy"
 WORK_SECONDS = 2.0 # about as long as a snapshot of the guests here takes
 
 
 class Floor:
     """`vmsnap-bench floor` under way."""
 
-    def __init__(self, t, pid, start, length):
-        self.process = t.spawn([tool("vmsnap-bench"), "floor", pid, f"{start:x}", length],
+    def __init__(self, t, pid, start, length, busy=0):
+        self.process = t.spawn([tool("vmsnap-bench"), "floor", pid, f"{start:x}", length,
+                                busy],
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)
         self._rest = b""
@@ -52,10 +54,16 @@ class Floor:
         return summary
 
 
-def floor_of(t, guest):
+def floors(t, guest):
+    """The floor, and the floor with as many busy threads as vmsnap has compressors."""
+    return {"floor": lambda: floor_of(t, guest),
+            BUSY_FLOOR: lambda: floor_of(t, guest, os.cpu_count())}
+
+
+def floor_of(t, guest, busy=0):
     """One run over a guest that has qmp, pid(), memory() and watched()."""
     start, end = guest.memory()
-    floor = Floor(t, guest.pid(), start, end - start)
+    floor = Floor(t, guest.pid(), start, end - start, busy)
     try:
         def take():
             began = time.monotonic()

@@ -1,9 +1,10 @@
 """Experiments with minivm: the pause against memory size, and faults against the floor and fork."""
 
+import os
 import statistics
 
 from figures import at_least, at_most
-from floor import floor_of
+from floor import floor_of, floors
 from linux_experiments import faults_against_floor, plot
 from machine import free_bytes
 from measure import NoFigure
@@ -12,6 +13,7 @@ from rounds import in_turns, values
 
 GIB = 1 << 30
 SPARE_BYTES = 3 * GIB
+PLACED_RATE = 10000
 PATTERNS = {"random": "random", "sequential": "sequential", "hot": "hot:64M"}
 
 
@@ -56,7 +58,7 @@ def mini(t, run, pattern):
         "nothing": guest.nothing,
         "fork and dump": lambda: guest.fork_dump(False),
         "fork and dump | zstd": lambda: guest.fork_dump(True),
-        "floor": lambda: floor_of(t, guest)})
+        **floors(t, guest)})
     guest.end()
     if pattern != "sequential": # vmsnap outruns a sequential writer, the floor meets every fault
         faults_against_floor(run.figures, case, results)
@@ -64,6 +66,37 @@ def mini(t, run, pattern):
     run.figures.add("pause", case, values(results, "vmsnap", lambda r: r["pause"]),
                     values(results, "fork and dump", lambda r: r["pause"]), "fork and dump", "ms")
     plot(run.figures, "minivm", pattern, results)
+
+
+def placed(cpu, method):
+    """The method, with all that it starts on that CPU."""
+    def run():
+        everywhere = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {cpu})
+        try:
+            return method()
+        finally:
+            os.sched_setaffinity(0, everywhere)
+    return run
+
+
+def placed_faults(t, run):
+    """The VMM on one CPU, vmsnap and the floor each on the other: where the scheduler puts the
+    threads decides more than what they do, 25 or 130 us on one machine. The writer's rate is one
+    at which buffers do not run out."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        run.figures.none("faults", "one CPU alone")
+        return
+    guest = MiniGuest(t, run.work_dir, 1024, "random", "--rate", str(PLACED_RATE))
+    guest.pin(cpus[0])
+    results = in_turns(t, run, {
+        "vmsnap": placed(cpus[1], guest.vmsnap),
+        "floor": placed(cpus[1], lambda: floor_of(t, guest))})
+    guest.end()
+    case = f"minivm ({guest.accelerator}) 1 GiB, 4K pages, random {PLACED_RATE}/s, placed"
+    faults_against_floor(run.figures, case, results, aimed=True)
+    plot(run.figures, "placed", "random", results)
 
 
 def work(figures, case, pattern, results):

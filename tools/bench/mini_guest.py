@@ -18,11 +18,11 @@ SPARE_BYTES = 2 << 30
 class MiniGuest:
     """minivm with one vCPU. `memory_mib` of it is populated, whole, and worked on."""
 
-    def __init__(self, t, work_dir, memory_mib, pattern, kind="anon"):
+    def __init__(self, t, work_dir, memory_mib, pattern, *options):
         self.t, self.work_dir, self.pattern = t, work_dir, pattern
         try:
             self.vm = MiniVm(t, "--memory", f"{memory_mib}M", "--populate", f"{memory_mib}M",
-                             "--pattern", pattern, "--kind", kind, seconds=60.0)
+                             "--pattern", pattern, *options, seconds=60.0)
         except Failed as why:
             raise NoFigure(str(why)) from why
         self.qmp = self.vm.qmp
@@ -33,6 +33,11 @@ class MiniGuest:
 
     def memory(self):
         return self._ram["hva"], self._ram["hva"] + self._ram["bytes"]
+
+    def pin(self, cpu):
+        """All threads of the VMM on one CPU."""
+        for task in os.listdir(f"/proc/{self.vm.pid}/task"):
+            os.sched_setaffinity(int(task), {cpu})
 
     def end(self):
         self.qmp.close()
