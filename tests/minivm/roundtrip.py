@@ -200,6 +200,10 @@ def lines(t):
     listed = vmsnap(t, "check", image)
     in_use = [o for o in listed.objects if o.get("name", "").endswith("in-use")]
     t.check(in_use and not in_use[0]["ok"], f"check says so, too: {listed.text()}")
+    place = MiniVmPlace(t, *SIZES)
+    restored = take_over(t, image, place) # by another line, with a socket of its own
+    t.equal(restored.end().code, 0, "exit status of a twin")
+    check_whole(t, source, "beside its twin")
     end_and_wait(source)
     t.equal(vmsnap(t, "check", image).code, 0, "check, once it has ended")
     printed = vmsnap(t, "restore", "--print-command", image, json_=False)
