@@ -61,9 +61,9 @@ int uffd_enable(int fd, uint64_t features);
  * mask of ioctls the range supports. -EBUSY: another userfaultfd has it. */
 int uffd_register(int fd, uint64_t start, uint64_t len, uint64_t modes, uint64_t *ioctls);
 
-/* Drops the registration (and any protection) in pieces, waking all waiters. Goes on after an
- * error; returns the first one. -ESRCH: the process is gone, which is success for a caller that
- * tidies up. */
+/* Drops the registration (and any protection) in pieces, waking all waiters, also those who begin
+ * to wait meanwhile. Goes on after an error; returns the first one. -ESRCH: the process is gone,
+ * which is success for a caller that tidies up. */
 int uffd_unregister_pieces(int fd, uint64_t start, uint64_t len);
 
 /* Write-protects the range in one call (in the pause, or a range <= UFFD_PIECE_BYTES).
