@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include "common/clock.h"
 #include "common/futex.h"
 
 static void push(struct pool *p, uint32_t buffer)
@@ -92,21 +93,41 @@ uint32_t pool_try_take(struct pool *p, enum pool_class class)
     return pool_try_take_many(p, class, &buffer, 1) ? buffer : POOL_NONE;
 }
 
+/* Sleeps until a buffer may have come back, at most `ms`. */
+static uint32_t wait_for_return(struct pool *p, enum pool_class class, unsigned ms)
+{
+    unsigned seen = atomic_load(&p->returns);
+    atomic_fetch_add(&p->waiters, 1);
+    /* One may have come back before we counted as waiting. */
+    uint32_t buffer = pool_try_take(p, class);
+    if (buffer == POOL_NONE && !atomic_load(&p->cancelled))
+        futex_wait(&p->returns, seen, ms);
+    atomic_fetch_sub(&p->waiters, 1);
+    return buffer;
+}
+
 uint32_t pool_take(struct pool *p, enum pool_class class)
 {
-    for (;;) {
-        uint32_t buffer = pool_try_take(p, class);
-        if (buffer != POOL_NONE || atomic_load(&p->cancelled))
-            return buffer;
-        unsigned seen = atomic_load(&p->returns);
-        atomic_fetch_add(&p->waiters, 1);
-        buffer = pool_try_take(p, class); /* one may have come back before we counted as waiting */
-        if (buffer == POOL_NONE && !atomic_load(&p->cancelled))
-            futex_wait(&p->returns, seen, 1000);
-        atomic_fetch_sub(&p->waiters, 1);
-        if (buffer != POOL_NONE)
-            return buffer;
+    uint32_t buffer = pool_try_take(p, class);
+    while (buffer == POOL_NONE && !atomic_load(&p->cancelled)) {
+        buffer = wait_for_return(p, class, 1000);
+        if (buffer == POOL_NONE)
+            buffer = pool_try_take(p, class);
     }
+    return buffer;
+}
+
+uint32_t pool_take_within(struct pool *p, enum pool_class class, unsigned ms)
+{
+    uint64_t deadline = clock_monotonic_ns() + (uint64_t)ms * 1000000u;
+    uint32_t buffer = pool_try_take(p, class);
+    for (int left; buffer == POOL_NONE && !atomic_load(&p->cancelled) &&
+                   (left = clock_ms_until(deadline)) > 0;) {
+        buffer = wait_for_return(p, class, (unsigned)left);
+        if (buffer == POOL_NONE)
+            buffer = pool_try_take(p, class);
+    }
+    return buffer;
 }
 
 void pool_put(struct pool *p, uint32_t buffer)

@@ -47,6 +47,9 @@ uint32_t pool_try_take_many(struct pool *p, enum pool_class class, uint32_t *buf
 /* Takes a buffer, waiting for one. POOL_NONE only after pool_cancel(). Any thread. */
 uint32_t pool_take(struct pool *p, enum pool_class class);
 
+/* The same for at most about `ms` milliseconds: POOL_NONE after that, too. */
+uint32_t pool_take_within(struct pool *p, enum pool_class class, unsigned ms);
+
 void pool_put(struct pool *p, uint32_t buffer);
 
 /* True when nobody holds a buffer. */
@@ -54,6 +57,11 @@ bool pool_is_idle(const struct pool *p);
 
 /* Wakes all waiters, and lets nobody wait any more. Any thread. */
 void pool_cancel(struct pool *p);
+
+static inline bool pool_is_cancelled(const struct pool *p)
+{
+    return atomic_load(&((struct pool *)p)->cancelled);
+}
 
 /* The most bytes that were ever in use. */
 uint64_t pool_peak_bytes(const struct pool *p);

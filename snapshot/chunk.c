@@ -18,11 +18,14 @@
 /* 512 KiB: of copying calls at 2 MiB, 512 KiB, 128 KiB and 16 KiB this is where the calls' own cost
  * has gone and what is copied is still in the second-level cache for the compressors. */
 #define BATCH_CLUSTERS 32u
+#define TICK_MS 50u /* while there is no buffer */
 
 struct chunk_saver {
     struct capture *capture;
     struct image_writer *writer;
     enum chunk_time time;
+    int (*tick)(void *opaque); /* may be NULL */
+    void *opaque;
     struct region_look look;
     uint64_t wanted[CHUNK_CLUSTERS];
     unsigned n_wanted;
@@ -47,6 +50,12 @@ struct chunk_saver *chunk_saver_new(struct capture *c, struct image_writer *writ
 void chunk_saver_free(struct chunk_saver *s)
 {
     free(s);
+}
+
+void chunk_saver_watch(struct chunk_saver *s, int (*tick)(void *opaque), void *opaque)
+{
+    s->tick = tick;
+    s->opaque = opaque;
 }
 
 void chunk_saver_begin(struct chunk_saver *s)
@@ -128,8 +137,19 @@ static void sort_out(struct chunk_saver *s, const struct cluster_range *range, u
     }
 }
 
+/* Waits for one. A sink that takes nothing may have all of them. */
+static uint32_t wait_for_buffer(struct chunk_saver *s)
+{
+    struct pool *pool = s->capture->pool;
+    uint32_t buffer;
+    do
+        buffer = pool_take_within(pool, POOL_SWEEP, TICK_MS);
+    while (buffer == POOL_NONE && !pool_is_cancelled(pool) && !(s->tick && s->tick(s->opaque)));
+    return buffer;
+}
+
 /* Takes what buffers there are, at most `max`. *waited: it took a while. 0: the snapshot has
- * failed. */
+ * failed, or is given up. */
 static unsigned take_buffers(struct chunk_saver *s, unsigned max, bool *waited)
 {
     struct pool *pool = s->capture->pool;
@@ -137,7 +157,7 @@ static unsigned take_buffers(struct chunk_saver *s, unsigned max, bool *waited)
     *waited = n == 0;
     if (n > 0)
         return n;
-    s->buffers[0] = pool_take(pool, POOL_SWEEP);
+    s->buffers[0] = wait_for_buffer(s);
     if (s->buffers[0] == POOL_NONE)
         return 0;
     return 1 + pool_try_take_many(pool, POOL_SWEEP, s->buffers + 1, max - 1);

@@ -64,10 +64,14 @@ static int save_piece(struct live *l, const struct cluster_range *r, uint64_t fr
         int ret = l->tick(l->opaque);
         if (ret)
             return ret;
-        if (!chunk_save(l->saver, r, at, to - at < CHUNK_CLUSTERS ? to : at + CHUNK_CLUSTERS))
-            return capture_failed(l->capture)
-                       ? capture_error(l->capture, e)
-                       : error_set(e, VMSNAP_EXIT_FAILED, EIO, "cannot write the image");
+        if (chunk_save(l->saver, r, at, to - at < CHUNK_CLUSTERS ? to : at + CHUNK_CLUSTERS))
+            continue;
+        ret = l->tick(l->opaque);
+        if (ret)
+            return ret;
+        return capture_failed(l->capture)
+                   ? capture_error(l->capture, e)
+                   : error_set(e, VMSNAP_EXIT_FAILED, EIO, "cannot write the image");
     }
     return 0;
 }
@@ -140,6 +144,7 @@ int live_precopy(struct live *l, struct chunk_saver *saver, struct live_precopy 
     uint64_t begin = clock_monotonic_ns(), left;
     uint64_t faults = atomic_load(&c->live_faults), copied = c->clusters_precopied;
     l->saver = saver;
+    chunk_saver_watch(saver, l->tick, l->opaque);
     int ret = pass(l, &left, e);
     l->saver = NULL;
     if (!ret)

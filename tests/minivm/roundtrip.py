@@ -4,9 +4,12 @@ guest writes; the exported memory is one instant; the VM goes on; it is restored
 every page is right. What vmsnap does when its worker dies in the pause, and what it refuses."""
 
 import ctypes
+import fcntl
 import mmap
 import os
+import signal
 import sys
+import termios
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
@@ -323,6 +326,34 @@ def vmm_killed(t):
         result = finish(t, process)
         t.equal(result.code, 10, f"{point}: {result.text()}")
         check_no_litter(where)
+
+
+@case("minivm.killed.precopy-into-nothing", "kernel", 60)
+def precopy_into_nothing(t):
+    """Precopy into a pipe that nobody reads: no write is held, so no --max-stall ends it; a signal
+    does, and so does the death of the guardian, and the VM is free."""
+    vm = MiniVm(t, "--memory", "192M", "--populate", "160M", "--rate", "5000")
+    for sig, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        into_nothing, sink = os.pipe()
+        process = start_vmsnap(t, "snapshot", "--precopy", "2", "--buffer", "12M", "--qmp",
+                               vm.control, "-", stdout=sink)
+        os.close(sink)
+
+        def is_stuck():
+            before = fcntl.ioctl(into_nothing, termios.FIONREAD, b"1234")
+            time.sleep(0.5)
+            return any(before) and fcntl.ioctl(into_nothing, termios.FIONREAD, b"1234") == before
+        wait_until(is_stuck, 20, "the pipe is full")
+        t.check("uw" in vm.mapping()[1]["VmFlags"].split(), "precopy is under way")
+        process.send_signal(sig)
+        result = finish(t, process, timeout=10)
+        t.equal(result.code, code, f"{sig.name}: {result.text()}")
+        wait_until(lambda: "uw" not in vm.mapping()[1]["VmFlags"].split(), 10,
+                   f"{sig.name}: protection is dropped")
+        check_free(t, vm)
+        check_goes_on(t, vm, sig.name, 500)
+        os.close(into_nothing)
+    check_whole(t, vm, "after all")
 
 
 @case("minivm.killed.restorer", "kernel", 60)

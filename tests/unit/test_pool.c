@@ -1,6 +1,7 @@
 /* The page buffers: the reserve that only faults may take, waiting, and giving up. */
 #include <criterion/criterion.h>
 
+#include "common/clock.h"
 #include "common/pool.h"
 #include "common/ring.h"
 
@@ -45,6 +46,20 @@ Test(pool, cancel_ends_waiting)
     cr_assert_neq(pool_take(&p, POOL_FAULT), POOL_NONE);
     pool_cancel(&p);
     cr_assert_eq(pool_take(&p, POOL_FAULT), POOL_NONE);
+    pool_free(&p);
+}
+
+Test(pool, waiting_can_be_for_so_long)
+{
+    struct pool p;
+    cr_assert_eq(pool_init(&p, 2, 4096, 1), 0);
+    uint32_t b = pool_take_within(&p, POOL_SWEEP, 1000);
+    cr_assert_neq(b, POOL_NONE);
+    uint64_t from = clock_monotonic_ns();
+    cr_assert_eq(pool_take_within(&p, POOL_SWEEP, 30), POOL_NONE, "the other one is the reserve");
+    cr_assert_geq(clock_monotonic_ns() - from, 29000000u);
+    pool_put(&p, b);
+    cr_assert_eq(pool_take_within(&p, POOL_SWEEP, 1000), b);
     pool_free(&p);
 }
 
