@@ -18,7 +18,7 @@ PATTERNS = {"random": "random", "sequential": "sequential", "hot": "hot:64M"}
 
 
 def pause_against_memory(t, run):
-    """Populated memory in pages of 4 KiB, under a writer and idle."""
+    """Populated memory in pages of 4 KiB, under a writer and idle; device state included."""
     for pattern in ("random", "idle"):
         measured = {}
         for gib in run.mini_gib:
@@ -27,9 +27,9 @@ def pause_against_memory(t, run):
                 run.figures.none("pause against memory size", "not enough memory is free", case)
                 continue
             guest = MiniGuest(t, run.work_dir, gib * 1024, pattern)
-            results = in_turns(t, run, {"vmsnap": guest.vmsnap})
+            results = in_turns(t, run, {"vmsnap": guest.pause_alone}, at_least=5)
             guest.end()
-            pauses = values(results, "vmsnap", lambda r: r["summary"]["pause_ns"] * 1e-9)
+            pauses = values(results, "vmsnap", lambda r: r["pause"])
             if isinstance(pauses, NoFigure):
                 run.figures.none("pause against memory size", pauses, case)
                 return

@@ -9,22 +9,23 @@ from measure import NoFigure
 from qmp import QmpError, QmpGone
 
 
-def in_turns(t, run, methods):
-    """Runs every method of {name: function} run.rounds times, or as often as there is time for;
+def in_turns(t, run, methods, at_least=1):
+    """Runs every method of {name: function} run.rounds times (or `at_least`, for what is quick and
+    noisy), or as often as there is time for;
     {name: [results] or NoFigure}. A method that fails is not tried again; the others go on."""
     results = {name: [] for name in methods}
-    order, longest = list(methods), 0.0
-    for number in range(run.rounds):
+    order, longest, rounds = list(methods), 0.0, max(run.rounds, at_least)
+    for number in range(rounds):
         began = time.monotonic()
         if began + 1.2 * longest > run.until:
-            t.say(f"  time is short: {number} of {run.rounds} rounds")
+            t.say(f"  time is short: {number} of {rounds} rounds")
             break
         for name in order:
             if isinstance(results[name], NoFigure):
                 continue
             try:
                 results[name].append(methods[name]())
-                t.say(f"  {name}, round {number + 1} of {run.rounds}: {brief(results[name][-1])}")
+                t.say(f"  {name}, round {number + 1} of {rounds}: {brief(results[name][-1])}")
             except (NoFigure, Failed, QmpError, QmpGone) as why:
                 text = str(why).split("\n", maxsplit=1)[0]
                 results[name] = NoFigure(text)
