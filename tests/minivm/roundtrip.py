@@ -70,10 +70,10 @@ def judge_image(t, image):
         t.check(judge_memory(damaged), "the judge sees one wrong page")
 
 
-def take(t, vm, image):
+def take(t, vm, image, *args):
     """A snapshot of a VM at work, judged."""
     vm.wait_for_writes(20000)
-    summary = snapshot(t, vm, image).summary
+    summary = snapshot(t, vm, image, *args).summary
     t.say(f"paused {summary['pause_ns'] / 1e6:.2f} ms (stop {summary['stop_ns'] / 1e6:.2f}, state "
           f"{summary['state_ns'] / 1e6:.2f}), {summary['write_faults']} write faults")
     t.equal(summary["accelerator"], vm.description["accelerator"], "accelerator")
@@ -128,6 +128,23 @@ def round_trips(accel, kind):
 for _accel in ("kvm", "threads"):
     for _kind in ("anon", "thp", "memfd"):
         round_trips(_accel, _kind)
+
+
+@case("minivm.roundtrip.live", "kernel", 90)
+def live(t):
+    """Enough memory in small pages for protection while the guest runs; and pages that are saved
+    before the instant, some of which are written again."""
+    sizes = ("--memory", "256M", "--populate", "240M", "--cpus", "2")
+    for pattern, args in (("random", ()), ("sequential", ("--precopy", "2"))):
+        inner = t.sub()
+        source = MiniVm(inner, *sizes, "--pattern", pattern)
+        image = inner.path("image")
+        summary = take(inner, source, image, *args)
+        t.check(summary["live_passes"] > 0, f"protected while the guest ran: {summary}")
+        end_and_wait(source)
+        restored = take_over(inner, image, MiniVmPlace(inner, *sizes, "--pattern", pattern))
+        t.equal(restored.end().code, 0, "exit status")
+        inner.end()
 
 
 @case("minivm.roundtrip.hugetlbfs", "kernel", 60, lock="hugepages")
