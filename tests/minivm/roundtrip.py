@@ -79,7 +79,8 @@ def take(t, vm, image, *args):
     t.equal(summary["accelerator"], vm.description["accelerator"], "accelerator")
     t.equal(summary["ram_bytes"], vm.ram["bytes"], "ram_bytes")
     t.equal(summary["guest_state"], "running", "guest_state")
-    t.check(summary["write_faults"] > 0, "the guest wrote meanwhile")
+    # So little memory may all be saved before the guest gets a CPU.
+    t.check(summary["write_faults"] > 0 or vm.pages <= 4096, "the guest wrote meanwhile")
     t.check(0 < summary["pause_ns"] < 2e9, "pause_ns")
     check_goes_on(t, vm, "after the snapshot")
     check_free(t, vm)
