@@ -38,7 +38,7 @@ int cluster_map_init(struct cluster_map *m, const struct region *regions, uint32
         cluster_map_free(m);
         return -ENOMEM;
     }
-    memset((void *)m->states, CLUSTER_LEFT, m->n_clusters);
+    memset((void *)m->states, CLUSTER_UNTRACKED, m->n_clusters);
     return 0;
 }
 
@@ -133,7 +133,8 @@ bool cluster_track(struct cluster_map *m, uint64_t cluster)
 static void loosen(struct cluster_map *m, uint64_t cluster, uint8_t to)
 {
     uint8_t state = cluster_state(m, cluster);
-    while (state != CLUSTER_LEFT && state != to)
+    while (state != CLUSTER_LEFT && state != to &&
+           !(state == CLUSTER_UNTRACKED && to == CLUSTER_DIRTY))
         if (swap(m, cluster, &state, to)) {
             if (state == CLUSTER_SAVED)
                 atomic_fetch_sub_explicit(&m->n_saved, 1, memory_order_relaxed);
@@ -154,8 +155,8 @@ void cluster_leave(struct cluster_map *m, uint64_t cluster)
 void cluster_map_track_all(struct cluster_map *m, uint64_t from, uint64_t to)
 {
     for (uint64_t cluster = from; cluster < to; cluster++) {
-        uint8_t left = CLUSTER_LEFT;
-        swap(m, cluster, &left, CLUSTER_DIRTY);
+        uint8_t untracked = CLUSTER_UNTRACKED;
+        swap(m, cluster, &untracked, CLUSTER_DIRTY);
     }
 }
 

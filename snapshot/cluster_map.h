@@ -1,6 +1,7 @@
 /*
  * cluster_map.h - the life of every cluster (16 KiB), one atomic byte each.
  *
+ *     UNTRACKED unprotected; whether it is left to the pause is not decided yet
  *     LEFT      unprotected, and left so until the pause
  *     DIRTY     unprotected; the next live pass protects it, or the pause
  *     FROZEN    protected (or absent, which tells as well when it is touched), not saved
@@ -9,8 +10,9 @@
  *     RELEASED  unprotected: the guest owns it
  *
  * Before the instant (live.h) FROZEN means that a write will be noticed, SAVED that the copy holds
- * as long as none is; a write makes either DIRTY, a discard LEFT. The pause protects all that is
- * LEFT or DIRTY, and that is all it does: from then on both mean the same as FROZEN ("open").
+ * as long as none is; a write makes either DIRTY, a discard LEFT, whatever is decided about it
+ * later. The pause protects all that is LOOSE, and that is all it does: from then on that means the
+ * same as FROZEN ("open").
  *
  * After the instant the fault thread claims before it copies; the sweep copies first and takes open
  * -> SAVED by compare-and-swap, dropping its copy if it lost. So no fault ever waits for the sweep.
@@ -38,6 +40,7 @@ enum cluster_state {
     CLUSTER_RELEASED,
     CLUSTER_DIRTY = CLUSTER_LOOSE,
     CLUSTER_LEFT,
+    CLUSTER_UNTRACKED,
 };
 
 /* A region and its place in the numbering of clusters. */
@@ -59,7 +62,7 @@ struct cluster_map {
     atomic_uint_fast64_t n_saved; /* clusters SAVED or RELEASED */
 };
 
-/* Regions are borrowed. All clusters LEFT. 0 or -ENOMEM. */
+/* Regions are borrowed. All clusters UNTRACKED. 0 or -ENOMEM. */
 int cluster_map_init(struct cluster_map *m, const struct region *regions, uint32_t n_regions);
 void cluster_map_free(struct cluster_map *m);
 
@@ -99,13 +102,14 @@ bool cluster_save_early(struct cluster_map *m, uint64_t cluster);
 /* DIRTY -> FROZEN, before it is protected. False: it is not DIRTY. */
 bool cluster_track(struct cluster_map *m, uint64_t cluster);
 
-/* Written to: DIRTY, unless it is LEFT. After it has been unprotected (live.h says why). */
+/* Written to: DIRTY, unless it is not tracked. After it has been unprotected (live.h says why). */
 void cluster_dirty(struct cluster_map *m, uint64_t cluster);
 
 /* -> LEFT. */
 void cluster_leave(struct cluster_map *m, uint64_t cluster);
 
-/* LEFT -> DIRTY for all of [from, to), before the fault thread serves them as tracked. */
+/* UNTRACKED -> DIRTY for all of [from, to). What has been discarded since it is registered is LEFT
+ * already, and stays so. */
 void cluster_map_track_all(struct cluster_map *m, uint64_t from, uint64_t to);
 
 /* The first DIRTY cluster of [from, to), or `to`. At the speed of memory. */

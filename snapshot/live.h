@@ -52,17 +52,17 @@ struct live {
     int (*tick)(void *opaque);
     void *opaque;
     int timeout_ms;            /* for an event that is in the way */
-    uint64_t n_tracked;        /* clusters that are not LEFT */
+    uint64_t n_tracked;        /* clusters that were chosen */
     unsigned passes;           /* made so far, those that save included */
     uint64_t ns;               /* spent in them */
     struct chunk_saver *saver; /* in a pass that saves; else NULL */
 };
 
 /*
- * Decides which memory is protected before the instant; the rest stays LEFT. By itself (LIVE_AUTO):
- * memory that is dear to protect, mapped by 4 KiB pages or shared, once there is enough of it.
- * `all`: everything (precopy saves only what is protected). The decision is logged. The fault
- * thread serves already.
+ * Decides which memory is protected before the instant; the rest is left to the pause. By itself
+ * (LIVE_AUTO): memory that is dear to protect, mapped by 4 KiB pages or shared, once there is
+ * enough of it. `all`: everything (precopy saves only what is protected). The decision is logged.
+ * The fault thread serves already.
  */
 int live_choose(struct live *l, enum snapshot_live mode, bool all, struct error *e);
 

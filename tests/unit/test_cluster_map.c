@@ -64,8 +64,13 @@ Test(cluster_map, only_one_of_fault_and_sweep_saves)
 Test(cluster_map, before_the_instant_a_write_makes_dirty_and_a_discard_leaves)
 {
     cluster_dirty(&map, 7);
-    cr_assert_eq(cluster_state(&map, 7), CLUSTER_LEFT, "what is left to the pause stays so");
+    cr_assert_eq(cluster_state(&map, 7), CLUSTER_UNTRACKED, "what is not tracked stays so");
+    cluster_leave(&map, 5);
     cluster_map_track_all(&map, 4, 10);
+    cr_assert_eq(cluster_state(&map, 5), CLUSTER_LEFT, "discarded before it was to be tracked");
+    cluster_dirty(&map, 5);
+    cr_assert_not(cluster_track(&map, 5));
+    cr_assert_not(cluster_save_early(&map, 5));
     cr_assert(cluster_track(&map, 7));
     cr_assert_not(cluster_track(&map, 7));
     cr_assert_not(cluster_track(&map, 3));
@@ -97,7 +102,7 @@ Test(cluster_map, finds_runs_wherever_they_begin_and_end)
         cr_assert(cluster_claim(&map, i));
     for (uint64_t from = 0; from < 40; from++)
         for (uint64_t to = from + 1; to < 60; to++) {
-            memset((void *)(map.states + from), CLUSTER_LEFT, to - from);
+            memset((void *)(map.states + from), CLUSTER_UNTRACKED, to - from);
             cr_assert_eq(cluster_map_next_loose(&map, 0, 64, true), from);
             cr_assert_eq(cluster_map_next_loose(&map, from, 64, false), to);
             cr_assert_eq(cluster_map_next_loose(&map, to, 64, true), 64);
