@@ -198,7 +198,7 @@ class Proxy:
 
 
 def behind(t, vm, lies, *args):
-    return attempt(t, Proxy(t, vm, lies).path, "--pid", vm.pid, "--timeout", "2s", *args)
+    return attempt(t, Proxy(t, vm, lies).path, "--pid", vm.pid, "--timeout", "5s", *args)
 
 
 @case("minivm.hostile.in-the-pause", "kernel", 90)
@@ -285,7 +285,7 @@ def restore(t):
             ("hangs while it loads", {"load-state": "hang"}, 17, ""),
     ):
         t.quiet = True
-        result = vmsnap(t, "restore", "--timeout", "2s", image, "--", sys.executable, "-B", LIAR,
+        result = vmsnap(t, "restore", "--timeout", "5s", image, "--", sys.executable, "-B", LIAR,
                         json.dumps(lies), timeout=40)
         t.quiet = False
         t.equal(result.code, code, f"{what}: exit status ({result.text()})")
