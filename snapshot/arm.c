@@ -75,6 +75,22 @@ static int protect_loose(int uffd, const struct cluster_map *map, const struct c
     return 0;
 }
 
+/* Not every failure is the kernel's: the VM may have ended, or have unmapped the block. */
+static int cannot_protect(const struct region *r, int err, struct error *e)
+{
+    if (err == -ESRCH) {
+        if (e)
+            e->guest = GUEST_ENDED;
+        return error_set(e, VMSNAP_EXIT_TARGET, ESRCH, "the VM's process ended in mid-snapshot");
+    }
+    if (err != -ENOENT)
+        return error_set(e, VMSNAP_EXIT_KERNEL, -err, "cannot write-protect %s", r->name);
+    error_set(e, VMSNAP_EXIT_FAILED, EIO, "%s was unmapped by the VM before it was protected",
+              r->name);
+    error_hint(e, "was memory unplugged? try again");
+    return -EIO;
+}
+
 int arm_protect(int uffd, const struct cluster_map *map, int timeout_ms, uint64_t *n_clusters,
                 struct error *e)
 {
@@ -85,8 +101,7 @@ int arm_protect(int uffd, const struct cluster_map *map, int timeout_ms, uint64_
         const struct cluster_range *r = &map->ranges[i];
         int ret = r == skip ? 0 : protect_loose(uffd, map, r, deadline, n_clusters);
         if (ret)
-            return error_set(e, VMSNAP_EXIT_KERNEL, -ret, "cannot write-protect %s",
-                             r->region->name);
+            return cannot_protect(r->region, ret, e);
     }
     return 0;
 }

@@ -56,6 +56,7 @@
 #include "snapshot/watch.h"
 
 #define TICK_MS 200
+#define HANG_UP_MS 500
 /* Of --buffer an eighth goes to write buffers, the rest to page buffers; a quarter of those is
  * kept for faults. */
 #define WRITE_BUFFER_SHARE 8
@@ -571,15 +572,25 @@ static void explain_stages(const struct job *j)
 
 /* ---- the end ---- */
 
+/* True if the VM has ended; one that has closed its socket is about to. */
+static bool has_ended(const struct target *t, const struct error *e)
+{
+    struct pollfd p = {.fd = t->pidfd, .events = POLLIN};
+    bool hung_up = e->exit_code == VMSNAP_EXIT_TARGET && e->err == EPIPE;
+    return e->guest == GUEST_ENDED || poll(&p, 1, hung_up ? HANG_UP_MS : 0) > 0;
+}
+
 /* After a failure at any step: the guest first. Says in *e what became of it. */
 static void give_up(struct job *j, struct error *e)
 {
     struct source *s = j->source;
-    bool alive = target_alive(&s->target) && e->guest != GUEST_ENDED;
     if (j->capture_ready) {
         capture_fail(&j->capture, CAPTURE_CANCELLED, 0, 0);
         arm_release(j->uffd, s->regions, s->n_regions);
     }
+    bool alive = !has_ended(&s->target, e);
+    if (!alive)
+        e->guest = GUEST_ENDED;
     if (alive && atomic_load(&j->board->paused)) {
         struct error problem = {0};
         if (s->ops->resume(s, &problem) == 0)

@@ -346,6 +346,26 @@ def vmm_killed(t):
         check_no_litter(where)
 
 
+@case("minivm.killed.vmm-in-the-pause", "kernel", 60)
+def vmm_killed_in_the_pause(t):
+    """With much memory a process takes a while to end, and it answers no call in that time before it
+    counts as ended: exit status 10 all the same, and nobody is told to give \"cont\"."""
+    for point in ("snapshot-paused", "snapshot-state-saved", "snapshot-armed"):
+        for wait_ms in (0, 10):
+            vm = MiniVm(t, "--memory", "512M", "--populate", "448M", "--pattern", "idle")
+            log, reached, go = pause_log(t)
+            process = start_vmsnap(t, "snapshot", "--qmp", vm.control, t.path("image"),
+                                   hooks={"pause_at": point, "pause_log": log})
+            reached(point)
+            vm.process.kill()
+            time.sleep(wait_ms / 1000)
+            go()
+            result = finish(t, process)
+            vm.process.wait(10)
+            t.equal(result.code, 10, f"{point}: {result.text()}")
+            t.equal(result.error["guest_state"], "ended", f"{point}: {result.error}")
+
+
 @case("minivm.killed.precopy-into-nothing", "kernel", 60)
 def precopy_into_nothing(t):
     """Precopy into a pipe that nobody reads: no write is held, so no --max-stall ends it; a signal
