@@ -74,7 +74,7 @@ int target_presence_scan(const struct target *t, uint64_t hva, size_t n_pages,
     uint64_t end = hva + n_pages * PAGE_BYTES;
     for (size_t i = 0; i < n_pages; i++)
         out[i] = PAGE_ABSENT;
-    for (uint64_t at = hva, walked; at < end; at = walked) {
+    for (uint64_t at = hva, walked = end; at < end; at = walked) {
         struct scan_range ranges[SCAN_RANGES];
         int n = scan(t, at, end, ranges, SCAN_RANGES, 0, &walked);
         if (n < 0)
@@ -95,8 +95,8 @@ int target_hole_end(const struct target *t, uint64_t hva, uint64_t end, uint64_t
         return 0;
     if (end - hva > SCAN_HOLE_BYTES)
         end = hva + SCAN_HOLE_BYTES;
-    struct scan_range first;
-    uint64_t walked;
+    struct scan_range first = {0};
+    uint64_t walked = hva;
     int n = scan(t, hva, end, &first, 1, 1, &walked);
     if (n < 0)
         return n;
