@@ -13,7 +13,8 @@
  * WP events (an absent page then tells us before it comes to be, on every kernel from 6.1 on, and
  * costs nothing in the pause), file-backed memory for WP (its holes are protected by markers).
  * Nothing is protected yet; the fault thread must be started right after, since MISSING events
- * already come. -EBUSY: exit code 11.
+ * already come. -EBUSY: exit code 11. After a failure close the fd, don't call arm_release():
+ * before Linux 6.17 UNREGISTER takes another userfaultfd's registration away as well.
  */
 int arm_register(int uffd, const struct region *regions, uint32_t n_regions, struct error *e);
 

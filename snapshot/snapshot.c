@@ -191,6 +191,11 @@ static int attach(struct job *j, struct error *e)
     j->capture.encoder = j->encoder;
     j->capture.max_stall_ms = j->options->max_stall_ms;
     ret = arm_register(j->uffd, s->regions, s->n_regions, e);
+    if (ret) {
+        /* Takes our own registrations away and no other's, as UNREGISTER would (arm.h). */
+        close(j->uffd);
+        j->uffd = -1;
+    }
     /* Registered memory already makes MISSING events: serve before anything else. */
     if (!ret)
         ret = faults_start(&j->faults, &j->capture, e);
