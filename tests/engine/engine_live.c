@@ -15,7 +15,7 @@
 #include "common/uffd.h"
 #include "tests/engine/stepping_source.h"
 
-#define ROUNDS 3
+#define ROUNDS 2
 #define BROKEN_ROUNDS 20
 
 static struct stepping_board *board;

@@ -24,6 +24,7 @@ RULES = {
     "release-before-save": (lambda t: instant.series(t, 1), TORN, 4),
     "unprotected-block": (lambda t: instant.series(t, 1), TORN, 2),
     "discard-ignored": (instant.discards, r"differs from pmemsave", 1),
+    "dirty-before-unprotect": (lambda t: instant.series(t, 1, precopy=3), TORN, 4),
     "phase-early": (instant.first_touch, WRONG_IN_GUEST, 3),
     "present-taken-for-absent": (roundtrip.prealloc, WRONG_IN_GUEST, 1),
     "checksum-ignored": (lambda t: badimage.verify_random(t, 20), r"^verify with a bit flipped", 1),
