@@ -7,6 +7,9 @@
  * that handed-over buffers, completions and cancels all signal, so no wake-up is lost and no lock
  * is held while it waits.
  *
+ * A limit on the rate is kept by handing buffers over earlier, a fortieth of a second's worth each,
+ * and by starting no write before its time has come.
+ *
  * The thread lives until the first of: all is published, a failure, a cancel. A failure is kept in
  * one atomic and ends every append at once; nothing is retried. The thread waits in poll() only: a
  * pipe is written without blocking, a file by a process of its own (sink_writer.h), which may hang
@@ -28,6 +31,11 @@
 #include "common/thread.h"
 
 #define CLOSE_GRACE_NS 1000000000ull
+/* With a limit on the rate: buffers are handed over at so much of a second's bytes. */
+#define PACE_PER_S 40u
+/* A thread that wakes up late may make up for this much. */
+#define PACE_SLACK_NS 20000000u
+#define PACE_ALIGN 4096u /* what O_DIRECT needs */
 
 static void wake_io_thread(struct sink *s)
 {
@@ -62,8 +70,13 @@ static void set_state(struct sink *s, enum sink_state state)
 
 int sink_wait(struct sink *s, int fd, short events)
 {
+    return sink_wait_for(s, fd, events, -1);
+}
+
+int sink_wait_for(struct sink *s, int fd, short events, int timeout_ms)
+{
     struct pollfd fds[2] = {{.fd = s->event_fd, .events = POLLIN}, {.fd = fd, .events = events}};
-    if (poll(fds, 2, -1) < 0)
+    if (poll(fds, 2, timeout_ms) < 0)
         return errno == EINTR ? 0 : -errno;
     eventfd_t count;
     if (fds[0].revents & POLLIN)
@@ -112,8 +125,29 @@ static struct sink_buffer *next_filled(struct sink *s, enum sink_state *state)
     return b;
 }
 
+/* How long the limit holds the next write back; 0 without one. */
+static int held_back_ms(const struct sink *s)
+{
+    uint64_t now = clock_monotonic_ns();
+    return s->bytes_per_s && now < s->next_write_ns
+               ? (int)((s->next_write_ns - now + 999999) / 1000000)
+               : 0;
+}
+
+/* A pause is not made up for: no second sees more than the limit. */
+static void note_write(struct sink *s, size_t bytes)
+{
+    if (!s->bytes_per_s)
+        return;
+    uint64_t now = clock_monotonic_ns();
+    if (s->next_write_ns + PACE_SLACK_NS < now)
+        s->next_write_ns = now - PACE_SLACK_NS;
+    s->next_write_ns += (uint64_t)((double)bytes * 1e9 / (double)s->bytes_per_s);
+}
+
 static void start_write(struct sink *s, struct sink_buffer *b)
 {
+    note_write(s, b->used_bytes);
     int r = s->ops->write(s, b);
     if (r == 0) {
         s->in_flight++;
@@ -155,6 +189,11 @@ static void run_io(struct sink *s)
         enum sink_state state;
         if (reap_all(s) < 0)
             return;
+        int held_ms = held_back_ms(s);
+        if (held_ms > 0) {
+            sink_wait_for(s, s->reply_fd, POLLIN, held_ms);
+            continue;
+        }
         struct sink_buffer *b = next_filled(s, &state);
         if (b) {
             start_write(s, b);
@@ -216,13 +255,13 @@ int sink_append(struct sink *s, const void *data, size_t len, uint64_t *offset)
     while (len > 0 && r == 0) {
         if (!s->current && (r = take_buffer(s)) < 0)
             break;
-        size_t room = SINK_BUFFER_BYTES - s->current->used_bytes, n = len < room ? len : room;
+        size_t room = s->fill_bytes - s->current->used_bytes, n = len < room ? len : room;
         memcpy(s->current->data + s->current->used_bytes, from, n);
         s->current->used_bytes += n;
         atomic_fetch_add_explicit(&s->offset, n, memory_order_relaxed);
         from += n;
         len -= n;
-        if (s->current->used_bytes == SINK_BUFFER_BYTES)
+        if (s->current->used_bytes == s->fill_bytes)
             hand_over(s);
         r = sink_failure(s);
     }
@@ -372,6 +411,14 @@ static int start_thread(struct sink *s)
     return thread_start(&s->thread, io_thread, s);
 }
 
+static size_t choose_fill(uint64_t bytes_per_s)
+{
+    uint64_t bytes = bytes_per_s / PACE_PER_S / PACE_ALIGN * PACE_ALIGN;
+    if (bytes_per_s == 0 || bytes > SINK_BUFFER_BYTES)
+        return SINK_BUFFER_BYTES;
+    return bytes > PACE_ALIGN ? (size_t)bytes : PACE_ALIGN;
+}
+
 /* A condition whose deadlines are clock_monotonic_ns(). */
 static void init_condition(pthread_cond_t *condition)
 {
@@ -396,6 +443,8 @@ int sink_start(struct sink **out, const struct sink_ops *ops, void *end, const c
                        .end = end,
                        .temporary_path = temporary_path,
                        .depth = depth,
+                       .bytes_per_s = options->bytes_per_s,
+                       .fill_bytes = choose_fill(options->bytes_per_s),
                        .event_fd = -1,
                        .reply_fd = -1,
                        .append_lock = PTHREAD_MUTEX_INITIALIZER,
@@ -403,7 +452,8 @@ int sink_start(struct sink **out, const struct sink_ops *ops, void *end, const c
     init_condition(&s->changed);
     s->name = strdup(name);
     int r = s->name ? 0 : -ENOMEM;
-    if (r == 0 && options->n_buffers < SINK_MIN_BUFFERS)
+    if (r == 0 && (options->n_buffers < SINK_MIN_BUFFERS ||
+                   (options->bytes_per_s && options->bytes_per_s < SINK_MIN_RATE)))
         r = -EINVAL;
     if (r == 0)
         r = allocate_buffers(s, options->n_buffers);

@@ -17,10 +17,13 @@ struct sink;
 
 #define SINK_BUFFER_BYTES (1u << 20)
 #define SINK_MIN_BUFFERS 3u
+#define SINK_MIN_RATE (64u << 10)
 
 struct sink_options {
     bool overwrite;     /* replace an existing file at commit (else -EEXIST, exit code 1) */
     unsigned n_buffers; /* of SINK_BUFFER_BYTES each, >= SINK_MIN_BUFFERS: all it ever allocates */
+    uint64_t bytes_per_s; /* the most that goes to the image, smoothly; 0: no limit. At least
+                             SINK_MIN_RATE */
 };
 
 /*

@@ -53,8 +53,10 @@ struct sink {
     uint8_t *arena; /* all buffers */
     struct sink_buffer *buffers;
     unsigned n_buffers;
-    int event_fd; /* wakes the I/O thread: a job, a cancel */
-    int reply_fd; /* readable: something to reap; -1 without */
+    size_t fill_bytes;    /* a buffer is handed over when it holds that much */
+    uint64_t bytes_per_s; /* 0: no limit */
+    int event_fd;         /* wakes the I/O thread: a job, a cancel */
+    int reply_fd;         /* readable: something to reap; -1 without */
     pthread_t thread;
 
     /* Held over a whole append, waits included, so that its bytes stay together. Taken before
@@ -81,6 +83,7 @@ struct sink {
 
     /* The I/O thread's own. */
     unsigned in_flight;
+    uint64_t next_write_ns; /* with a limit: not before this */
 };
 
 static inline int sink_failure(const struct sink *s)
@@ -91,6 +94,9 @@ static inline int sink_failure(const struct sink *s)
 /* Waits until something happened on event_fd, or poll(2) says `events` (or an error) of `fd` (may
  * be -1). 1: `fd` is ready, 0: not yet, -errno. */
 int sink_wait(struct sink *s, int fd, short events);
+
+/* The same, but not for longer than timeout_ms (-1: no limit). */
+int sink_wait_for(struct sink *s, int fd, short events, int timeout_ms);
 
 /* Builds the front around an end and starts the I/O thread. Takes `end` over: it is closed on
  * failure too. */

@@ -105,7 +105,7 @@ uint64_t snapshot_min_buffer(void)
 static int open_sink(struct job *j, struct error *e)
 {
     const struct snapshot_options *o = j->options;
-    struct sink_options so = {.overwrite = o->overwrite};
+    struct sink_options so = {.overwrite = o->overwrite, .bytes_per_s = o->bwlimit};
     so.n_buffers = (unsigned)(o->buffer_bytes / WRITE_BUFFER_SHARE / SINK_BUFFER_BYTES);
     if (so.n_buffers < SINK_MIN_BUFFERS)
         so.n_buffers = SINK_MIN_BUFFERS;

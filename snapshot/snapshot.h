@@ -23,6 +23,7 @@ struct snapshot_options {
     int level;             /* zstd */
     unsigned n_threads;    /* compressors */
     uint64_t buffer_bytes; /* hard cap of page and write buffers */
+    uint64_t bwlimit;      /* bytes per second to the image; 0: no limit */
     int timeout_ms;        /* for everything that waits on the VMM */
     int max_stall_ms;
     const char *const *allowed; /* hazard names, NULL-terminated */

@@ -8,6 +8,7 @@
 
 #include "common/format.h"
 #include "common/log.h"
+#include "common/sink.h"
 #include "snapshot/snapshot.h"
 #include "tools/vmsnap/closing.h"
 #include "tools/vmsnap/commands.h"
@@ -19,7 +20,7 @@ static struct {
     const char *qmp_path;
     int pid, level, timeout_ms, max_stall_ms;
     unsigned n_threads, precopy;
-    uint64_t buffer_bytes;
+    uint64_t buffer_bytes, bwlimit;
     struct option_list allow;
     bool overwrite;
 } args = {
@@ -79,6 +80,13 @@ static const struct option_spec options[] = {
      .argument = "N",
      .help = "save memory N times over before the instant, each time what was written since; fewer "
              "writes wait after it, the image grows (default 0)"},
+    {.name = "bwlimit",
+     .kind = OPTION_SIZE,
+     .to.size = &args.bwlimit,
+     .min = SINK_MIN_RATE,
+     .max = INT64_MAX,
+     .argument = "RATE",
+     .help = "write at most this many bytes per second (64K or more; K, M, G as in sizes)"},
     {.name = "timeout",
      .kind = OPTION_DURATION,
      .to.duration_ms = &args.timeout_ms,
@@ -150,6 +158,7 @@ static int run(const struct command_line *line, struct error *e)
         .level = args.level,
         .n_threads = args.n_threads ? args.n_threads : default_threads(),
         .buffer_bytes = args.buffer_bytes,
+        .bwlimit = args.bwlimit,
         .precopy = args.precopy,
         .timeout_ms = args.timeout_ms,
         .max_stall_ms = args.max_stall_ms,
