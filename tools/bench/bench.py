@@ -103,7 +103,7 @@ def write_results(run, options, about, names):
     with open(os.path.join(options.out, "results.json"), "w", encoding="utf-8") as f:
         f.write(run.figures.json(about, {"quick": run.quick, "rounds": run.rounds,
                                          "experiments": names}) + "\n")
-    text = f"{machine.line(about)}; {run.rounds} rounds\n\n{run.figures.table()}\n"
+    text = f"{machine.line(about)}; {os.getloadavg()[0]:.1f} at the end; rounds: {run.rounds}\n\n{run.figures.table()}\n"
     with open(os.path.join(options.out, "table.md"), "w", encoding="utf-8") as f:
         f.write(text)
     import plots # slow to load, and of no use before
@@ -136,11 +136,13 @@ def main():
     chosen = {n: e for n, e in experiments(run.quick and not options.only).items()
               if not options.only or n in options.only}
     began = time.monotonic()
-    if not run_all(run, chosen):
-        say("interrupted: no results are written")
-        sys.exit(130)
+    about["interrupted"] = not run_all(run, chosen)
     about["seconds"] = round(time.monotonic() - began)
-    write_results(run, options, about, list(chosen))
+    if run.figures.rows:
+        write_results(run, options, about, list(chosen))
+    if about["interrupted"]:
+        say("interrupted: the figures are those of what was done before")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def methods_of(guest, run, raw):
         "vmsnap": guest.vmsnap,
         "nothing": guest.nothing,
         "background-snapshot": lambda: guest.background_snapshot(False),
-        "background-snapshot | zstd": lambda: guest.background_snapshot(True),
+        "background-snapshot, zstd": lambda: guest.background_snapshot(True),
         "stop and save": guest.stop_and_save,
         "zstd -1 -T0 alone": lambda: guest.compress_beside(raw),
     }
@@ -62,7 +62,7 @@ def linux_guest(t, run, pattern):
 def report(figures, case, pattern, results):
     def of(method, function):
         return values(results, method, function)
-    bare, piped = "background-snapshot", "background-snapshot | zstd"
+    bare, piped = "background-snapshot", "background-snapshot, zstd"
     pauses(figures, case, of, bare)
     figures.add("longest stall in the guest", case, of("vmsnap", lambda r: r["seen"].gap),
                 of(bare, lambda r: r["seen"].gap), bare, "ms", "<= 0.20 of it", at_most(0.2))

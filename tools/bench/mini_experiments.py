@@ -57,7 +57,7 @@ def mini(t, run, pattern):
         "vmsnap": guest.vmsnap,
         "nothing": guest.nothing,
         "fork and dump": lambda: guest.fork_dump(False),
-        "fork and dump | zstd": lambda: guest.fork_dump(True),
+        "fork and dump, zstd": lambda: guest.fork_dump(True),
         **floors(t, guest)})
     guest.end()
     if pattern != "sequential": # vmsnap outruns a sequential writer, the floor meets every fault
@@ -105,14 +105,14 @@ def work(figures, case, pattern, results):
     figures.add("longest gap in the guest, the pause included", case,
                 values(results, "vmsnap", lambda r: r["seen"].gap),
                 values(results, "nothing", lambda r: r["seen"].gap), "no snapshot at all, 2 s", "ms")
-    for other in ("fork and dump", "fork and dump | zstd", "floor", "nothing"):
+    for other in ("fork and dump", "fork and dump, zstd", "floor", "nothing"):
         aimed = other.startswith("fork") and pattern != "random"
         figures.add("throughput kept during the snapshot", case, speeds["vmsnap"], speeds[other],
                     other, "%", ">= 0.80 of it" if aimed else "",
                     at_least(0.8) if aimed else None)
     figures.add("time to a finished image", case, values(results, "vmsnap", lambda r: r["wall"]),
-                values(results, "fork and dump | zstd", lambda r: r["wall"]),
-                "fork and dump | zstd")
+                values(results, "fork and dump, zstd", lambda r: r["wall"]),
+                "fork and dump, zstd")
     figures.add("guest work lost", case, values(results, "vmsnap", lambda r: r["seen"].lost),
-                values(results, "fork and dump | zstd", lambda r: r["seen"].lost),
-                "fork and dump | zstd")
+                values(results, "fork and dump, zstd", lambda r: r["seen"].lost),
+                "fork and dump, zstd")

@@ -103,8 +103,8 @@ def run_restore(t, source, image):
 def report(figures, case, results):
     def row(name, key, unit, aim="", reached=None):
         figures.add(name, case, values(results, "vmsnap", lambda r: r[key]),
-                    values(results, "background-snapshot | zstd", lambda r: r[key]),
-                    "background-snapshot | zstd", unit, aim, reached)
+                    values(results, "background-snapshot, zstd", lambda r: r[key]),
+                    "background-snapshot, zstd", unit, aim, reached)
     row("pause, STOP to RESUME", "pause", "ms", "<= 15 ms", lambda ours, _: ours <= 0.015)
     row("the guest's own longest gap", "gap", "ms")
     row("time to a finished image", "wall", "s", "<= 1.00 of it", at_most(1.0))
@@ -123,7 +123,7 @@ def speed(t, run):
     wait_until(lambda: guest.console.counters("SELFCHECK")[-1]["rounds"] >= 1, 60, "one round")
     results = in_turns(t, run, {
         "vmsnap": lambda: run_vmsnap(t, guest, image),
-        "background-snapshot | zstd": lambda: run_background_snapshot(guest, stream)})
+        "background-snapshot, zstd": lambda: run_background_snapshot(guest, stream)})
     guest.check_no_errors()
     results |= in_turns(t, run, {
         "empty start": lambda: run_empty_start(t, guest),
