@@ -35,25 +35,13 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
-#include "common/format.h"
-#include "common/image_writer.h"
 #include "common/inject.h"
 #include "common/kernel.h"
 #include "common/log.h"
-#include "common/pool.h"
 #include "common/progress.h"
-#include "common/sink.h"
 #include "common/testhook.h"
 #include "snapshot/arm.h"
-#include "snapshot/capture.h"
-#include "snapshot/chunk.h"
-#include "snapshot/encode.h"
-#include "snapshot/faults.h"
-#include "snapshot/guardian.h"
-#include "snapshot/live.h"
-#include "snapshot/source.h"
-#include "snapshot/sweep.h"
-#include "snapshot/watch.h"
+#include "snapshot/job.h"
 
 #define TICK_MS 200
 #define HANG_UP_MS 500
@@ -62,37 +50,6 @@
 #define WRITE_BUFFER_SHARE 8
 #define FAULT_SHARE 4
 #define MIN_PAGE_BUFFERS 128u /* a reserve of 2 MiB */
-
-struct job {
-    const struct snapshot_options *options;
-    struct guardian_board *board;
-    struct source *source;
-    json_t *description;
-    json_t *warnings;
-    struct sink *sink;
-    struct image_writer *writer;
-    struct pool pool;
-    struct encoder *encoder;
-    struct capture capture;
-    bool capture_ready;
-    struct faults *faults;
-    struct sweep *sweep;
-    struct watch *watch;
-    struct live live;
-    json_t *precopy_passes;
-    struct progress progress;
-    uint64_t armed_in_pause; /* clusters */
-    int uffd;
-    int signal_fd;
-    int done_event;
-    bool unmerged;
-    bool was_running;
-    int interrupted_by; /* SIGINT or SIGTERM */
-    void *device_state;
-    size_t device_state_bytes;
-    struct pause_times pause;
-    uint64_t started_ns, instant_ns, finished_ns;
-};
 
 uint64_t snapshot_min_buffer(void)
 {
@@ -205,9 +162,7 @@ static int attach(struct job *j, struct error *e)
     return ret;
 }
 
-/* ---- before the instant ---- */
-
-static bool interrupted(struct job *j)
+bool job_interrupted(struct job *j)
 {
     struct signalfd_siginfo info;
     while (read(j->signal_fd, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
@@ -219,150 +174,11 @@ static bool interrupted(struct job *j)
     return j->interrupted_by != 0;
 }
 
-static void show_progress(struct job *j)
+void job_show_progress(struct job *j)
 {
     struct capture *c = &j->capture;
     progress_update(&j->progress, atomic_load(&c->map.n_saved) * IMAGE_CLUSTER_BYTES,
                     c->map.n_clusters * IMAGE_CLUSTER_BYTES, atomic_load(&c->write_faults));
-}
-
-/* live.tick */
-static int tick(void *opaque)
-{
-    struct job *j = opaque;
-    show_progress(j);
-    return interrupted(j) ? -EINTR : 0;
-}
-
-/* --precopy: saves what is protected, over and over, at most that many times. */
-static int precopy(struct job *j, struct error *e)
-{
-    struct live *l = &j->live;
-    int ret = 0;
-    struct chunk_saver *saver = chunk_saver_new(&j->capture, j->writer, CHUNK_BEFORE);
-    if (!saver)
-        return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot start precopy");
-    for (unsigned i = 0; !ret && i < j->options->precopy; i++) {
-        struct live_precopy done;
-        ret = live_precopy(l, saver, &done, e);
-        TESTHOOK_POINT("snapshot-precopied");
-        json_array_append_new(
-            j->precopy_passes,
-            json_pack("{s:I, s:I, s:I}", "write_faults", (json_int_t)done.write_faults,
-                      "saved_bytes", (json_int_t)done.saved_bytes, "wall_ns", (json_int_t)done.ns));
-    }
-    chunk_saver_free(saver);
-    return ret;
-}
-
-/* Protects what pays, and saves what is wanted, while the guest runs. */
-static int run_passes(struct job *j, struct error *e)
-{
-    /* From here on a write may wait for us: the guardian minds our heartbeat. */
-    atomic_store(&j->board->protected, true);
-    progress_start(&j->progress, "saved", j->options->progress && j->options->precopy);
-    int ret = precopy(j, e);
-    if (!ret)
-        ret = live_settle(&j->live, e);
-    progress_finish(&j->progress);
-    return ret;
-}
-
-/* Leaves to the pause as little as can be. */
-static int arm_live(struct job *j, struct error *e)
-{
-    struct source *s = j->source;
-    struct live *l = &j->live;
-    *l = (struct live){
-        .capture = &j->capture, .tick = tick, .opaque = j, .timeout_ms = s->timeout_ms};
-    int ret = live_choose(l, j->options->live, j->options->precopy > 0, e);
-    if (!ret && l->n_tracked)
-        ret = run_passes(j, e);
-    if (!ret && s->ops->prepare_pause)
-        ret = s->ops->prepare_pause(s, e);
-    /* That may have taken its time, and the guest wrote. */
-    if (!ret && l->n_tracked)
-        ret = live_settle(l, e);
-    if (!ret && l->n_tracked)
-        TESTHOOK_POINT("snapshot-live-armed");
-    if (ret && !j->interrupted_by && sink_error(j->sink, e))
-        ret = -EIO; /* which is why */
-    return ret;
-}
-
-/* ---- the pause ---- */
-
-static int freeze(struct job *j, struct error *e)
-{
-    int ret = faults_freeze(j->faults, j->source->timeout_ms);
-    if (ret)
-        return capture_failed(&j->capture)
-                   ? capture_error(&j->capture, e)
-                   : error_set(e, VMSNAP_EXIT_TIMEOUT, -ret, "the fault thread gets no CPU time");
-    return 0;
-}
-
-static int protect(struct job *j, struct error *e)
-{
-    uint64_t from = clock_monotonic_ns();
-    int ret = TESTHOOK_BROKEN("phase-early") ? 0 : freeze(j, e);
-    if (!ret)
-        ret = arm_protect(j->uffd, &j->capture.map, j->source->timeout_ms, &j->armed_in_pause, e);
-    if (ret && capture_failed(&j->capture))
-        ret = capture_error(&j->capture, e); /* protection was dropped while it was set */
-    j->pause.arm_ns = clock_monotonic_ns() - from;
-    return ret;
-}
-
-/* From stop to cont. The board says so beforehand: the guardian resumes the VM if we die. */
-static int pause_and_protect(struct job *j, struct error *e)
-{
-    struct source *s = j->source;
-    if (TESTHOOK_BROKEN("phase-early")) {
-        int early = freeze(j, e);
-        if (early)
-            return early;
-        usleep(50000);
-    }
-    if (interrupted(j))
-        return -EINTR;
-    atomic_store(&j->board->paused, true);
-    TESTHOOK_POINT("snapshot-before-pause");
-    uint64_t from = clock_monotonic_ns();
-    int ret = s->ops->pause(s, &j->was_running, e);
-    if (ret)
-        return ret;
-    if (!j->was_running) {
-        atomic_store(&j->board->paused_before, true);
-        atomic_store(&j->board->paused, false);
-    }
-    j->instant_ns = clock_realtime_ns();
-    j->pause.stop_ns = clock_monotonic_ns() - from;
-    TESTHOOK_POINT("snapshot-paused");
-    from = clock_monotonic_ns();
-    ret = s->ops->save_state(s, &j->device_state, &j->device_state_bytes, e);
-    j->pause.state_ns = clock_monotonic_ns() - from;
-    if (ret)
-        return ret;
-    TESTHOOK_POINT("snapshot-state-saved");
-    atomic_store(&j->board->touched, true);
-    atomic_store(&j->board->protected, true);
-    ret = protect(j, e);
-    if (ret)
-        return ret;
-    TESTHOOK_POINT("snapshot-armed");
-    from = clock_monotonic_ns();
-    ret = s->ops->resume(s, e);
-    j->pause.cont_ns = clock_monotonic_ns() - from;
-    if (ret)
-        return ret;
-    atomic_store(&j->board->paused, false);
-    log_info("stop %.2f ms, state %.2f ms, protecting %llu clusters %.2f ms, cont %.2f ms",
-             (double)j->pause.stop_ns / 1e6, (double)j->pause.state_ns / 1e6,
-             (unsigned long long)j->armed_in_pause, (double)j->pause.arm_ns / 1e6,
-             (double)j->pause.cont_ns / 1e6);
-    TESTHOOK_POINT("snapshot-resumed");
-    return 0;
 }
 
 /* ---- capture ---- */
@@ -377,9 +193,9 @@ static int wait_for_capture(struct job *j, struct error *e)
     int ret = 0;
     while (!ret && !fds[0].revents) {
         poll(fds, 3, TICK_MS);
-        if (interrupted(j))
+        if (job_interrupted(j))
             ret = -EINTR;
-        show_progress(j);
+        job_show_progress(j);
         if (fds[1].revents)
             break;
     }
@@ -472,7 +288,8 @@ static int write_tail(struct job *j, struct error *e)
 /* The guest is free of us: from here on the guardian may simply kill us when the user asks. */
 static int finish(struct job *j, struct error *e)
 {
-    if (interrupted(j)) /* by the guardian's death, for one: nobody waits for the image any more */
+    if (job_interrupted(
+            j)) /* by the guardian's death, for one: nobody waits for the image any more */
         return -EINTR;
     atomic_store(&j->board->finishing, true);
     int ret = encoder_finish(j->encoder);
@@ -483,7 +300,7 @@ static int finish(struct job *j, struct error *e)
     if (ret)
         return ret;
     TESTHOOK_POINT("snapshot-finished");
-    if (interrupted(j))
+    if (job_interrupted(j))
         return -EINTR;
     ret = sink_commit(j->sink, e);
     if (ret)
@@ -493,86 +310,6 @@ static int finish(struct job *j, struct error *e)
     TESTHOOK_POINT("snapshot-committed");
     j->finished_ns = clock_monotonic_ns();
     return 0;
-}
-
-/* ---- summary ---- */
-
-static void add_number(json_t *o, const char *key, uint64_t n)
-{
-    json_object_set_new(o, key, json_integer((json_int_t)n));
-}
-
-static void add_copy(json_t *o, const char *key, const json_t *from, const char *from_key)
-{
-    json_t *value = json_object_get(from, from_key);
-    json_object_set(o, key, value ? value : json_null());
-}
-
-static void add_pause(const struct job *j, json_t *o)
-{
-    struct pause_times t = j->pause;
-    j->source->ops->pause_times(j->source, &t);
-    if (!t.pause_ns && j->was_running)
-        t.pause_ns = t.stop_ns + t.state_ns + t.arm_ns + t.cont_ns;
-    add_number(o, "pause_ns", t.pause_ns);
-    add_number(o, "stop_ns", t.stop_ns);
-    add_number(o, "state_ns", t.state_ns);
-    add_number(o, "arm_ns", t.arm_ns);
-    add_number(o, "cont_ns", t.cont_ns);
-    add_number(o, "armed_in_pause", j->armed_in_pause);
-    json_object_set(o, "precopy_passes", j->precopy_passes);
-    add_number(o, "live_passes", j->live.passes);
-    add_number(o, "live_ns", j->live.ns);
-    add_number(o, "live_faults", atomic_load(&((struct capture *)&j->capture)->live_faults));
-}
-
-static void add_faults(const struct job *j, json_t *o)
-{
-    struct capture *c = (struct capture *)&j->capture;
-    add_number(o, "pages_from_faults", atomic_load(&c->clusters_from_faults) * IMAGE_CLUSTER_PAGES);
-    add_number(o, "write_faults", atomic_load(&c->write_faults));
-    add_number(o, "fault_p50_ns", histogram_quantile(&c->latency, 0.5));
-    add_number(o, "fault_p99_ns", histogram_quantile(&c->latency, 0.99));
-    add_number(o, "fault_max_ns", c->latency.max_ns);
-    add_number(o, "longest_gap_ns", c->latency.max_ns);
-    add_number(o, "throttled_ns", atomic_load(&c->throttled_ns));
-}
-
-static json_t *make_summary(const struct job *j)
-{
-    json_t *o = json_object();
-    struct image_totals totals;
-    char id[33], instant[FORMAT_MAX];
-    const uint8_t *raw = image_writer_id(j->writer);
-    for (int i = 0; i < 16; i++)
-        snprintf(id + 2 * i, 3, "%02x", raw[i]);
-    image_writer_totals(j->writer, &totals);
-    add_pause(j, o);
-    add_number(o, "wall_ns", j->finished_ns - j->started_ns);
-    add_number(o, "ram_bytes", totals.pages_total * IMAGE_PAGE_BYTES);
-    add_number(o, "image_bytes", totals.image_bytes);
-    add_number(o, "pages_total", totals.pages_total);
-    add_number(o, "pages_zero", totals.pages_zero);
-    add_number(o, "pages_stored", totals.pages_stored);
-    add_number(o, "pages_poisoned", totals.pages_poisoned);
-    add_faults(j, o);
-    add_number(o, "buffer_peak_bytes", pool_peak_bytes(&j->pool) + sink_buffer_bytes(j->sink));
-    json_object_set_new(o, "image", json_string_nocheck(j->options->image_path));
-    json_object_set_new(o, "image_id", json_string(id));
-    json_object_set_new(o, "instant", json_string(format_instant(instant, j->instant_ns)));
-    add_copy(o, "vm_name", j->description, "vm_name");
-    add_copy(o, "accelerator", j->description, "accelerator");
-    json_object_set_new(o, "guest_state", json_string(j->was_running ? "running" : "paused"));
-    json_object_set(o, "warnings", j->warnings);
-    return o;
-}
-
-static void explain_stages(const struct job *j)
-{
-    uint64_t busy, waiting;
-    encoder_times(j->encoder, &busy, &waiting);
-    log_debug("compressors: busy %.1f ms, waiting %.1f ms, over %u threads", (double)busy / 1e6,
-              (double)waiting / 1e6, j->options->n_threads);
 }
 
 /* ---- the end ---- */
@@ -635,14 +372,14 @@ static void tear_down(struct job *j)
 static int run_steps(struct job *j, struct error *e)
 {
     int ret = prepare(j, e);
-    if (!ret && interrupted(j))
+    if (!ret && job_interrupted(j))
         ret = -EINTR;
     if (!ret)
         ret = attach(j, e);
     if (!ret)
-        ret = arm_live(j, e);
+        ret = job_arm_live(j, e);
     if (!ret)
-        ret = pause_and_protect(j, e);
+        ret = job_pause(j, e);
     if (!ret)
         ret = capture(j, e);
     if (!ret)
@@ -686,8 +423,8 @@ static int work(void *opaque, struct guardian_board *board, json_t **summary, st
         if (j->interrupted_by)
             ret = set_interrupted(j, e);
     } else {
-        *summary = make_summary(j);
-        explain_stages(j);
+        *summary = job_summary(j);
+        job_explain(j);
     }
     tear_down(j);
     return ret;

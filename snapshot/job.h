@@ -1,0 +1,76 @@
+/*
+ * job.h - one snapshot under way: what its steps share. Private to snapshot.c (the steps in order,
+ * and every end), job_pause.c (before the instant, and the pause) and job_summary.c.
+ */
+#ifndef VMSNAP_SNAPSHOT_JOB_H
+#define VMSNAP_SNAPSHOT_JOB_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/image_writer.h"
+#include "common/pool.h"
+#include "common/progress.h"
+#include "common/sink.h"
+#include "snapshot/capture.h"
+#include "snapshot/encode.h"
+#include "snapshot/faults.h"
+#include "snapshot/guardian.h"
+#include "snapshot/live.h"
+#include "snapshot/snapshot.h"
+#include "snapshot/source.h"
+#include "snapshot/sweep.h"
+#include "snapshot/watch.h"
+
+struct job {
+    const struct snapshot_options *options;
+    struct guardian_board *board;
+    struct source *source;
+    json_t *description;
+    json_t *warnings;
+    struct sink *sink;
+    struct image_writer *writer;
+    struct pool pool;
+    struct encoder *encoder;
+    struct capture capture;
+    bool capture_ready;
+    struct faults *faults;
+    struct sweep *sweep;
+    struct watch *watch;
+    struct live live;
+    json_t *precopy_passes;
+    struct progress progress;
+    uint64_t armed_in_pause; /* clusters */
+    int uffd;
+    int signal_fd;
+    int done_event;
+    bool unmerged;
+    bool was_running;
+    int interrupted_by; /* SIGINT or SIGTERM */
+    void *device_state;
+    size_t device_state_bytes;
+    struct pause_times pause;
+    uint64_t started_ns, instant_ns, finished_ns;
+};
+
+/* Takes note of signals. True: one of them asks us to end. */
+bool job_interrupted(struct job *j);
+void job_show_progress(struct job *j);
+
+/* The guest runs: protects, and with --precopy saves, so that as little as can be is left to the
+ * pause. */
+int job_arm_live(struct job *j, struct error *e);
+
+/* From stop to cont. The board says so beforehand: the guardian resumes the VM if we die. */
+int job_pause(struct job *j, struct error *e);
+
+/* The keys of CLI.md, once the image is published: a new reference. */
+json_t *job_summary(const struct job *j);
+
+/* -vv: what each stage did, and waited for. */
+void job_explain(const struct job *j);
+
+#endif
