@@ -107,7 +107,8 @@ int capture_error(const struct capture *c, struct error *e)
     case CAPTURE_PROTECT:
         break;
     }
-    return error_set(e, VMSNAP_EXIT_FAILED, err, "cannot release %s at offset 0x%llx", block,
+    return error_set(e, VMSNAP_EXIT_FAILED, err,
+                     "cannot change the protection of %s at offset 0x%llx", block,
                      (unsigned long long)offset);
 }
 

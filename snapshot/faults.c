@@ -182,6 +182,17 @@ static void wait_for_pass(const struct capture *c, uint64_t cluster)
     usleep(200); /* it protects after that */
 }
 
+/* The end of what is tracked from `from` on, at most `to`: what is left to the pause is not
+ * protected, and an unprotect that reaches into it would split a huge page. */
+static uint64_t tracked_until(const struct capture *c, const struct cluster_range *range,
+                              uint64_t from, uint64_t to)
+{
+    uint64_t end = range->first + range->n_clusters;
+    while (from < to && from < end && cluster_state(&c->map, from) < CLUSTER_LEFT)
+        from++;
+    return from;
+}
+
 /* A write before the instant, to what a live pass has protected, or the first touch of a hole. What
  * is let loose is marked only then: live.h says why. */
 static void serve_before(struct faults *f, const struct cluster_range *range, uint64_t hva,
@@ -189,11 +200,9 @@ static void serve_before(struct faults *f, const struct cluster_range *range, ui
 {
     struct capture *c = f->capture;
     uint64_t from = range->first + (hva - range->region->hva) / IMAGE_CLUSTER_BYTES;
-    uint64_t to = from + 1, end = range->first + range->n_clusters;
+    uint64_t to = from + 1;
     if (protection && range->unit_clusters == 1)
-        to = from + tracker_extent(&f->tracker, from);
-    if (to > end)
-        to = end;
+        to = tracked_until(c, range, to, from + tracker_extent(&f->tracker, from));
     cluster_range_whole_units(range, &from, &to);
     if (TESTHOOK_BROKEN("dirty-before-unprotect") && protection) {
         /* The mistake: a pass that comes by in between is undone. */
