@@ -72,9 +72,15 @@ static void note_lowest(struct pool *p, int now)
         ;
 }
 
+/* How many buffers must be left. */
+static int floor_of(const struct pool *p, enum pool_class class)
+{
+    return class == POOL_SWEEP ? (int)p->reserve : class == POOL_AROUND ? (int)(p->reserve / 4) : 0;
+}
+
 uint32_t pool_try_take_many(struct pool *p, enum pool_class class, uint32_t *buffers, uint32_t max)
 {
-    int floor = class == POOL_SWEEP ? (int)p->reserve : 0;
+    int floor = floor_of(p, class);
     int have = atomic_load(&p->available), n;
     do {
         n = have - floor < (int)max ? have - floor : (int)max;

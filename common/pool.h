@@ -30,8 +30,9 @@ struct pool {
 };
 
 enum pool_class {
-    POOL_SWEEP, /* leaves the reserve alone */
-    POOL_FAULT, /* takes whatever there is */
+    POOL_SWEEP,  /* leaves the reserve alone */
+    POOL_AROUND, /* a fault's neighbours: leaves a quarter of the reserve */
+    POOL_FAULT,  /* takes whatever there is */
 };
 
 /* 0 or -ENOMEM. buffer_bytes: a multiple of 4096. */

@@ -74,7 +74,7 @@ bool copier_save(struct copier *k, const struct cluster_range *range, uint64_t f
         if (cluster_is_saved(&c->map, cluster))
             continue;
         uint32_t buffer =
-            patience == COPIER_WAIT ? wait_for_buffer(k) : pool_try_take(c->pool, POOL_SWEEP);
+            patience == COPIER_WAIT ? wait_for_buffer(k) : pool_try_take(c->pool, POOL_AROUND);
         if (buffer == POOL_NONE || !save_into(k, range, cluster, buffer))
             return false;
         if (copied)

@@ -5,6 +5,18 @@
 #include "common/pool.h"
 #include "common/ring.h"
 
+Test(pool, neighbours_leave_a_part_of_the_reserve)
+{
+    struct pool p;
+    cr_assert_eq(pool_init(&p, 16, 4096, 8), 0);
+    uint32_t taken[16];
+    cr_assert_eq(pool_try_take_many(&p, POOL_SWEEP, taken, 16), 8);
+    cr_assert_eq(pool_try_take_many(&p, POOL_AROUND, taken, 16), 6, "the sweep has had its share");
+    cr_assert_eq(pool_try_take(&p, POOL_AROUND), POOL_NONE);
+    cr_assert_eq(pool_try_take_many(&p, POOL_FAULT, taken, 16), 2);
+    pool_free(&p);
+}
+
 Test(pool, sweep_leaves_the_reserve_to_faults)
 {
     struct pool p;
