@@ -20,7 +20,7 @@
 #define MAX_FILES (CHILD_MAX_KEEP - 1)
 #define MAX_ROUNDS 3
 #define SHORT_ROUND_NS 20000000u
-#define END_GRACE_MS 20
+#define END_GRACE_MS 1000
 
 /* ---- the process ---- */
 

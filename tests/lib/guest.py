@@ -140,8 +140,19 @@ class Guest:
         words += [f"vmsnap.{k}={v}" for k, v in self.options.items()]
         if "phys" in self.options:
             words.append(f"memmap=16M${self.options['phys']}")
-        return ["-kernel", guest_file("vmlinuz"), "-initrd", self.initrd,
+        return ["-kernel", self._readable(guest_file("vmlinuz")), "-initrd",
+                self._readable(self.initrd),
                 "-append", " ".join(words)]
+
+    def _readable(self, path):
+        """A file of the clone, which another user may not be able to reach (below /root)."""
+        if not self.user:
+            return path
+        copy = os.path.join(self.dir, os.path.basename(path))
+        if not os.path.exists(copy):
+            shutil.copyfile(path, copy)
+            os.chmod(copy, 0o644)
+        return copy
 
     def _firmware(self):
         """The guest without an operating system, with this guest's number of pages."""
