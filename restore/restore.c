@@ -46,6 +46,8 @@
 #include "restore/vmm.h"
 #include "restore/vmm_kind.h"
 
+#define END_SHOWS_MS 500
+
 struct restore {
     const struct restore_options *o;
     struct image *img;
@@ -258,13 +260,20 @@ static void report_troubles(struct restore *r)
         r->o->trouble(r->o->opaque, &e);
 }
 
+/* A VMM on its way out refuses what is asked of it before its end shows. */
+static bool vmm_ends(const struct restore *r)
+{
+    struct pollfd p = {.fd = r->vmm.target.pidfd, .events = POLLIN};
+    return poll(&p, 1, END_SHOWS_MS) > 0;
+}
+
 /* The registration is gone: the guest's memory is its own. */
 static void hand_off(struct restore *r, struct collapse *collapse)
 {
     struct error e = {.guest = GUEST_RUNNING};
     /* Never fails the restore: all that is left is an idle descriptor in the VMM. */
     if (handoff_close_fd(&r->vmm.target, r->attach.target_fd, r->o->timeout_ms, &e) &&
-        target_alive(&r->vmm.target)) {
+        !vmm_ends(r)) {
         error_wrap(&e, "the VMM keeps an idle userfaultfd");
         r->o->trouble(r->o->opaque, &e);
     }

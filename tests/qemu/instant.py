@@ -239,7 +239,7 @@ def precopy_2(t):
     series(t, 3, precopy=2)
 
 
-@case("qemu.instant.precopy-2-memfd", "qemu", 150)
+@case("qemu.instant.precopy-2-memfd", "qemu,slow", 150)
 def precopy_2_memfd(t):
     """Shared memory, which is armed live without being told to, too."""
     series(t, 2, precopy=2, ram="memfd", machine="q35")
