@@ -20,7 +20,10 @@
 #define MAX_FILES (CHILD_MAX_KEEP - 1)
 #define MAX_ROUNDS 3
 #define SHORT_ROUND_NS 20000000u
+#define TICK_MS 50
+/* For the process to end: one that sleeps in a file system is hardly waited for. */
 #define END_GRACE_MS 1000
+#define END_GRACE_UNANSWERED_MS 100
 
 /* ---- the process ---- */
 
@@ -128,32 +131,56 @@ int disk_sync_start(struct disk_sync *d, const struct target *t, struct error *e
     return r;
 }
 
-static int run_round(struct disk_sync *d, int timeout_ms)
+/* Waits for the answer. -ETIMEDOUT; or what tick() returned, *ticked then says so. */
+static int wait_for_answer(struct disk_sync *d, int timeout_ms, int (*tick)(void *opaque),
+                           void *opaque, bool *ticked)
 {
     struct pollfd p = {.fd = d->socket, .events = POLLIN};
     uint64_t deadline = clock_monotonic_ns() + (uint64_t)timeout_ms * 1000000u;
+    for (;;) {
+        int left_ms = clock_ms_until(deadline);
+        if (poll(&p, 1, left_ms < TICK_MS ? left_ms : TICK_MS) > 0)
+            return 0;
+        int r = tick(opaque);
+        *ticked = r != 0;
+        if (r)
+            return r;
+        if (clock_monotonic_ns() >= deadline)
+            return -ETIMEDOUT;
+    }
+}
+
+static int run_round(struct disk_sync *d, int timeout_ms, int (*tick)(void *opaque), void *opaque,
+                     bool *ticked)
+{
     int result;
     if (send(d->socket, "s", 1, MSG_NOSIGNAL) != 1)
         return -EPIPE;
-    while (poll(&p, 1, clock_ms_until(deadline)) <= 0)
-        if (clock_monotonic_ns() >= deadline)
-            return -ETIMEDOUT;
+    d->unanswered = true;
+    int r = wait_for_answer(d, timeout_ms, tick, opaque, ticked);
+    if (r)
+        return r;
     if (recv(d->socket, &result, sizeof(result), 0) != (ssize_t)sizeof(result))
         return -EPIPE;
+    d->unanswered = false;
     if (result)
         log_warn("cannot sync a disk file of the VM: %s", strerror(-result));
     return 0;
 }
 
-int disk_sync_run(struct disk_sync *d, int timeout_ms, struct error *e)
+int disk_sync_run(struct disk_sync *d, int timeout_ms, int (*tick)(void *opaque), void *opaque,
+                  struct error *e)
 {
+    bool ticked = false;
     if (d->socket < 0)
         return 0;
     uint64_t took_ns = UINT64_MAX;
     for (int round = 0; round < MAX_ROUNDS && took_ns > SHORT_ROUND_NS; round++) {
         uint64_t from = clock_monotonic_ns();
-        int r = run_round(d, timeout_ms);
+        int r = run_round(d, timeout_ms, tick, opaque, &ticked);
         took_ns = clock_monotonic_ns() - from;
+        if (ticked)
+            return r;
         if (r == -ETIMEDOUT) {
             error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT,
                       "the VM's disk files could not be synced, which stopping the VM would wait "
@@ -175,6 +202,6 @@ void disk_sync_stop(struct disk_sync *d)
         return;
     close(d->socket);
     d->socket = -1;
-    child_end(d->pid, END_GRACE_MS);
+    child_end(d->pid, d->unanswered ? END_GRACE_UNANSWERED_MS : END_GRACE_MS);
     d->pid = 0;
 }

@@ -10,6 +10,7 @@
 #ifndef VMSNAP_SNAPSHOT_DISK_SYNC_H
 #define VMSNAP_SNAPSHOT_DISK_SYNC_H
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 #include "common/error.h"
@@ -19,6 +20,7 @@ struct disk_sync {
     pid_t pid;        /* 0: the VM has no disk file, nothing runs */
     int socket;       /* -1: none */
     unsigned n_files; /* regular files and block devices that the VM has open for writing */
+    bool unanswered;  /* it was asked, and may sleep in a file system */
 };
 
 /* Finds the files (by the VM's descriptors; memory in tmpfs or hugetlbfs is none) and forks the
@@ -28,9 +30,11 @@ int disk_sync_start(struct disk_sync *d, const struct target *t, struct error *e
 /*
  * Syncs all files, again while a round takes long (much was written meanwhile), three times at
  * most. Waits up to timeout_ms for each round: exit code 17 after that, since `stop` would hang as
- * well. A file that can't be synced is logged, and left to `stop`. Main thread.
+ * well. A file that can't be synced is logged, and left to `stop`. Calls tick(opaque) every few
+ * milliseconds: not 0 ends the wait, with that result (*e is not set). Main thread.
  */
-int disk_sync_run(struct disk_sync *d, int timeout_ms, struct error *e);
+int disk_sync_run(struct disk_sync *d, int timeout_ms, int (*tick)(void *opaque), void *opaque,
+                  struct error *e);
 
 /* Lets the process end; one that hangs in a file system does so when that answers. Any state that
  * disk_sync_start() or a zeroed struct with socket -1 has left. */

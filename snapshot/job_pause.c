@@ -12,7 +12,7 @@
 
 /* ---- before the instant ---- */
 
-/* live.tick */
+/* live.tick, and for prepare_pause */
 static int tick(void *opaque)
 {
     struct job *j = opaque;
@@ -64,7 +64,7 @@ int job_arm_live(struct job *j, struct error *e)
     if (!ret && l->n_tracked)
         ret = run_passes(j, e);
     if (!ret && s->ops->prepare_pause)
-        ret = s->ops->prepare_pause(s, e);
+        ret = s->ops->prepare_pause(s, tick, j, e);
     /* That may have taken its time, and the guest wrote. */
     if (!ret && l->n_tracked)
         ret = live_settle(l, e);

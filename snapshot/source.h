@@ -41,8 +41,10 @@ struct source_ops {
     int (*restore_memory)(struct source *s, struct error *e);
 
     /* What makes the pause shorter and takes its time, with the VM running (disks are synced); the
-     * pause follows within milliseconds. May be NULL. */
-    int (*prepare_pause)(struct source *s, struct error *e);
+     * pause follows within milliseconds. Calls tick(opaque) while it waits: not 0 ends the wait,
+     * with that result (*e is not set). May be NULL. */
+    int (*prepare_pause)(struct source *s, int (*tick)(void *opaque), void *opaque,
+                         struct error *e);
 
     /* The pause. `pause` leaves a VM that was not running as it was and then sets *was_running to
      * false. save_state: *buf is malloc()ed, the caller's to free. resume runs it again, only if

@@ -93,7 +93,8 @@ int source_control_read_state(struct source_control *c, void **buf, size_t *len,
 void source_control_drop_state(struct source_control *c);
 
 /* Operations of struct source_ops. prepare_pause syncs the VM's disk files. */
-int source_control_prepare_pause(struct source *s, struct error *e);
+int source_control_prepare_pause(struct source *s, int (*tick)(void *opaque), void *opaque,
+                                 struct error *e);
 int source_control_resume_after_death(struct source *s, struct error *e);
 void source_control_pause_times(const struct source *s, struct pause_times *times);
 

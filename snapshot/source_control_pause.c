@@ -64,10 +64,11 @@ static int stop_vm(struct source_control *c, struct error *e)
     return r;
 }
 
-int source_control_prepare_pause(struct source *s, struct error *e)
+int source_control_prepare_pause(struct source *s, int (*tick)(void *opaque), void *opaque,
+                                 struct error *e)
 {
     struct source_control *c = source_control_of(s);
-    int r = disk_sync_run(&c->disk_sync, s->timeout_ms, e);
+    int r = disk_sync_run(&c->disk_sync, s->timeout_ms, tick, opaque, e);
     disk_sync_stop(&c->disk_sync); /* its copies of the VMM's descriptors hold its file locks */
     return r;
 }

@@ -8,6 +8,7 @@ import os
 import signal
 import struct
 import sys
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
@@ -64,14 +65,12 @@ def synced_before_stop(t):
     guest.check_goes_on()
 
 
-@case("qemu.disks.sync-hangs", "qemu", 60)
-def sync_hangs(t):
-    """The disk's file system does not answer: the guest is not stopped for that."""
-    guest, _ = guest_with_disk(t)
-    os.mkdir(t.path("out"))
+def start_with_a_sync_that_hangs(t, guest, *args):
+    """A snapshot whose syncing process does not go on, at the point from which on it is waited for.
+    Returns the vmsnap process, the one that syncs, and what lets vmsnap go on."""
     log, reached, go = pause_log(t)
-    process = start_vmsnap(t, "snapshot", "--allow", "disks", "--qmp", guest.qmp_path,
-                           "--timeout", "2s", t.path("out/image"),
+    process = start_vmsnap(t, "snapshot", "--allow", "disks", "--qmp", guest.qmp_path, *args,
+                           t.path("out/image"),
                            hooks={"pause_at": "snapshot-registered", "pause_log": log})
     reached("snapshot-registered")
     syncing = [pid for pid in descendants(process.pid)
@@ -79,15 +78,51 @@ def sync_hangs(t):
     t.equal(len(syncing), 1, "processes that sync")
     os.kill(syncing[0], signal.SIGSTOP)
     guest.qmp.take_events()
+    return process, syncing[0], go
+
+
+def check_untouched(t, guest, syncing):
+    """The guest was not stopped, and nothing is left of the snapshot."""
+    t.equal([e["event"] for e in guest.qmp.take_events() if e["event"] == "STOP"], [],
+            "the guest was not stopped")
+    wait_until(lambda: not os.path.exists(f"/proc/{syncing}"), 5, "the process is gone")
+    t.equal(os.listdir(t.path("out")), [], "what is left")
+    flags = guest.smaps()["VmFlags"]
+    t.check(not {"um", "uw"} & flags, f"no userfaultfd is left: {flags}")
+    guest.check_goes_on()
+
+
+@case("qemu.disks.sync-hangs", "qemu", 60)
+def sync_hangs(t):
+    """The disk's file system does not answer: the guest is not stopped for that."""
+    guest, _ = guest_with_disk(t)
+    os.mkdir(t.path("out"))
+    process, syncing, go = start_with_a_sync_that_hangs(t, guest, "--timeout", "2s")
     go()
     result = finish(t, process)
     t.equal(result.code, 17, f"exit status: {result.text()}")
     t.check("disk" in result.error["message"], f"the message: {result.error}")
-    t.equal([e["event"] for e in guest.qmp.take_events() if e["event"] == "STOP"], [],
-            "the guest was not stopped")
-    wait_until(lambda: not os.path.exists(f"/proc/{syncing[0]}"), 5, "the process is gone")
-    t.equal(os.listdir(t.path("out")), [], "what is left")
-    guest.check_goes_on()
+    check_untouched(t, guest, syncing)
+
+
+@case("qemu.disks.sync-interrupted", "qemu", 60)
+def sync_interrupted(t):
+    """Ctrl-C and SIGTERM while the disks are synced end that wait at once, not at --timeout."""
+    guest, _ = guest_with_disk(t)
+    os.mkdir(t.path("out"))
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process, syncing, go = start_with_a_sync_that_hangs(t, guest, "--timeout", "60s")
+        go()
+        time.sleep(1) # by then it waits for the sync: all that comes before takes milliseconds
+        t.check(process.poll() is None, f"it still waits: {process.poll()}")
+        began = time.monotonic()
+        os.killpg(process.pid, number) # as a terminal does
+        result = finish(t, process)
+        took = time.monotonic() - began
+        t.equal(result.code, code, f"exit status: {result.text()}")
+        t.check(took < 10, f"it ended after {took:.1f} s")
+        t.equal(result.error["guest_state"], "untouched", "guest_state")
+        check_untouched(t, guest, syncing)
 
 
 if __name__ == "__main__":
