@@ -16,15 +16,11 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/collapse.h"
 #include "common/testhook.h"
 #include "common/uffd.h"
 
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25
-#endif
-
 #define PAGE_BYTES 4096ul
-#define HUGE_BYTES (2ul << 20)
 
 static struct kernel_features features;
 
@@ -153,15 +149,15 @@ static bool probe_collapse(void)
         return false;
     CLEANUP_FD int self = (int)syscall(SYS_pidfd_open, getpid(), 0);
     char *map =
-        mmap(NULL, 2 * HUGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        mmap(NULL, 2 * COLLAPSE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (self < 0 || map == MAP_FAILED)
         return false;
-    char *huge = (char *)(((uintptr_t)map + HUGE_BYTES - 1) & ~(HUGE_BYTES - 1));
+    char *huge = (char *)(((uintptr_t)map + COLLAPSE_BYTES - 1) & ~(COLLAPSE_BYTES - 1));
     *(volatile char *)huge = 1;
-    struct iovec iov = {.iov_base = huge, .iov_len = HUGE_BYTES};
+    struct iovec iov = {.iov_base = huge, .iov_len = COLLAPSE_BYTES};
     long r = syscall(SYS_process_madvise, self, &iov, 1ul, MADV_COLLAPSE, 0u);
     bool known = r >= 0 || errno == ENOMEM || errno == EAGAIN || errno == EBUSY;
-    munmap(map, 2 * HUGE_BYTES);
+    munmap(map, 2 * COLLAPSE_BYTES);
     return known;
 }
 

@@ -95,8 +95,36 @@ enum page_presence target_decode_pagemap(uint64_t entry, unsigned marker_type);
  * it markers look like swapped pages. */
 int target_presence(const struct target *t, uint64_t hva, size_t n_pages, enum page_presence *out);
 
-/* The same for many pages, by PAGEMAP_SCAN where the kernel has it: two calls, and the less to do
- * the more of it is a hole. */
+/* Categories of pages, with the kernel's values (linux/fs.h, 6.7). */
+#define TARGET_PRESENT (1u << 3)
+#define TARGET_SWAPPED (1u << 4) /* or a marker */
+#define TARGET_ZERO (1u << 5)    /* the zero page, or the huge one */
+#define TARGET_HUGE (1u << 6)    /* mapped by a huge entry */
+
+/* Pages that are alike; as the kernel gives them. */
+struct target_pages {
+    uint64_t start, end; /* HVA */
+    uint64_t categories; /* of those that were to be told */
+};
+
+struct target_query {
+    uint64_t any;       /* pages of at least one of these categories */
+    uint64_t none;      /* and of none of these */
+    uint64_t tell;      /* what to tell of them, and to part them by */
+    uint64_t max_pages; /* so many at most; 0: any number */
+};
+
+/*
+ * PAGEMAP_SCAN (kernel_features.pagemap_scan, Linux 6.7): the pages of [start, end) that the query
+ * asks for, up to `room` runs of them, and how far it looked (*walked). Returns their number or
+ * -errno. Holds the target's mmap_lock for reading, so in pieces where much is mapped. An address
+ * space that is gone looks empty, and a process that has ended too.
+ */
+int target_scan(const struct target *t, uint64_t start, uint64_t end, const struct target_query *q,
+                struct target_pages *out, size_t room, uint64_t *walked);
+
+/* target_presence() for many pages, by PAGEMAP_SCAN where the kernel has it: two calls, and the
+ * less to do the more of it is a hole. */
 int target_presence_scan(const struct target *t, uint64_t hva, size_t n_pages,
                          enum page_presence *out);
 

@@ -6,6 +6,7 @@
  * where it says so pagemap is read for the entry. And it works on an address space that is gone,
  * finding it empty; reading pagemap fails then, which is why one entry is read after each scan.
  */
+#include <assert.h>
 #include <errno.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -14,32 +15,27 @@
 #include "common/target.h"
 #include "common/uffd.h"
 
+/* struct page_region of linux/fs.h */
+static_assert(sizeof(struct target_pages) == 24, "as the kernel writes it");
+
 #define PAGE_BYTES 4096u
 #define SCAN_RANGES 64u
 /* mmap_lock is held while a range is walked. */
 #define SCAN_HOLE_BYTES (256ull << 20)
 
-/* linux/fs.h, 6.7 */
-struct scan_range {
-    uint64_t start, end, categories;
-};
-#define SCAN_PRESENT (1u << 3)
-#define SCAN_SWAPPED (1u << 4)
-
-/* Up to `room` ranges of [start, end) that are not holes, of at most max_pages (0: any number) in
- * all; *walked: how far it came. Returns their
- * number or -errno. */
-static int scan(const struct target *t, uint64_t start, uint64_t end, struct scan_range *ranges,
-                size_t room, uint64_t max_pages, uint64_t *walked)
+int target_scan(const struct target *t, uint64_t start, uint64_t end, const struct target_query *q,
+                struct target_pages *out, size_t room, uint64_t *walked)
 {
     struct pm_scan_arg arg = {.size = sizeof(arg),
                               .start = start,
                               .end = end,
-                              .vec = (uintptr_t)ranges,
+                              .vec = (uintptr_t)out,
                               .vec_len = room,
-                              .max_pages = max_pages,
-                              .category_anyof_mask = SCAN_PRESENT | SCAN_SWAPPED,
-                              .return_mask = SCAN_PRESENT | SCAN_SWAPPED};
+                              .max_pages = q->max_pages,
+                              .category_inverted = q->none,
+                              .category_mask = q->none,
+                              .category_anyof_mask = q->any,
+                              .return_mask = q->tell};
     int n = ioctl(t->pagemap_fd, PAGEMAP_SCAN, &arg);
     if (n < 0)
         return -errno;
@@ -54,12 +50,12 @@ static int check_alive(const struct target *t, uint64_t hva)
     return target_presence(t, hva, 1, &unused);
 }
 
-static int enter_range(const struct target *t, uint64_t hva, const struct scan_range *r,
+static int enter_range(const struct target *t, uint64_t hva, const struct target_pages *r,
                        enum page_presence *out)
 {
     size_t first = (size_t)((r->start - hva) / PAGE_BYTES);
     size_t n = (size_t)((r->end - r->start) / PAGE_BYTES);
-    if (r->categories & SCAN_SWAPPED)
+    if (r->categories & TARGET_SWAPPED)
         return target_presence(t, r->start, n, out + first);
     for (size_t i = 0; i < n; i++)
         out[first + i] = PAGE_PRESENT;
@@ -71,12 +67,14 @@ int target_presence_scan(const struct target *t, uint64_t hva, size_t n_pages,
 {
     if (!kernel_probe()->pagemap_scan)
         return target_presence(t, hva, n_pages, out);
+    static const struct target_query query = {.any = TARGET_PRESENT | TARGET_SWAPPED,
+                                              .tell = TARGET_PRESENT | TARGET_SWAPPED};
     uint64_t end = hva + n_pages * PAGE_BYTES;
     for (size_t i = 0; i < n_pages; i++)
         out[i] = PAGE_ABSENT;
     for (uint64_t at = hva, walked = end; at < end; at = walked) {
-        struct scan_range ranges[SCAN_RANGES];
-        int n = scan(t, at, end, ranges, SCAN_RANGES, 0, &walked);
+        struct target_pages ranges[SCAN_RANGES];
+        int n = target_scan(t, at, end, &query, ranges, SCAN_RANGES, &walked);
         if (n < 0)
             return n;
         for (int i = 0; i < n; i++) {
@@ -95,9 +93,12 @@ int target_hole_end(const struct target *t, uint64_t hva, uint64_t end, uint64_t
         return 0;
     if (end - hva > SCAN_HOLE_BYTES)
         end = hva + SCAN_HOLE_BYTES;
-    struct scan_range first = {0};
+    static const struct target_query query = {.any = TARGET_PRESENT | TARGET_SWAPPED,
+                                              .tell = TARGET_PRESENT | TARGET_SWAPPED,
+                                              .max_pages = 1};
+    struct target_pages first = {0};
     uint64_t walked = hva;
-    int n = scan(t, hva, end, &first, 1, 1, &walked);
+    int n = target_scan(t, hva, end, &query, &first, 1, &walked);
     if (n < 0)
         return n;
     *hole_end = n > 0 ? first.start : walked;

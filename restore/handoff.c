@@ -10,22 +10,13 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/collapse.h"
 #include "common/inject.h"
-#include "common/kernel.h"
-#include "common/log.h"
 
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25 /* Linux 6.1; Debian 12's headers lack it */
-#endif
-
-#define HUGE_BYTES (2ull << 20)
-#define HUGE_CLUSTERS (HUGE_BYTES / IMAGE_CLUSTER_BYTES)
+#define HUGE_CLUSTERS (COLLAPSE_BYTES / IMAGE_CLUSTER_BYTES)
 #define STEP_HUGE_PAGES 4u
 
 int handoff_close_fd(const struct target *t, int fd, int timeout_ms, struct error *e)
@@ -57,7 +48,7 @@ static bool setting_is(const char *path, const char *word)
 /* Whether a block's memory would have had huge pages without us. */
 static bool wants_huge(const struct target *t, const struct block *b)
 {
-    if (b->region.page_bytes != IMAGE_PAGE_BYTES || b->bytes < HUGE_BYTES)
+    if (b->region.page_bytes != IMAGE_PAGE_BYTES || b->bytes < COLLAPSE_BYTES)
         return false;
     const char *setting = b->region.kind == REGION_SHARED
                               ? "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
@@ -76,26 +67,26 @@ static bool wants_huge(const struct target *t, const struct block *b)
     return asked;
 }
 
-static void next_block(struct collapse *c)
+static void next_block(struct handoff_collapse *c)
 {
     if (c->block == c->blocks->count)
         return;
     const struct block *b = &c->blocks->items[c->block];
     c->block_wanted = wants_huge(c->target, b);
-    c->offset = (HUGE_BYTES - b->region.hva % HUGE_BYTES) % HUGE_BYTES;
+    c->offset = (COLLAPSE_BYTES - b->region.hva % COLLAPSE_BYTES) % COLLAPSE_BYTES;
 }
 
-void collapse_begin(struct collapse *c, const struct target *t, const struct image *img,
-                    const struct blocks *blocks)
+void handoff_collapse_begin(struct handoff_collapse *c, const struct target *t,
+                            const struct image *img, const struct blocks *blocks)
 {
-    *c = (struct collapse){.target = t, .img = img, .blocks = blocks};
-    if (!kernel_probe()->collapse)
+    *c = (struct handoff_collapse){.target = t, .img = img, .blocks = blocks};
+    if (!collapse_is_possible())
         c->block = blocks->count;
     next_block(c);
 }
 
 /* Whether half of the huge page at `offset` holds something. */
-static bool is_used(const struct collapse *c, const struct block *b, uint64_t offset)
+static bool is_used(const struct handoff_collapse *c, const struct block *b, uint64_t offset)
 {
     uint64_t first = block_cluster_at(b, offset);
     unsigned used = 0;
@@ -104,35 +95,23 @@ static bool is_used(const struct collapse *c, const struct block *b, uint64_t of
     return used >= HUGE_CLUSTERS / 2;
 }
 
-/* False: the process is gone. */
-static bool collapse_one(const struct collapse *c, const struct block *b, uint64_t offset)
-{
-    struct iovec v = {.iov_base = (void *)(b->region.hva + offset), .iov_len = HUGE_BYTES};
-    /* May fail for want of a free huge page: then it stays as it is, and khugepaged may do it. */
-    if (syscall(SYS_process_madvise, c->target->pidfd, &v, 1ul, MADV_COLLAPSE, 0u) >= 0)
-        return true;
-    int err = errno;
-    log_debug("memory block '%s': no huge page at 0x%llx: %s", b->region.name,
-              (unsigned long long)offset, strerror(err));
-    return err != ESRCH;
-}
-
-bool collapse_step(struct collapse *c)
+bool handoff_collapse_step(struct handoff_collapse *c)
 {
     unsigned done = 0;
     while (c->block < c->blocks->count && done < STEP_HUGE_PAGES) {
         const struct block *b = &c->blocks->items[c->block];
-        if (!c->block_wanted || c->offset + HUGE_BYTES > b->bytes) {
+        if (!c->block_wanted || c->offset + COLLAPSE_BYTES > b->bytes) {
             c->block++;
             next_block(c);
             continue;
         }
         if (is_used(c, b, c->offset)) {
-            if (!collapse_one(c, b, c->offset))
-                return false;
+            enum collapse_result result;
+            if (!collapse_next(&c->run, c->target, b->region.hva + c->offset, &result))
+                c->block = c->blocks->count;
             done++;
         }
-        c->offset += HUGE_BYTES;
+        c->offset += COLLAPSE_BYTES;
     }
     return c->block < c->blocks->count;
 }

@@ -5,25 +5,27 @@
 
 #include <stdbool.h>
 
+#include "common/collapse.h"
 #include "restore/blocks.h"
 
 /* Closes descriptor `fd` of the process, if it still is a userfaultfd. After unregistering. */
 int handoff_close_fd(const struct target *t, int fd, int timeout_ms, struct error *e);
 
 /* Pages come in one by one, so that memory which would have had huge pages has none. */
-struct collapse {
+struct handoff_collapse {
     const struct target *target;
     const struct image *img;
     const struct blocks *blocks;
     uint32_t block;
     uint64_t offset;
     bool block_wanted;
+    struct collapse_run run;
 };
 
-void collapse_begin(struct collapse *c, const struct target *t, const struct image *img,
-                    const struct blocks *blocks);
+void handoff_collapse_begin(struct handoff_collapse *c, const struct target *t,
+                            const struct image *img, const struct blocks *blocks);
 
 /* Collapses the next few huge pages, some milliseconds. False: nothing is left to do. */
-bool collapse_step(struct collapse *c);
+bool handoff_collapse_step(struct handoff_collapse *c);
 
 #endif

@@ -268,7 +268,7 @@ static bool vmm_ends(const struct restore *r)
 }
 
 /* The registration is gone: the guest's memory is its own. */
-static void hand_off(struct restore *r, struct collapse *collapse)
+static void hand_off(struct restore *r, struct handoff_collapse *collapse)
 {
     struct error e = {.guest = GUEST_RUNNING};
     /* Never fails the restore: all that is left is an idle descriptor in the VMM. */
@@ -280,7 +280,7 @@ static void hand_off(struct restore *r, struct collapse *collapse)
     r->handed_off = true;
     progress_finish(&r->progress);
     report_summary(r);
-    collapse_begin(collapse, &r->vmm.target, r->img, &r->blocks);
+    handoff_collapse_begin(collapse, &r->vmm.target, r->img, &r->blocks);
 }
 
 static uint64_t bytes_to_fill(const struct restore *r)
@@ -299,7 +299,7 @@ static void show_progress(struct restore *r)
 }
 
 /* Acts on the server's stage. True while huge pages are left to collapse. */
-static bool follow_server(struct restore *r, struct collapse *collapse)
+static bool follow_server(struct restore *r, struct handoff_collapse *collapse)
 {
     report_troubles(r);
     switch (server_stage(r->server)) {
@@ -315,7 +315,7 @@ static bool follow_server(struct restore *r, struct collapse *collapse)
             hand_off(r, collapse);
             TESTHOOK_POINT("restore-handed-off");
         }
-        return collapse_step(collapse);
+        return handoff_collapse_step(collapse);
     default:
         return false;
     }
@@ -324,7 +324,7 @@ static bool follow_server(struct restore *r, struct collapse *collapse)
 /* Serves until the VMM has ended, or (detached) until there is nothing left to do. */
 static void serve_to_the_end(struct restore *r)
 {
-    struct collapse collapse = {0};
+    struct handoff_collapse collapse = {0};
     bool prefetched = false;
     int vmm_fd = r->vmm.target.pidfd;
     for (;;) {

@@ -8,7 +8,6 @@
  * pause, and so is everything when there is little of the rest.
  */
 #include <errno.h>
-#include <sys/ioctl.h>
 
 #include "common/kernel.h"
 #include "common/log.h"
@@ -19,17 +18,6 @@
 /* Less than this costs about a millisecond in the pause. */
 #define WORTH_BYTES (128ull << 20)
 
-/* From <linux/fs.h> of 6.7. */
-#ifndef PAGE_IS_PRESENT
-#define PAGE_IS_PRESENT (1 << 3)
-#define PAGE_IS_SWAPPED (1 << 4)
-#define PAGE_IS_HUGE (1 << 6)
-struct page_region {
-    __u64 start;
-    __u64 end;
-    __u64 categories;
-};
-#endif
 #define SCAN_RESULTS 512u
 
 struct choice {
@@ -49,23 +37,19 @@ static void track(struct choice *k, uint64_t from, uint64_t to)
 /* Tracks what of [hva, end) is not on huge pages; a cluster that is partly so is not. */
 static int track_small_pages(struct choice *k, const struct cluster_range *r)
 {
-    struct page_region found[SCAN_RESULTS];
-    uint64_t base = r->region->hva, at = base, end = base + r->region->bytes;
+    static const struct target_query query = {.any = TARGET_PRESENT | TARGET_SWAPPED,
+                                              .tell = TARGET_HUGE};
+    struct target_pages found[SCAN_RESULTS];
+    uint64_t base = r->region->hva, end = base + r->region->bytes;
     uint64_t next = r->first, limit = r->first + r->n_clusters;
-    while (at < end) {
-        struct pm_scan_arg arg = {.size = sizeof(arg),
-                                  .start = at,
-                                  .end = end - at > UFFD_PIECE_BYTES ? at + UFFD_PIECE_BYTES : end,
-                                  .vec = (uintptr_t)found,
-                                  .vec_len = SCAN_RESULTS,
-                                  .category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                                  .return_mask = PAGE_IS_HUGE};
-        int n = ioctl(k->l->capture->target->pagemap_fd, PAGEMAP_SCAN, &arg);
+    for (uint64_t at = base, walked; at < end; at = walked) {
+        uint64_t to = end - at > UFFD_PIECE_BYTES ? at + UFFD_PIECE_BYTES : end;
+        int n = target_scan(k->l->capture->target, at, to, &query, found, SCAN_RESULTS, &walked);
         if (n < 0)
-            return -errno;
+            return n;
         for (int i = 0; i < n; i++) {
-            const struct page_region *p = &found[i];
-            if (!(p->categories & PAGE_IS_HUGE)) {
+            const struct target_pages *p = &found[i];
+            if (!(p->categories & TARGET_HUGE)) {
                 k->dear_bytes += p->end - p->start;
                 continue;
             }
@@ -73,7 +57,6 @@ static int track_small_pages(struct choice *k, const struct cluster_range *r)
             track(k, next, r->first + (p->start - base) / IMAGE_CLUSTER_BYTES);
             next = r->first + (p->end - base + IMAGE_CLUSTER_BYTES - 1) / IMAGE_CLUSTER_BYTES;
         }
-        at = arg.walk_end;
     }
     track(k, next, limit);
     return 0;

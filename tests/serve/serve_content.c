@@ -52,9 +52,9 @@ static int hand_off(struct kit *k)
         KTEST_CHECK(m && !m->uffd_missing, "block %u is still registered", i);
     }
     mapping_list_free(&maps);
-    struct collapse collapse;
-    collapse_begin(&collapse, &k->target, k->img, &k->blocks);
-    while (collapse_step(&collapse))
+    struct handoff_collapse collapse;
+    handoff_collapse_begin(&collapse, &k->target, k->img, &k->blocks);
+    while (handoff_collapse_step(&collapse))
         ;
     return KTEST_PASS;
 }
