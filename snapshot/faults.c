@@ -45,9 +45,9 @@
 #include "common/thread.h"
 #include "common/uffd.h"
 #include "snapshot/copier.h"
+#include "snapshot/events.h"
 #include "snapshot/tracker.h"
 
-#define BATCH_MESSAGES 32
 /* How long to keep reading after a fault: doubled while faults come within the longest of these,
  * halved when they do not. */
 #define BUSY_READ_MIN_NS 12500u
@@ -55,8 +55,6 @@
 #define AROUND_BYTES (64u << 10) /* save this much round a fault */
 #define AHEAD_MAX_BYTES (2u << 20)
 #define MAX_STREAMS 8u
-
-enum phase { PHASE_BEFORE, PHASE_AFTER };
 
 /* A writer that may go on where it is expected next. */
 struct stream {
@@ -71,53 +69,15 @@ struct faults {
     atomic_bool stop;
     atomic_uint freeze_asked; /* 1: asked */
     atomic_uint frozen;       /* futex word; 1: the phase has changed */
-    enum phase phase;         /* the fault thread's own */
     bool unreadable;          /* a read has failed */
     uint64_t emptied_ns; /* the last read that left nothing behind: what is read next is younger */
     uint64_t busy_read_ns;
     struct stream streams[MAX_STREAMS];
     unsigned next_stream; /* the one to be replaced */
+    struct events events;
     struct copier copier;
     struct tracker tracker;
 };
-
-static void serve_layout_event(struct faults *f, const struct uffd_msg *m);
-
-/*
- * Reads events, and looks at once at those that say that memory goes away: reading them is what
- * lets their sender go on, so until then it is whole, and no fault of the same batch may be served,
- * nor anything absent be taken for zero by the sweep (which waits for the turn to be over), before
- * it is known whether all of it had been saved.
- */
-static int read_events(struct faults *f, struct uffd_msg *messages)
-{
-    struct capture *c = f->capture;
-    atomic_fetch_add(&c->events_turn, 1);
-    int n = uffd_read_messages(c->uffd, messages, BATCH_MESSAGES);
-    for (int i = 0; i < n; i++) {
-        if (messages[i].event == UFFD_EVENT_PAGEFAULT)
-            continue;
-        TESTHOOK_POINT("faults-discard");
-        serve_layout_event(f, &messages[i]);
-    }
-    atomic_fetch_add(&c->events_turn, 1);
-    return n;
-}
-
-/* Reads what is in the way of an ioctl that was refused with EAGAIN: an event other than a fault.
- * Faults that come along are woken unserved; the kernel sends them again. The kernel refuses until
- * the event's sender has run, so it is given the CPU. */
-static int drain_events(struct faults *f)
-{
-    struct uffd_msg messages[BATCH_MESSAGES];
-    int n = read_events(f, messages);
-    for (int i = 0; i < n; i++)
-        if (messages[i].event == UFFD_EVENT_PAGEFAULT)
-            uffd_wake(f->capture->uffd, messages[i].arg.pagefault.address & ~4095ull, 4096);
-    if (n == 0)
-        poll(NULL, 0, 1);
-    return n < 0 ? n : 0;
-}
 
 /* Unprotects; true unless the snapshot has failed. */
 static bool unprotect(struct faults *f, uint64_t hva, uint64_t bytes)
@@ -125,7 +85,7 @@ static bool unprotect(struct faults *f, uint64_t hva, uint64_t bytes)
     for (;;) {
         int ret = uffd_unprotect(f->capture->uffd, hva, bytes);
         if (ret == -EAGAIN)
-            ret = drain_events(f);
+            ret = events_drain(&f->events);
         else if (ret == 0)
             return true;
         if (capture_failed(f->capture))
@@ -148,7 +108,7 @@ static void fill_hole(struct faults *f, uint64_t hva, uint64_t bytes)
         if (ret == -EEXIST) {
             at += IMAGE_PAGE_BYTES;
         } else if (ret == -EAGAIN) {
-            drain_events(f);
+            events_drain(&f->events);
         } else if (ret) {
             capture_fail(f->capture, CAPTURE_PROTECT, ret, hva + at);
             return;
@@ -233,7 +193,7 @@ static void serve_fault(struct faults *f, const struct uffd_msg *m)
             fill_hole(f, hva, IMAGE_PAGE_BYTES);
         return;
     }
-    if (f->phase == PHASE_BEFORE) {
+    if (f->events.phase == PHASE_BEFORE) {
         serve_before(f, range, hva, protection);
         return;
     }
@@ -248,55 +208,6 @@ static void serve_fault(struct faults *f, const struct uffd_msg *m)
     if (!protection)
         fill_hole(f, hva, IMAGE_PAGE_BYTES);
     atomic_fetch_add(&c->write_faults, 1);
-}
-
-/* Memory of [from, to) goes away. After the instant, what is not saved yet is lost; before it, no
- * copy of it can be trusted any more. False: the snapshot has failed. */
-static bool lose_clusters(struct faults *f, const struct cluster_range *r, uint64_t from,
-                          uint64_t to, enum capture_failure why)
-{
-    struct capture *c = f->capture;
-    for (uint64_t cluster = from; cluster < to; cluster++) {
-        if (f->phase == PHASE_BEFORE) {
-            cluster_leave(&c->map, cluster);
-        } else if (!cluster_is_saved(&c->map, cluster)) {
-            capture_fail(c, why, 0, cluster_hva(r, cluster));
-            return false;
-        }
-    }
-    return true;
-}
-
-/* EVENT_REMOVE, UNMAP, REMAP. */
-static void serve_layout_event(struct faults *f, const struct uffd_msg *m)
-{
-    struct capture *c = f->capture;
-    uint64_t start, end;
-    enum capture_failure why = CAPTURE_UNMAPPED;
-    if (m->event == UFFD_EVENT_REMOVE || m->event == UFFD_EVENT_UNMAP) {
-        start = m->arg.remove.start;
-        end = m->arg.remove.end;
-        if (m->event == UFFD_EVENT_REMOVE)
-            why = CAPTURE_DISCARDED;
-    } else if (m->event == UFFD_EVENT_REMAP) {
-        start = m->arg.remap.from;
-        end = start + m->arg.remap.len;
-    } else {
-        return;
-    }
-    if (TESTHOOK_BROKEN("discard-ignored"))
-        return;
-    for (uint32_t i = 0; i < c->map.n_ranges; i++) {
-        const struct cluster_range *r = &c->map.ranges[i];
-        uint64_t base = r->region->hva, limit = base + r->region->bytes;
-        if (start >= limit || end <= base)
-            continue;
-        uint64_t from = start > base ? (start - base) / IMAGE_CLUSTER_BYTES : 0;
-        uint64_t to =
-            ((end < limit ? end : limit) - base + IMAGE_CLUSTER_BYTES - 1) / IMAGE_CLUSTER_BYTES;
-        if (!lose_clusters(f, r, r->first + from, r->first + to, why))
-            return;
-    }
 }
 
 /* Saves and releases the clusters of one aligned AROUND_BYTES, as far as buffers are plentiful.
@@ -340,7 +251,7 @@ static struct stream *find_stream(struct faults *f, uint64_t hva)
 static void save_around(struct faults *f, uint64_t hva)
 {
     const struct cluster_range *range = cluster_map_find(&f->capture->map, hva);
-    if (!range || range->unit_clusters > 1 || f->phase == PHASE_BEFORE)
+    if (!range || range->unit_clusters > 1 || f->events.phase == PHASE_BEFORE)
         return;
     struct stream *stream = find_stream(f, hva);
     uint64_t offset = (hva - range->region->hva) & ~(uint64_t)(AROUND_BYTES - 1);
@@ -361,7 +272,7 @@ static void serve_batch(struct faults *f, const struct uffd_msg *messages, int n
             continue;
         last = messages[i].arg.pagefault.address;
         serve_fault(f, &messages[i]);
-        if (f->phase == PHASE_AFTER)
+        if (f->events.phase == PHASE_AFTER)
             histogram_add(&c->latency, clock_monotonic_ns() - f->emptied_ns);
     }
     if (last && !capture_failed(c))
@@ -373,8 +284,8 @@ static void serve_batch(struct faults *f, const struct uffd_msg *messages, int n
 /* Nothing waits in the userfaultfd: the moment to change phase, if that was asked. */
 static void change_phase(struct faults *f)
 {
-    if (f->phase == PHASE_BEFORE && atomic_load(&f->freeze_asked)) {
-        f->phase = PHASE_AFTER;
+    if (f->events.phase == PHASE_BEFORE && atomic_load(&f->freeze_asked)) {
+        f->events.phase = PHASE_AFTER;
         atomic_store(&f->frozen, 1);
         futex_wake(&f->frozen, 1);
     }
@@ -421,17 +332,17 @@ static void *fault_thread(void *opaque)
     struct capture *c = f->capture;
     prctl(PR_SET_NAME, "vmsnap-fault");
     raise_priority();
-    struct uffd_msg messages[BATCH_MESSAGES];
+    struct uffd_msg messages[EVENTS_BATCH];
     uint64_t busy_until = 0, last_served = 0;
     while (!atomic_load(&f->stop)) {
         /* After a failure too, though nobody is served any more: protection is about to be
          * dropped, but whoever discards memory waits until that is read. */
-        int n = f->unreadable ? 0 : read_events(f, messages);
+        int n = f->unreadable ? 0 : events_read(&f->events, messages);
         uint64_t now = clock_monotonic_ns();
         if (n > 0) {
             atomic_store(&c->held_since_ns, f->emptied_ns);
             serve_batch(f, messages, n);
-            if (n < BATCH_MESSAGES)
+            if (n < EVENTS_BATCH)
                 f->emptied_ns = now;
             uint64_t served = clock_monotonic_ns();
             busy_until = served + busy_reading(f, now - last_served);
@@ -457,7 +368,7 @@ int faults_start(struct faults **out, struct capture *c, struct error *e)
     struct faults *f = calloc(1, sizeof(*f));
     if (!f)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot start the fault thread");
-    f->capture = f->copier.capture = c;
+    f->capture = f->events.capture = f->copier.capture = c;
     f->busy_read_ns = BUSY_READ_MIN_NS;
     f->control = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int ret = f->control < 0 ? -errno : thread_start(&f->thread, fault_thread, f);
