@@ -141,6 +141,12 @@ static inline uint64_t cluster_hva(const struct cluster_range *r, uint64_t clust
     return r->region->hva + cluster_offset(r, cluster);
 }
 
+/* The cluster that contains `hva`, which lies in the range. */
+static inline uint64_t cluster_at(const struct cluster_range *r, uint64_t hva)
+{
+    return r->first + (hva - r->region->hva) / IMAGE_CLUSTER_BYTES;
+}
+
 /* Widens [*from, *to) to whole units. */
 void cluster_range_whole_units(const struct cluster_range *r, uint64_t *from, uint64_t *to);
 

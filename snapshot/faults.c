@@ -46,21 +46,15 @@
 #include "common/uffd.h"
 #include "snapshot/copier.h"
 #include "snapshot/events.h"
-#include "snapshot/tracker.h"
+#include "snapshot/streams.h"
 
 /* How long to keep reading after a fault: doubled while faults come within the longest of these,
  * halved when they do not. */
 #define BUSY_READ_MIN_NS 12500u
 #define BUSY_READ_MAX_NS 100000u
-#define AROUND_BYTES (64u << 10) /* save this much round a fault */
-#define AHEAD_MAX_BYTES (2u << 20)
-#define MAX_STREAMS 8u
-
-/* A writer that may go on where it is expected next. */
-struct stream {
-    uint64_t next_hva; /* behind what was saved for it */
-    uint32_t ahead_bytes;
-};
+#define AROUND_CLUSTERS 4u /* save this much round a fault: 64 KiB */
+#define AHEAD_MAX_CLUSTERS 128u
+#define LOOSEN_MAX_CLUSTERS 64u /* before the instant */
 
 struct faults {
     struct capture *capture;
@@ -72,11 +66,10 @@ struct faults {
     bool unreadable;          /* a read has failed */
     uint64_t emptied_ns; /* the last read that left nothing behind: what is read next is younger */
     uint64_t busy_read_ns;
-    struct stream streams[MAX_STREAMS];
-    unsigned next_stream; /* the one to be replaced */
     struct events events;
     struct copier copier;
-    struct tracker tracker;
+    struct streams written; /* before the instant, */
+    struct streams saved;   /* and after it */
 };
 
 /* Unprotects; true unless the snapshot has failed. */
@@ -159,10 +152,12 @@ static void serve_before(struct faults *f, const struct cluster_range *range, ui
                          bool protection)
 {
     struct capture *c = f->capture;
-    uint64_t from = range->first + (hva - range->region->hva) / IMAGE_CLUSTER_BYTES;
+    uint64_t from = cluster_at(range, hva);
     uint64_t to = from + 1;
-    if (protection && range->unit_clusters == 1)
-        to = tracked_until(c, range, to, from + tracker_extent(&f->tracker, from));
+    if (protection && range->unit_clusters == 1) {
+        struct stream *stream = streams_find(&f->written, from);
+        to = stream->next = tracked_until(c, range, to, from + stream->ahead);
+    }
     cluster_range_whole_units(range, &from, &to);
     if (TESTHOOK_BROKEN("dirty-before-unprotect") && protection) {
         /* The mistake: a pass that comes by in between is undone. */
@@ -197,7 +192,7 @@ static void serve_fault(struct faults *f, const struct uffd_msg *m)
         serve_before(f, range, hva, protection);
         return;
     }
-    uint64_t cluster = range->first + (hva - range->region->hva) / IMAGE_CLUSTER_BYTES;
+    uint64_t cluster = cluster_at(range, hva);
     uint64_t from = cluster, to = cluster + 1;
     cluster_range_whole_units(range, &from, &to);
     if (cluster_state(&c->map, cluster) != CLUSTER_RELEASED) /* precopied ones too */
@@ -210,14 +205,12 @@ static void serve_fault(struct faults *f, const struct uffd_msg *m)
     atomic_fetch_add(&c->write_faults, 1);
 }
 
-/* Saves and releases the clusters of one aligned AROUND_BYTES, as far as buffers are plentiful.
- * False: no more of this. */
-static bool save_block(struct faults *f, const struct cluster_range *range, uint64_t offset)
+/* Saves and releases AROUND_CLUSTERS, as far as buffers are plentiful. False: no more of this. */
+static bool save_block(struct faults *f, const struct cluster_range *range, uint64_t from)
 {
-    uint64_t from = range->first + offset / IMAGE_CLUSTER_BYTES;
-    uint64_t to = from + AROUND_BYTES / IMAGE_CLUSTER_BYTES;
-    if (to > range->first + range->n_clusters)
-        to = range->first + range->n_clusters;
+    uint64_t to = from + AROUND_CLUSTERS, end = range->first + range->n_clusters;
+    if (to > end)
+        to = end;
     bool copied;
     if (!copier_save(&f->copier, range, from, to, COPIER_TRY, &copied))
         return false;
@@ -230,22 +223,6 @@ static bool fault_waits(const struct faults *f)
     return poll(&p, 1, 0) != 0;
 }
 
-/* The stream that a fault belongs to, or a new one. */
-static struct stream *find_stream(struct faults *f, uint64_t hva)
-{
-    for (unsigned i = 0; i < MAX_STREAMS; i++) {
-        struct stream *s = &f->streams[i];
-        if (hva - s->next_hva < AROUND_BYTES) {
-            if (s->ahead_bytes < AHEAD_MAX_BYTES)
-                s->ahead_bytes *= 2;
-            return s;
-        }
-    }
-    struct stream *s = &f->streams[f->next_stream++ % MAX_STREAMS];
-    s->ahead_bytes = AROUND_BYTES;
-    return s;
-}
-
 /* Saves what lies round a fault, and ahead of it if it belongs to a stream, until another fault
  * waits. */
 static void save_around(struct faults *f, uint64_t hva)
@@ -253,13 +230,14 @@ static void save_around(struct faults *f, uint64_t hva)
     const struct cluster_range *range = cluster_map_find(&f->capture->map, hva);
     if (!range || range->unit_clusters > 1 || f->events.phase == PHASE_BEFORE)
         return;
-    struct stream *stream = find_stream(f, hva);
-    uint64_t offset = (hva - range->region->hva) & ~(uint64_t)(AROUND_BYTES - 1);
-    uint64_t end = offset + stream->ahead_bytes;
-    while (offset < end && offset < range->region->bytes && !fault_waits(f) &&
-           save_block(f, range, offset))
-        offset += AROUND_BYTES;
-    stream->next_hva = range->region->hva + offset;
+    uint64_t cluster = cluster_at(range, hva), end = range->first + range->n_clusters;
+    struct stream *stream = streams_find(&f->saved, cluster);
+    uint64_t at = cluster - (cluster - range->first) % AROUND_CLUSTERS;
+    if (at + stream->ahead < end)
+        end = at + stream->ahead;
+    while (at < end && !fault_waits(f) && save_block(f, range, at))
+        at += AROUND_CLUSTERS;
+    stream->next = at;
 }
 
 /* Faults that were read together all wait: they are served before anything else is done. */
@@ -369,6 +347,8 @@ int faults_start(struct faults **out, struct capture *c, struct error *e)
     if (!f)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot start the fault thread");
     f->capture = f->events.capture = f->copier.capture = c;
+    f->written = (struct streams){.first = 1, .most = LOOSEN_MAX_CLUSTERS};
+    f->saved = (struct streams){.first = AROUND_CLUSTERS, .most = AHEAD_MAX_CLUSTERS};
     f->busy_read_ns = BUSY_READ_MIN_NS;
     f->control = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int ret = f->control < 0 ? -errno : thread_start(&f->thread, fault_thread, f);

@@ -1,0 +1,15 @@
+#include "snapshot/streams.h"
+
+struct stream *streams_find(struct streams *t, uint64_t cluster)
+{
+    for (unsigned i = 0; i < STREAMS_MAX; i++) {
+        struct stream *s = &t->table[i];
+        if (s->ahead == 0 || cluster - s->next >= t->first) /* behind it: a huge number */
+            continue;
+        s->ahead = s->ahead < t->most / 2 ? s->ahead * 2 : t->most;
+        return s;
+    }
+    struct stream *s = &t->table[t->replaced++ % STREAMS_MAX];
+    s->ahead = t->first;
+    return s;
+}
