@@ -18,8 +18,8 @@
  * -> SAVED by compare-and-swap, dropping its copy if it lost. So no fault ever waits for the sweep.
  * A range is unprotected only when every cluster in it is SAVED or RELEASED.
  *
- * Only the fault thread sets DIRTY and LEFT once it runs, only the main thread takes DIRTY ->
- * FROZEN -> SAVED before the instant.
+ * Before the instant the main thread decides what is tracked (UNTRACKED -> DIRTY, or all LEFT) and
+ * then takes DIRTY -> FROZEN -> SAVED; the fault thread takes any of these back to DIRTY or LEFT.
  */
 #ifndef VMSNAP_SNAPSHOT_CLUSTER_MAP_H
 #define VMSNAP_SNAPSHOT_CLUSTER_MAP_H

@@ -24,7 +24,7 @@ struct copier {
 
 enum copier_patience {
     COPIER_WAIT, /* a fault's own clusters: takes from the reserve, waits for a buffer (counted) */
-    COPIER_TRY,  /* neighbours: as far as buffers are plentiful */
+    COPIER_TRY,  /* neighbours: POOL_AROUND, down to a quarter of the reserve; waits for nothing */
 };
 
 /*
