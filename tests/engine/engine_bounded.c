@@ -4,7 +4,6 @@
  * writers wait.
  */
 #include <dirent.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,11 +12,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "common/kernel.h"
-#include "tests/engine/stepping_source.h"
+#include "tests/engine/stepping_test.h"
 
 #define RATE (16u << 20)
 #define N_THREADS 3u
+#define N_PAGES 32768u
 #define SLACK_BYTES (16u << 20)
 
 /* Shared with the worker and the sampler. */
@@ -97,9 +96,9 @@ static _Noreturn void sample(int parent, int other)
 static int check(const struct snapshot_options *o, const json_t *summary, uint64_t ram)
 {
     uint64_t limit = o->buffer_bytes + SLACK_BYTES + ram / 1000, peak = atomic_load(&seen->peak);
-    double seconds = (double)json_integer_value(json_object_get(summary, "wall_ns")) / 1e9;
-    double bytes = (double)json_integer_value(json_object_get(summary, "image_bytes"));
-    double throttled = (double)json_integer_value(json_object_get(summary, "throttled_ns")) / 1e9;
+    double seconds = (double)stepping_number(summary, "wall_ns") / 1e9;
+    double bytes = (double)stepping_number(summary, "image_bytes");
+    double throttled = (double)stepping_number(summary, "throttled_ns") / 1e9;
     printf("%.1f MiB at most (%llu samples), allowed %.1f; %.1f MiB in %.2f s, writers waited "
            "%.2f s; %u compressors\n",
            (double)peak / 1048576, (unsigned long long)atomic_load(&seen->samples),
@@ -112,39 +111,30 @@ static int check(const struct snapshot_options *o, const json_t *summary, uint64
 
 int main(void)
 {
-    struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return 77;
-    }
+    struct stepping_test t;
+    int unable = stepping_test_begin(&t);
+    if (unable)
+        return unable;
     seen = mmap(NULL, sizeof(*seen), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    struct stepping_board *board = stepping_board_new();
-    struct stepping_source source;
-    board->n_blocks = 1;
-    atomic_store(&board->noise, true);
-    board->blocks[0] = (struct stepping_block){.kind = STEPPING_ANON, .n_pages = 32768};
-    if (seen == MAP_FAILED || !stepping_source_open(&source, board))
+    atomic_store(&t.board->noise, true);
+    stepping_test_add(&t, STEPPING_ANON, N_PAGES);
+    if (seen == MAP_FAILED || !stepping_test_start(&t))
         return 1;
-    source.resumed = count_encoders;
-    char image[] = "/var/tmp/vmsnap-engine-XXXXXX";
-    int fd = mkstemp(image), parent = getpid();
+    t.source.resumed = count_encoders;
+    int parent = getpid();
     pid_t sampler = fork();
     if (sampler == 0)
-        sample(parent, source.pid);
-    struct snapshot_options options = stepping_options(image);
+        sample(parent, t.source.pid);
+    struct snapshot_options options = stepping_options(t.image);
     options.bwlimit = RATE;
     options.n_threads = N_THREADS;
-    json_t *summary = NULL;
-    int failed = snapshot_run_from(&source.base, &options, &summary, &e) != 0;
+    json_t *summary;
+    int failed = stepping_test_snapshot(&t, &options, &summary) != 0;
     kill(sampler, SIGKILL);
     waitpid(sampler, NULL, 0);
-    if (failed)
-        printf("%s\n", e.message);
-    else
-        failed = check(&options, summary, 32768ull * 4096) || stepping_judge(image) != 0;
+    if (!failed)
+        failed = check(&options, summary, N_PAGES * 4096ull) || stepping_judge(t.image) != 0;
     json_decref(summary);
-    stepping_source_close(&source);
-    unlink(image);
-    close(fd);
+    stepping_test_end(&t);
     return failed;
 }

@@ -4,13 +4,11 @@
  * one of another userfaultfd: a VM that is being restored would then read zeros.)
  */
 #include <stdio.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "common/inject.h"
-#include "common/kernel.h"
 #include "common/uffd.h"
-#include "tests/engine/stepping_source.h"
+#include "tests/engine/stepping_test.h"
 
 /* Whether the block is registered for write protection; -1: can't tell. */
 static int is_registered(const struct stepping_source *s, unsigned block)
@@ -24,44 +22,39 @@ static int is_registered(const struct stepping_source *s, unsigned block)
     return is;
 }
 
-static int refused(struct stepping_source *s)
+static int refused(struct stepping_test *t)
 {
-    struct error e = {0};
-    char image[] = "/tmp/vmsnap-engine-busy";
-    struct snapshot_options options = stepping_options(image);
-    json_t *summary = NULL;
-    int ret = snapshot_run_from(&s->base, &options, &summary, &e);
-    printf("%d: exit code %d: %s\n", ret, e.exit_code, e.message);
-    int first = is_registered(s, 0), second = is_registered(s, 1);
+    struct snapshot_options options = stepping_options(t->image);
+    json_t *summary;
+    int ret = stepping_test_snapshot(t, &options, &summary);
+    int first = is_registered(&t->source, 0), second = is_registered(&t->source, 1);
     printf("registered: the first block %d, the other one's %d\n", first, second);
-    return ret == 0 || e.exit_code != VMSNAP_EXIT_BUSY || first != 0 || second != 1 ||
-           access(image, F_OK) == 0;
+    json_decref(summary);
+    return ret == 0 || t->error.exit_code != VMSNAP_EXIT_BUSY || first != 0 || second != 1 ||
+           access(t->image, F_OK) == 0;
 }
 
 int main(void)
 {
-    struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return 77;
-    }
-    struct stepping_board *board = stepping_board_new();
-    for (board->n_blocks = 0; board->n_blocks < 2; board->n_blocks++)
-        board->blocks[board->n_blocks] =
-            (struct stepping_block){.kind = STEPPING_ANON, .n_pages = 1024};
-    struct stepping_source source;
-    if (!stepping_source_open(&source, board))
+    struct stepping_test t;
+    int unable = stepping_test_begin(&t);
+    if (unable)
+        return unable;
+    stepping_test_add(&t, STEPPING_ANON, 1024);
+    stepping_test_add(&t, STEPPING_ANON, 1024);
+    if (!stepping_test_start(&t))
         return 1;
     int other = -1;
-    const struct region *second = &source.regions[1];
-    if (inject_userfaultfd(&source.base.target, &other, NULL, 10000, &e) ||
+    struct error e = {0};
+    const struct region *second = &t.source.regions[1];
+    if (inject_userfaultfd(&t.source.base.target, &other, NULL, 10000, &e) ||
         uffd_enable(other, UFFD_FEATURE_PAGEFAULT_FLAG_WP) ||
         uffd_register(other, second->hva, second->bytes, UFFDIO_REGISTER_MODE_WP, NULL)) {
         printf("cannot make the other userfaultfd: %s\n", e.message);
         return 1;
     }
-    int failed = refused(&source);
+    int failed = refused(&t);
     close(other);
-    stepping_source_close(&source);
+    stepping_test_end(&t);
     return failed;
 }

@@ -11,8 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "common/kernel.h"
-#include "tests/engine/stepping_source.h"
+#include "tests/engine/stepping_test.h"
 
 /* In the worker, right after the instant: block 0 is thrown away. */
 static void discard(struct stepping_source *s)
@@ -39,37 +38,29 @@ static void discard_and_wait(struct stepping_source *s)
 }
 
 /* A snapshot of a process that throws its memory away right after the instant. 0: it failed as it
- * must. */
+ * must; 77: it can't be tried here. */
 static int discard_in_snapshot(void (*resumed)(struct stepping_source *s))
 {
-    struct error e = {0};
-    struct stepping_board *board = stepping_board_new();
-    board->n_blocks = 1;
-    board->blocks[0] = (struct stepping_block){.kind = STEPPING_ANON, .n_pages = 32768};
-    struct stepping_source source;
-    if (!stepping_source_open(&source, board))
+    struct stepping_test t;
+    int unable = stepping_test_begin(&t);
+    if (unable)
+        return unable;
+    stepping_test_add(&t, STEPPING_ANON, 32768);
+    if (!stepping_test_start(&t))
         return 1;
-    source.resumed = resumed;
-    char image[] = "/tmp/vmsnap-engine-discard";
-    unlink(image);
-    struct snapshot_options options = stepping_options(image);
-    json_t *summary = NULL;
-    int ret = snapshot_run_from(&source.base, &options, &summary, &e);
-    printf("%d: exit code %d: %s\n", ret, e.exit_code, e.message);
-    int failed = ret == 0 || e.exit_code != VMSNAP_EXIT_FAILED || !strstr(e.message, "discarded") ||
-                 e.guest != GUEST_RUNNING || access(image, F_OK) == 0;
-    uint64_t before = atomic_load(&board->written);
-    usleep(50000);
-    if (atomic_load(&board->written) == before) {
-        printf("the process stands\n");
-        failed = 1;
-    }
-    if (atomic_load(&board->wrong)) {
+    t.source.resumed = resumed;
+    struct snapshot_options options = stepping_options(t.image);
+    json_t *summary;
+    int ret = stepping_test_snapshot(&t, &options, &summary);
+    int failed = ret == 0 || t.error.exit_code != VMSNAP_EXIT_FAILED ||
+                 !strstr(t.error.message, "discarded") || t.error.guest != GUEST_RUNNING ||
+                 access(t.image, F_OK) == 0 || !stepping_test_goes_on(&t);
+    if (atomic_load(&t.board->wrong)) {
         printf("the process stood for as long as its VMM waited for it\n");
         failed = 1;
     }
-    stepping_source_close(&source);
-    unlink(image);
+    json_decref(summary);
+    stepping_test_end(&t);
     return failed;
 }
 
@@ -114,11 +105,8 @@ static int held(void)
 
 int main(void)
 {
-    struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return 77;
-    }
-    int failed = discard_in_snapshot(discard) || discard_in_snapshot(discard_and_wait);
-    return failed ? failed : held();
+    int result = discard_in_snapshot(discard);
+    if (!result)
+        result = discard_in_snapshot(discard_and_wait);
+    return result ? result : held();
 }

@@ -3,11 +3,9 @@
  * as alive and its memory is gone: exit code 10 all the same.
  */
 #include <signal.h>
-#include <stdio.h>
 #include <unistd.h>
 
-#include "common/kernel.h"
-#include "tests/engine/stepping_source.h"
+#include "tests/engine/stepping_test.h"
 
 static void end_process(struct stepping_source *s)
 {
@@ -17,28 +15,21 @@ static void end_process(struct stepping_source *s)
 
 int main(void)
 {
-    struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return 77;
-    }
-    struct stepping_board *board = stepping_board_new();
-    board->n_blocks = 1;
-    atomic_store(&board->noise, true);
-    board->blocks[0] = (struct stepping_block){.kind = STEPPING_ANON, .n_pages = 262144};
-    struct stepping_source source;
-    if (!stepping_source_open(&source, board))
+    struct stepping_test t;
+    int unable = stepping_test_begin(&t);
+    if (unable)
+        return unable;
+    atomic_store(&t.board->noise, true);
+    stepping_test_add(&t, STEPPING_ANON, 262144);
+    if (!stepping_test_start(&t))
         return 1;
-    source.resumed = end_process;
-    char image[] = "/tmp/vmsnap-engine-ended";
-    unlink(image);
-    struct snapshot_options options = stepping_options(image);
-    json_t *summary = NULL;
-    int ret = snapshot_run_from(&source.base, &options, &summary, &e);
-    printf("%d: exit code %d: %s\n", ret, e.exit_code, e.message);
-    int failed = ret == 0 || e.exit_code != VMSNAP_EXIT_TARGET || e.guest != GUEST_ENDED ||
-                 access(image, F_OK) == 0;
-    stepping_source_close(&source);
-    unlink(image);
+    t.source.resumed = end_process;
+    struct snapshot_options options = stepping_options(t.image);
+    json_t *summary;
+    int ret = stepping_test_snapshot(&t, &options, &summary);
+    int failed = ret == 0 || t.error.exit_code != VMSNAP_EXIT_TARGET ||
+                 t.error.guest != GUEST_ENDED || access(t.image, F_OK) == 0;
+    json_decref(summary);
+    stepping_test_end(&t);
     return failed;
 }

@@ -4,65 +4,49 @@
  * instant, and the process finds its own memory right.
  */
 #include <stdio.h>
-#include <stdlib.h>
-#include <unistd.h>
 
-#include "common/kernel.h"
-#include "common/testhook.h"
-#include "tests/engine/stepping_source.h"
+#include "tests/engine/stepping_test.h"
 
 #define ROUNDS 6
 
+static int one_round(struct stepping_test *t, int round)
+{
+    struct snapshot_options options = stepping_options(t->image);
+    options.live = round % 2 ? LIVE_ALWAYS : LIVE_AUTO;
+    json_t *summary;
+    if (stepping_test_snapshot(t, &options, &summary))
+        return 1;
+    long wrong = stepping_judge(t->image);
+    json_int_t faults = stepping_number(summary, "write_faults");
+    printf("round %d: %ld wrong pages, %lld faults, throttled %lld us, %lld live passes, %lld live "
+           "faults, %lld armed in the pause\n",
+           round, wrong, (long long)faults,
+           (long long)stepping_number(summary, "throttled_ns") / 1000,
+           (long long)stepping_number(summary, "live_passes"),
+           (long long)stepping_number(summary, "live_faults"),
+           (long long)stepping_number(summary, "armed_in_pause"));
+    json_decref(summary);
+    return wrong != 0 || faults == 0;
+}
+
 int main(void)
 {
-    struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return 77;
-    }
-    struct stepping_board *board = stepping_board_new();
+    struct stepping_test t;
+    int unable = stepping_test_begin(&t);
+    if (unable)
+        return unable;
     static const enum stepping_kind kinds[] = {STEPPING_ANON, STEPPING_ANON_HUGE, STEPPING_MEMFD,
                                                STEPPING_PRIVATE_FILE, STEPPING_HUGETLB};
     for (size_t i = 0; i < sizeof(kinds) / sizeof(*kinds); i++)
-        board->blocks[board->n_blocks++] = (struct stepping_block){
-            .kind = kinds[i], .n_pages = kinds[i] == STEPPING_HUGETLB ? 1024 + 3 : 4096 + i * 3};
-    struct stepping_source source;
-    if (!stepping_source_open(&source, board))
+        stepping_test_add(&t, kinds[i], kinds[i] == STEPPING_HUGETLB ? 1024 + 3 : 4096 + i * 3);
+    if (!stepping_test_start(&t))
         return 1;
-    printf("%u kinds of memory%s\n", source.base.n_regions,
-           source.base.n_regions < board->n_blocks ? " (no huge pages in hugetlbfs here)" : "");
-    char image[] = "/tmp/vmsnap-engine-XXXXXX";
-    int fd = mkstemp(image), failed = 0;
-    for (int round = 0; round < ROUNDS && !failed; round++) {
-        struct snapshot_options options = stepping_options(image);
-        options.live = round % 2 ? LIVE_ALWAYS : LIVE_AUTO;
-        json_t *summary = NULL;
-        if (snapshot_run_from(&source.base, &options, &summary, &e)) {
-            printf("round %d: %s\n", round, e.message);
-            failed = 1;
-            break;
-        }
-        long wrong = stepping_judge(image);
-        json_int_t faults = json_integer_value(json_object_get(summary, "write_faults"));
-        printf("round %d: %ld wrong pages, %lld faults, throttled %lld us, %lld live passes, %lld "
-               "live faults, %lld armed in the pause\n",
-               round, wrong, (long long)faults,
-               (long long)json_integer_value(json_object_get(summary, "throttled_ns")) / 1000,
-               (long long)json_integer_value(json_object_get(summary, "live_passes")),
-               (long long)json_integer_value(json_object_get(summary, "live_faults")),
-               (long long)json_integer_value(json_object_get(summary, "armed_in_pause")));
-        failed = wrong != 0 || faults == 0;
-        json_decref(summary);
-    }
-    uint64_t before = atomic_load(&board->written);
-    usleep(20000);
-    if (atomic_load(&board->written) == before || atomic_load(&board->wrong)) {
-        printf("the process stands, or found %llu wrong pages\n",
-               (unsigned long long)atomic_load(&board->wrong));
-        failed = 1;
-    }
-    stepping_source_close(&source);
-    unlink(image);
-    close(fd);
+    printf("%u kinds of memory%s\n", t.source.base.n_regions,
+           t.source.base.n_regions < t.board->n_blocks ? " (no huge pages in hugetlbfs here)" : "");
+    int failed = 0;
+    for (int round = 0; round < ROUNDS && !failed; round++)
+        failed = one_round(&t, round);
+    failed |= !stepping_test_goes_on(&t) || stepping_test_found_wrong(&t);
+    stepping_test_end(&t);
     return failed;
 }

@@ -8,24 +8,23 @@
 #include <linux/userfaultfd.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
-#include "common/kernel.h"
 #include "common/testhook.h"
 #include "common/uffd.h"
-#include "tests/engine/stepping_source.h"
+#include "tests/engine/stepping_test.h"
 
 #define ROUNDS 2
 #define BROKEN_ROUNDS 20
 
-static struct stepping_board *board;
+static struct stepping_board *board; /* the worker's calls go there */
 
 int __real_ioctl(int fd, unsigned long request, void *arg);
 int __wrap_ioctl(int fd, unsigned long request, void *arg);
 
 int __wrap_ioctl(int fd, unsigned long request, void *arg)
 {
-    if (request == UFFDIO_WRITEPROTECT || request == UFFDIO_UNREGISTER) {
+    bool counts = request == UFFDIO_WRITEPROTECT || request == UFFDIO_UNREGISTER;
+    if (board && counts) {                      /* without a board it is the probe of the kernel */
         const struct uffdio_range *range = arg; /* first in struct uffdio_writeprotect, too */
         atomic_uint_fast64_t *longest =
             atomic_load(&board->pause) ? &board->longest_paused : &board->longest_running;
@@ -36,11 +35,6 @@ int __wrap_ioctl(int fd, unsigned long request, void *arg)
     return __real_ioctl(fd, request, arg);
 }
 
-static json_int_t number(const json_t *summary, const char *key)
-{
-    return json_integer_value(json_object_get(summary, key));
-}
-
 static void discard_scrap(struct stepping_source *s)
 {
     stepping_scrap(s->board, STEPPING_SCRAP_DISCARD);
@@ -49,70 +43,65 @@ static void discard_scrap(struct stepping_source *s)
 static bool passes_make_sense(const json_t *summary, unsigned precopy)
 {
     const json_t *passes = json_object_get(summary, "precopy_passes");
-    json_int_t bytes = number(json_array_get(passes, 0), "saved_bytes");
-    if (json_array_size(passes) != precopy || number(summary, "live_passes") < 1 ||
-        number(summary, "live_passes") < (json_int_t)precopy)
+    json_int_t bytes = stepping_number(json_array_get(passes, 0), "saved_bytes");
+    if (json_array_size(passes) != precopy || stepping_number(summary, "live_passes") < 1 ||
+        stepping_number(summary, "live_passes") < (json_int_t)precopy)
         return false;
-    return precopy == 0 || (bytes > 0 && number(json_array_get(passes, 0), "wall_ns") > 0);
+    return precopy == 0 || (bytes > 0 && stepping_number(json_array_get(passes, 0), "wall_ns") > 0);
 }
 
 /* A snapshot; its number of wrong pages, or -1. */
-static long snapshot(struct stepping_source *source, const char *image, unsigned precopy)
+static long snapshot(struct stepping_test *t, unsigned precopy)
 {
-    struct error e = {0};
-    struct snapshot_options options = stepping_options(image);
-    json_t *summary = NULL;
+    struct snapshot_options options = stepping_options(t->image);
+    json_t *summary;
     options.live = LIVE_ALWAYS;
     options.precopy = precopy;
-    stepping_scrap(source->board, STEPPING_SCRAP_FILL);
-    if (snapshot_run_from(&source->base, &options, &summary, &e)) {
-        printf("%s\n", e.message);
+    stepping_scrap(t->board, STEPPING_SCRAP_FILL);
+    if (stepping_test_snapshot(t, &options, &summary))
         return -1;
-    }
-    long wrong = stepping_judge(image), stored = stepping_count_stored(image);
+    long wrong = stepping_judge(t->image), stored = stepping_count_stored(t->image);
     printf("precopy %u: %ld wrong, %lld live passes, %lld live faults, %lld clusters armed in the "
            "pause, %lld write faults\n",
-           precopy, wrong, (long long)number(summary, "live_passes"),
-           (long long)number(summary, "live_faults"), (long long)number(summary, "armed_in_pause"),
-           (long long)number(summary, "write_faults"));
+           precopy, wrong, (long long)stepping_number(summary, "live_passes"),
+           (long long)stepping_number(summary, "live_faults"),
+           (long long)stepping_number(summary, "armed_in_pause"),
+           (long long)stepping_number(summary, "write_faults"));
     if (!passes_make_sense(summary, precopy)) {
         char *text = json_dumps(summary, 0);
         printf("the summary makes no sense: %s\n", text);
         free(text);
         wrong = -1;
     }
-    if (stored != number(summary, "pages_stored")) {
+    if (stored != stepping_number(summary, "pages_stored")) {
         printf("%ld pages stored, the summary says %lld\n", stored,
-               (long long)number(summary, "pages_stored"));
+               (long long)stepping_number(summary, "pages_stored"));
         wrong = -1;
     }
     json_decref(summary);
     return wrong;
 }
 
-static int right_whatever_it_does(struct stepping_source *source, const char *image)
+static int right_whatever_it_does(struct stepping_test *t)
 {
     static const unsigned precopies[] = {0, 1, 3};
     for (size_t i = 0; i < sizeof(precopies) / sizeof(*precopies); i++)
         for (int round = 0; round < ROUNDS; round++) {
-            source->pausing = round % 2 ? NULL : discard_scrap;
-            if (snapshot(source, image, precopies[i]) != 0)
+            t->source.pausing = round % 2 ? NULL : discard_scrap;
+            if (snapshot(t, precopies[i]) != 0)
                 return 1;
         }
     return 0;
 }
 
 /* In the pause all of a block may be protected at once, so calls are seen; outside of it not. */
-static int calls_are_short(struct stepping_source *source, const char *image)
+static int calls_are_short(struct stepping_test *t)
 {
-    struct error e = {0};
-    struct snapshot_options options = stepping_options(image);
-    json_t *summary = NULL;
+    struct snapshot_options options = stepping_options(t->image);
+    json_t *summary;
     options.live = LIVE_NEVER;
-    if (snapshot_run_from(&source->base, &options, &summary, &e)) {
-        printf("%s\n", e.message);
+    if (stepping_test_snapshot(t, &options, &summary))
         return 1;
-    }
     json_decref(summary);
     uint64_t running = atomic_load(&board->longest_running);
     uint64_t paused = atomic_load(&board->longest_paused);
@@ -123,67 +112,53 @@ static int calls_are_short(struct stepping_source *source, const char *image)
 
 #ifdef VMSNAP_TEST_HOOKS
 /* With the mistake, a wrong page comes soon. */
-static int shows(struct stepping_source *source, const char *image, const char *mistake)
+static int shows(struct stepping_test *t, const char *mistake)
 {
     long wrong = 0;
     setenv("VMSNAP_BREAK", mistake, 1);
-    source->pausing = discard_scrap;
+    t->source.pausing = discard_scrap;
     for (int round = 0; round < BROKEN_ROUNDS && wrong == 0; round++)
-        wrong = snapshot(source, image, 2);
+        wrong = snapshot(t, 2);
     unsetenv("VMSNAP_BREAK");
     printf("%s: %ld pages wrong\n", mistake, wrong);
     return wrong <= 0;
 }
 #else
-static int shows(struct stepping_source *source, const char *image, const char *mistake)
+static int shows(struct stepping_test *t, const char *mistake)
 {
-    (void)source, (void)image, (void)mistake;
+    (void)t, (void)mistake;
     return 0;
 }
 #endif
 
-static void add_block(enum stepping_kind kind, bool random)
+static void add_block(struct stepping_test *t, enum stepping_kind kind, bool random)
 {
-    board->blocks[board->n_blocks++] = (struct stepping_block){
-        .kind = kind,
-        .random = random,
-        .n_pages = random                     ? 4096
-                   : kind == STEPPING_HUGETLB ? 1024 + 3
-                   : kind == STEPPING_ANON    ? 8192 + 5 /* more than a piece */
-                                              : 4096 + 5,
-    };
+    uint64_t n_pages = random                     ? 4096
+                       : kind == STEPPING_HUGETLB ? 1024 + 3
+                       : kind == STEPPING_ANON    ? 8192 + 5 /* more than a piece */
+                                                  : 4096 + 5;
+    stepping_test_add(t, kind, n_pages)->random = random;
 }
 
 int main(void)
 {
-    struct error e = {0};
-    board = stepping_board_new();
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return 77;
-    }
-    add_block(STEPPING_ANON, false);
-    add_block(STEPPING_ANON, true);
-    add_block(STEPPING_ANON_HUGE, true);
-    add_block(STEPPING_MEMFD, false);
-    add_block(STEPPING_MEMFD, true);
-    add_block(STEPPING_PRIVATE_FILE, true);
-    add_block(STEPPING_HUGETLB, false);
-    struct stepping_source source;
-    if (!stepping_source_open(&source, board))
+    struct stepping_test t;
+    int unable = stepping_test_begin(&t);
+    if (unable)
+        return unable;
+    board = t.board;
+    add_block(&t, STEPPING_ANON, false);
+    add_block(&t, STEPPING_ANON, true);
+    add_block(&t, STEPPING_ANON_HUGE, true);
+    add_block(&t, STEPPING_MEMFD, false);
+    add_block(&t, STEPPING_MEMFD, true);
+    add_block(&t, STEPPING_PRIVATE_FILE, true);
+    add_block(&t, STEPPING_HUGETLB, false);
+    if (!stepping_test_start(&t))
         return 1;
-    char image[] = "/tmp/vmsnap-engine-XXXXXX";
-    int fd = mkstemp(image);
-    int failed = right_whatever_it_does(&source, image) || calls_are_short(&source, image) ||
-                 shows(&source, image, "dirty-before-unprotect") ||
-                 shows(&source, image, "discard-ignored");
-    if (atomic_load(&board->wrong)) {
-        printf("the process found %llu wrong pages\n",
-               (unsigned long long)atomic_load(&board->wrong));
-        failed = 1;
-    }
-    stepping_source_close(&source);
-    unlink(image);
-    close(fd);
+    int failed = right_whatever_it_does(&t) || calls_are_short(&t) ||
+                 shows(&t, "dirty-before-unprotect") || shows(&t, "discard-ignored");
+    failed |= stepping_test_found_wrong(&t);
+    stepping_test_end(&t);
     return failed;
 }

@@ -4,12 +4,10 @@
  * be poisoned in the process.
  */
 #include <stdio.h>
-#include <stdlib.h>
-#include <unistd.h>
 
 #include "common/image_reader.h"
 #include "common/kernel.h"
-#include "tests/engine/stepping_source.h"
+#include "tests/engine/stepping_test.h"
 
 static uint64_t poisoned_pages(const char *path)
 {
@@ -27,39 +25,33 @@ static uint64_t poisoned_pages(const char *path)
 
 static int poison_in(enum stepping_kind kind)
 {
-    struct error e = {0};
-    struct stepping_board *board = stepping_board_new();
-    board->n_blocks = 1;
-    atomic_store(&board->poison, true);
-    board->blocks[0] = (struct stepping_block){.kind = kind, .n_pages = 8192};
-    struct stepping_source source;
-    if (!stepping_source_open(&source, board) || !atomic_load(&board->poison))
+    struct stepping_test t;
+    int unable = stepping_test_begin(&t);
+    if (unable)
+        return unable;
+    if (!kernel_probe()->poison) {
+        printf("skipped: needs UFFDIO_POISON (6.6)\n");
+        return 77;
+    }
+    atomic_store(&t.board->poison, true);
+    stepping_test_add(&t, kind, 8192);
+    if (!stepping_test_start(&t) || !atomic_load(&t.board->poison))
         return 1;
-    char image[] = "/tmp/vmsnap-engine-XXXXXX";
-    int fd = mkstemp(image);
-    struct snapshot_options options = stepping_options(image);
-    json_t *summary = NULL;
-    int failed = snapshot_run_from(&source.base, &options, &summary, &e) != 0;
-    if (failed)
-        printf("%s\n", e.message);
-    uint64_t n = poisoned_pages(image);
-    json_int_t told = json_integer_value(json_object_get(summary, "pages_poisoned"));
+    struct snapshot_options options = stepping_options(t.image);
+    json_t *summary;
+    int failed = stepping_test_snapshot(&t, &options, &summary) != 0;
+    uint64_t n = poisoned_pages(t.image);
+    json_int_t told = stepping_number(summary, "pages_poisoned");
     printf("%llu poisoned pages in the image, %lld told, 3 in the process\n", (unsigned long long)n,
            (long long)told);
-    failed |= n != 3 || told != 3 || stepping_judge(image) != 0;
+    failed |= n != 3 || told != 3 || stepping_judge(t.image) != 0;
     json_decref(summary);
-    stepping_source_close(&source);
-    unlink(image);
-    close(fd);
+    stepping_test_end(&t);
     return failed;
 }
 
 int main(void)
 {
-    struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e) || !kernel_probe()->poison) {
-        printf("skipped: needs root, userfaultfd and UFFDIO_POISON (6.6)\n");
-        return 77;
-    }
-    return poison_in(STEPPING_ANON) || poison_in(STEPPING_MEMFD);
+    int result = poison_in(STEPPING_ANON);
+    return result ? result : poison_in(STEPPING_MEMFD);
 }

@@ -4,12 +4,10 @@
  */
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "common/kernel.h"
-#include "tests/engine/stepping_source.h"
+#include "tests/engine/stepping_test.h"
 
 #define MAX_STALL_MS 700
 #define BYTES_PER_TICK (256u << 10)
@@ -44,40 +42,34 @@ static int slow_reader(int to, pid_t *pid)
 
 int main(void)
 {
-    struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return 77;
-    }
-    struct stepping_board *board = stepping_board_new();
-    atomic_store(&board->noise, true);
-    for (board->n_blocks = 0; board->n_blocks < 4; board->n_blocks++)
-        board->blocks[board->n_blocks] =
-            (struct stepping_block){.kind = STEPPING_ANON, .n_pages = 4096};
-    struct stepping_source source;
-    if (!stepping_source_open(&source, board))
+    struct stepping_test t;
+    int unable = stepping_test_begin(&t);
+    if (unable)
+        return unable;
+    atomic_store(&t.board->noise, true);
+    for (int i = 0; i < 4; i++)
+        stepping_test_add(&t, STEPPING_ANON, 4096);
+    if (!stepping_test_start(&t))
         return 1;
-    char image[] = "/tmp/vmsnap-engine-XXXXXX";
     pid_t reader = -1;
-    int fd = mkstemp(image), into = slow_reader(fd, &reader), out = dup(STDOUT_FILENO);
+    int fd = open(t.image, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600),
+        into = slow_reader(fd, &reader), out = dup(STDOUT_FILENO);
     dup2(into, STDOUT_FILENO);
     close(into);
     struct snapshot_options options = stepping_options("-");
     options.max_stall_ms = MAX_STALL_MS;
-    json_t *summary = NULL;
-    int failed = snapshot_run_from(&source.base, &options, &summary, &e) != 0;
+    json_t *summary;
+    int failed = stepping_test_snapshot(&t, &options, &summary) != 0;
     dup2(out, STDOUT_FILENO);
     waitpid(reader, NULL, 0);
-    if (failed)
-        printf("%s\n", e.message);
-    json_int_t throttled = json_integer_value(json_object_get(summary, "throttled_ns"));
-    json_int_t longest = json_integer_value(json_object_get(summary, "longest_gap_ns"));
+    json_int_t throttled = stepping_number(summary, "throttled_ns");
+    json_int_t longest = stepping_number(summary, "longest_gap_ns");
     printf("writers waited %lld ms for buffers, the longest fault %lld ms\n",
            (long long)throttled / 1000000, (long long)longest / 1000000);
     failed |= throttled / 1000000 < 2 * MAX_STALL_MS || longest / 1000000 > MAX_STALL_MS ||
-              stepping_judge(image) != 0;
+              stepping_judge(t.image) != 0;
     json_decref(summary);
-    stepping_source_close(&source);
-    unlink(image);
+    close(out);
+    stepping_test_end(&t);
     return failed;
 }
