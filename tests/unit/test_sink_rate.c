@@ -15,20 +15,11 @@
 
 #include "common/clock.h"
 #include "common/sink.h"
+#include "tests/unit/plain_check.h"
 
 #define RATE (4u << 20)
 #define TOTAL (3u << 20)
 #define RECORD 10000u
-
-static unsigned n_failed;
-
-#define CHECK(condition)                                                                           \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition);              \
-            n_failed++;                                                                            \
-        }                                                                                          \
-    } while (0)
 
 struct watcher {
     int fd;
@@ -127,5 +118,5 @@ int main(void)
     unlink(path);
     close(of_file.fd);
     too_low_is_refused();
-    return n_failed != 0;
+    return check_result();
 }

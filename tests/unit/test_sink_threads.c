@@ -17,19 +17,10 @@
 
 #include "common/clock.h"
 #include "common/sink.h"
-
-static unsigned n_failed;
+#include "tests/unit/plain_check.h"
 
 /* What ends within this has not waited for the other side, even on a busy machine. */
 #define LIMIT_NS 4000000000ull
-
-#define CHECK(condition)                                                                           \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition);              \
-            n_failed++;                                                                            \
-        }                                                                                          \
-    } while (0)
 
 static struct sink *open_fd_sink(int fd)
 {
@@ -376,6 +367,5 @@ int main(void)
     all_pipe_tests();
     hanging_fsync_is_left_behind();
 #endif
-    printf("%u checks failed\n", n_failed);
-    return n_failed != 0;
+    return check_result();
 }
