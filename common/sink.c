@@ -76,8 +76,12 @@ int sink_wait(struct sink *s, int fd, short events)
 int sink_wait_for(struct sink *s, int fd, short events, int timeout_ms)
 {
     struct pollfd fds[2] = {{.fd = s->event_fd, .events = POLLIN}, {.fd = fd, .events = events}};
-    if (poll(fds, 2, timeout_ms) < 0)
-        return errno == EINTR ? 0 : -errno;
+    s->lap_ns = stage_lap(&s->stages.busy, s->lap_ns, 0);
+    int n = poll(fds, 2, timeout_ms);
+    int err = errno;
+    s->lap_ns = stage_lap(s->wait_for, s->lap_ns, 0);
+    if (n < 0)
+        return err == EINTR ? 0 : -err;
     eventfd_t count;
     if (fds[0].revents & POLLIN)
         eventfd_read(s->event_fd, &count);
@@ -106,6 +110,7 @@ static int reap_all(struct sink *s)
         if (!b)
             return r;
         s->in_flight--;
+        stage_lap(&s->stages.in_flight, b->started_ns, b->used_bytes);
         give_back(s, b);
     }
     return 0;
@@ -148,6 +153,11 @@ static void note_write(struct sink *s, size_t bytes)
 static void start_write(struct sink *s, struct sink_buffer *b)
 {
     note_write(s, b->used_bytes);
+    b->started_ns = clock_monotonic_ns();
+    unsigned depth = s->in_flight + 1;
+    if (depth > atomic_load_explicit(&s->stages.deepest, memory_order_relaxed))
+        atomic_store_explicit(&s->stages.deepest, depth, memory_order_relaxed);
+    s->wait_for = &s->stages.waiting;
     int r = s->ops->write(s, b);
     if (r == 0) {
         s->in_flight++;
@@ -155,6 +165,7 @@ static void start_write(struct sink *s, struct sink_buffer *b)
     }
     if (r < 0)
         fail(s, r, "writing", b->offset);
+    stage_lap(&s->stages.in_flight, b->started_ns, b->used_bytes);
     give_back(s, b);
 }
 
@@ -191,6 +202,7 @@ static void run_io(struct sink *s)
             return;
         int held_ms = held_back_ms(s);
         if (held_ms > 0) {
+            s->wait_for = &s->stages.held_back;
             sink_wait_for(s, s->reply_fd, POLLIN, held_ms);
             continue;
         }
@@ -198,9 +210,11 @@ static void run_io(struct sink *s)
         if (b) {
             start_write(s, b);
         } else if (state == SINK_COMMITTING && s->in_flight == 0) {
+            s->wait_for = &s->stages.waiting;
             finish(s);
             return;
         } else {
+            s->wait_for = s->in_flight ? &s->stages.waiting : &s->stages.idle;
             sink_wait(s, s->reply_fd, POLLIN);
         }
     }
@@ -209,6 +223,7 @@ static void run_io(struct sink *s)
 static void *io_thread(void *opaque)
 {
     struct sink *s = opaque;
+    s->lap_ns = clock_monotonic_ns();
     run_io(s);
     pthread_mutex_lock(&s->lock);
     s->ended = true;
@@ -223,8 +238,12 @@ static void *io_thread(void *opaque)
 static int take_buffer(struct sink *s)
 {
     pthread_mutex_lock(&s->lock);
-    while (s->n_free == 0 && sink_failure(s) == 0)
-        pthread_cond_wait(&s->changed, &s->lock);
+    if (s->n_free == 0) {
+        uint64_t from = clock_monotonic_ns();
+        while (s->n_free == 0 && sink_failure(s) == 0)
+            pthread_cond_wait(&s->changed, &s->lock);
+        stage_lap(&s->stages.appending, from, 0);
+    }
     int r = sink_failure(s);
     if (r == 0) {
         s->current = s->free[--s->n_free];
@@ -277,6 +296,11 @@ uint64_t sink_buffer_bytes(const struct sink *s)
 uint64_t sink_offset(const struct sink *s)
 {
     return atomic_load_explicit(&s->offset, memory_order_relaxed);
+}
+
+const struct sink_stages *sink_stages(const struct sink *s)
+{
+    return &s->stages;
 }
 
 int sink_error(const struct sink *s, struct error *e)

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "common/error.h"
+#include "common/stage.h"
 
 struct sink;
 
@@ -53,6 +54,18 @@ uint64_t sink_buffer_bytes(const struct sink *s);
 
 /* Bytes appended so far. */
 uint64_t sink_offset(const struct sink *s);
+
+/* What its I/O thread spent its time on; valid until close. */
+struct sink_stages {
+    struct stage_time busy;      /* starting writes, taking them back */
+    struct stage_time idle;      /* nothing to write */
+    struct stage_time waiting;   /* for the file or the reader */
+    struct stage_time held_back; /* by the limit on the rate */
+    struct stage_time in_flight; /* each write, from its start to its end; bytes written */
+    struct stage_time appending; /* not the I/O thread: callers, for a free write buffer */
+    atomic_uint deepest;         /* the most writes in flight at once */
+};
+const struct sink_stages *sink_stages(const struct sink *s);
 
 /* Set as soon as a write failed: 0 or -errno. Never blocks; any thread. */
 int sink_error(const struct sink *s, struct error *e);

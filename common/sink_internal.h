@@ -13,7 +13,8 @@
 struct sink_buffer {
     uint8_t *data; /* SINK_BUFFER_BYTES, page-aligned, shared with processes forked later */
     size_t used_bytes;
-    uint64_t offset; /* in the file */
+    uint64_t offset;     /* in the file */
+    uint64_t started_ns; /* its write */
 };
 
 struct sink_ops {
@@ -83,7 +84,11 @@ struct sink {
 
     /* The I/O thread's own. */
     unsigned in_flight;
-    uint64_t next_write_ns; /* with a limit: not before this */
+    uint64_t next_write_ns;      /* with a limit: not before this */
+    uint64_t lap_ns;             /* all its time before this is charged to a stage */
+    struct stage_time *wait_for; /* what it waits for when it waits now */
+
+    struct sink_stages stages;
 };
 
 static inline int sink_failure(const struct sink *s)

@@ -11,6 +11,7 @@
 
 #include "common/histogram.h"
 #include "common/pool.h"
+#include "common/stage.h"
 #include "common/target.h"
 #include "snapshot/cluster_map.h"
 #include "snapshot/encode.h"
@@ -33,6 +34,18 @@ struct hot_entry {
     uint32_t cluster_low;
     uint8_t cluster_high;
     uint8_t written; /* bit i: page i */
+};
+
+/* What the fault thread and the sweep spent their time on. */
+struct capture_stages {
+    struct stage_time alive;   /* fault thread: from its start to its end */
+    struct stage_time serving; /* batches of faults, neighbours and throttled_ns included */
+    struct stage_time asleep;  /* the rest of `alive` it read on, to be awake for the next fault */
+    struct stage_time looking; /* sweep, and precopy: what is present, what is zero */
+    struct stage_time copying;
+    struct stage_time for_buffers;
+    struct stage_time for_claims; /* what the fault thread had claimed */
+    struct stage_time releasing;  /* unprotecting */
 };
 
 struct capture {
@@ -59,6 +72,8 @@ struct capture {
     struct histogram latency;          /* read it after faults_stop() */
     struct hot_entry *hot;
     uint64_t n_hot, hot_room;
+
+    struct capture_stages stages;
 
     uint64_t clusters_precopied; /* copies made before the instant, by the main thread */
 };

@@ -238,7 +238,10 @@ static bool take_batch(struct chunk_saver *s, const struct cluster_range *range,
 static unsigned save_batch(struct chunk_saver *s, const struct cluster_range *range, unsigned n)
 {
     bool waited;
+    struct capture_stages *stages = &s->capture->stages;
+    uint64_t lap = clock_monotonic_ns();
     n = take_buffers(s, n, &waited);
+    lap = stage_lap(&stages->for_buffers, lap, 0);
     if (n == 0)
         return 0;
     if (!copy_batch(s, range, n, waited)) {
@@ -246,7 +249,9 @@ static unsigned save_batch(struct chunk_saver *s, const struct cluster_range *ra
             pool_put(s->capture->pool, s->buffers[i]);
         return 0;
     }
-    return take_batch(s, range, n) ? n : 0;
+    bool good = take_batch(s, range, n);
+    stage_lap(&stages->copying, lap, (uint64_t)n * IMAGE_CLUSTER_BYTES);
+    return good ? n : 0;
 }
 
 bool chunk_save(struct chunk_saver *s, const struct cluster_range *range, uint64_t from,
@@ -257,9 +262,11 @@ bool chunk_save(struct chunk_saver *s, const struct cluster_range *range, uint64
         first++;
     if (first == to)
         return true;
+    uint64_t lap = clock_monotonic_ns();
     if (!look(s, range, from, to) || !settle(s->capture))
         return false;
     sort_out(s, range, from, to);
+    stage_lap(&s->capture->stages.looking, lap, 0);
     for (unsigned at = 0, n; (n = pick_batch(s, &at)) > 0;) {
         unsigned done = save_batch(s, range, n);
         if (done == 0)

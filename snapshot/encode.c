@@ -28,7 +28,7 @@ struct encoder {
     atomic_bool no_more;
     atomic_bool cancelled;
     atomic_int error;
-    atomic_uint_fast64_t busy_ns, wait_ns;
+    struct encoder_stages stages;
     pthread_mutex_t poison_lock;
     struct image_poison *poison;
     uint64_t n_poison, poison_room;
@@ -76,12 +76,12 @@ static int encode_one(struct encoder *enc, struct codec *codec, unsigned char *r
 {
     const struct captured *c = &enc->captured[buffer];
     unsigned char *data = pool_memory(enc->pool, buffer);
-    if (c->poisoned) {
-        int ret = note_poison(enc, c);
-        if (ret)
-            return ret;
-    }
+    int ret = c->poisoned ? note_poison(enc, c) : 0;
+    if (ret)
+        return ret;
+    uint64_t from = clock_monotonic_ns();
     unsigned stored = count_nonzero_pages(data, c->bytes);
+    from = stage_lap(&enc->stages.looking, from, c->bytes);
     if (stored == 0) {
         image_writer_add_zero(enc->writer, c->cluster);
         return 0;
@@ -89,7 +89,10 @@ static int encode_one(struct encoder *enc, struct codec *codec, unsigned char *r
     int frame = codec_encode(codec, data, c->bytes, record + sizeof(struct image_record));
     if (frame < 0)
         return frame;
-    return image_writer_add(enc->writer, c->cluster, record, (uint32_t)frame, stored);
+    from = stage_lap(&enc->stages.packing, from, c->bytes);
+    ret = image_writer_add(enc->writer, c->cluster, record, (uint32_t)frame, stored);
+    stage_lap(&enc->stages.appending, from, (uint32_t)frame);
+    return ret;
 }
 
 /* The next buffer to encode. False: there will be no more. */
@@ -108,7 +111,7 @@ static bool next_buffer(struct encoder *enc, uint32_t *buffer)
         if (!got && !last) {
             uint64_t from = clock_monotonic_ns();
             futex_wait(&enc->submitted, seen, 1000);
-            atomic_fetch_add(&enc->wait_ns, clock_monotonic_ns() - from);
+            stage_lap(&enc->stages.waiting, from, 0);
         }
         atomic_fetch_sub(&enc->sleepers, 1);
         if (got)
@@ -129,11 +132,9 @@ static void *compressor(void *opaque)
         note_error(enc, -ENOMEM);
     uint32_t buffer;
     while (next_buffer(enc, &buffer)) {
-        uint64_t from = clock_monotonic_ns();
         if (!atomic_load(&enc->error))
             note_error(enc, encode_one(enc, codec, record, buffer));
         pool_put(enc->pool, buffer);
-        atomic_fetch_add(&enc->busy_ns, clock_monotonic_ns() - from);
     }
     free(record);
     codec_free(codec);
@@ -241,11 +242,9 @@ const struct image_poison *encoder_poison(struct encoder *enc, uint64_t *n)
     return enc->poison;
 }
 
-void encoder_times(const struct encoder *enc, uint64_t *busy_ns, uint64_t *wait_ns)
+const struct encoder_stages *encoder_stages(const struct encoder *enc)
 {
-    struct encoder *own = (struct encoder *)enc;
-    *busy_ns = atomic_load(&own->busy_ns);
-    *wait_ns = atomic_load(&own->wait_ns);
+    return &enc->stages;
 }
 
 void encoder_close(struct encoder *enc)

@@ -10,6 +10,7 @@
 #include "common/error.h"
 #include "common/image_writer.h"
 #include "common/pool.h"
+#include "common/stage.h"
 
 struct encoder;
 
@@ -44,8 +45,17 @@ void encoder_cancel(struct encoder *enc);
 /* The poisoned pages seen, by cluster ascending; valid after encoder_finish() until close. */
 const struct image_poison *encoder_poison(struct encoder *enc, uint64_t *n);
 
-/* Busy and waiting time of all compressors, nanoseconds, for `-vv`. */
-void encoder_times(const struct encoder *enc, uint64_t *busy_ns, uint64_t *wait_ns);
+/* What all compressors together spent their time on. */
+struct encoder_stages {
+    struct stage_time waiting;   /* for something to do */
+    struct stage_time looking;   /* for zeros; bytes looked at */
+    struct stage_time packing;   /* in zstd; bytes before it */
+    struct stage_time appending; /* checksum, and into a write buffer (sink_stages.appending is the
+                                    waiting in it); bytes after zstd */
+};
+
+/* Borrowed, until close. */
+const struct encoder_stages *encoder_stages(const struct encoder *enc);
 
 void encoder_close(struct encoder *enc);
 

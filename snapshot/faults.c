@@ -311,7 +311,7 @@ static void *fault_thread(void *opaque)
     prctl(PR_SET_NAME, "vmsnap-fault");
     raise_priority();
     struct uffd_msg messages[EVENTS_BATCH];
-    uint64_t busy_until = 0, last_served = 0;
+    uint64_t busy_until = 0, last_served = 0, began = clock_monotonic_ns();
     while (!atomic_load(&f->stop)) {
         /* After a failure too, though nobody is served any more: protection is about to be
          * dropped, but whoever discards memory waits until that is read. */
@@ -325,6 +325,7 @@ static void *fault_thread(void *opaque)
             uint64_t served = clock_monotonic_ns();
             busy_until = served + busy_reading(f, now - last_served);
             last_served = served;
+            stage_add(&c->stages.serving, served - now, 0);
             continue;
         }
         if (n < 0) {
@@ -335,9 +336,10 @@ static void *fault_thread(void *opaque)
         change_phase(f);
         if (now >= busy_until || capture_failed(c)) {
             sleep_until_event(f);
-            f->emptied_ns = clock_monotonic_ns();
+            f->emptied_ns = stage_lap(&c->stages.asleep, now, 0);
         }
     }
+    stage_lap(&c->stages.alive, began, 0);
     return NULL;
 }
 

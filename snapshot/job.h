@@ -70,7 +70,9 @@ int job_pause(struct job *j, struct error *e);
 /* The keys of CLI.md, once the image is published: a new reference. */
 json_t *job_summary(const struct job *j);
 
-/* -vv: what each stage did, and waited for. */
+/* -vv: a table with a line for each stage: what its threads were busy with, what they waited for,
+ * and how much came of it. Times are wall times of threads that run side by side: those of all
+ * compressors are added up, and a thread without a CPU counts as busy. */
 void job_explain(const struct job *j);
 
 #endif

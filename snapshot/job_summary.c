@@ -76,10 +76,81 @@ json_t *job_summary(const struct job *j)
     return o;
 }
 
+/* ---- the table of -vv ---- */
+
+static double mib(uint64_t bytes)
+{
+    return (double)bytes / (1u << 20);
+}
+
+/* MiB per second of `ms` */
+static double rate(uint64_t bytes, double ms)
+{
+    return ms > 0 ? mib(bytes) / ms * 1e3 : 0;
+}
+
+static void explain_faults(const struct capture *c)
+{
+    const struct capture_stages *s = &c->stages;
+    struct capture *own = (struct capture *)c;
+    double throttled = (double)atomic_load(&own->throttled_ns) / 1e6;
+    double reading = stage_ms(&s->alive) - stage_ms(&s->serving) - stage_ms(&s->asleep);
+    uint64_t bytes = atomic_load(&own->clusters_from_faults) * IMAGE_CLUSTER_BYTES;
+    log_debug(
+        "stage fault: serving %.1f ms, reading on %.1f; asleep %.1f, waiting for buffers %.1f; "
+        "%llu faults, %.1f MiB saved",
+        stage_ms(&s->serving) - throttled, reading, stage_ms(&s->asleep), throttled,
+        (unsigned long long)atomic_load(&own->write_faults), mib(bytes));
+}
+
+static void explain_sweep(const struct capture_stages *s)
+{
+    uint64_t bytes = stage_bytes(&s->copying);
+    log_debug(
+        "stage sweep: looking %.1f ms, copying %.1f, unprotecting %.1f; waiting for buffers "
+        "%.1f, for claims %.1f; %.1f MiB copied at %.0f MiB/s, %llu batches, %llu unprotected",
+        stage_ms(&s->looking), stage_ms(&s->copying), stage_ms(&s->releasing),
+        stage_ms(&s->for_buffers), stage_ms(&s->for_claims), mib(bytes),
+        rate(bytes, stage_ms(&s->copying)), (unsigned long long)stage_times(&s->copying),
+        (unsigned long long)stage_times(&s->releasing));
+}
+
+static void explain_encoder(const struct encoder_stages *s, const struct sink_stages *sink,
+                            unsigned n_threads)
+{
+    double for_sink = stage_ms(&sink->appending);
+    double packing = stage_ms(&s->packing), zeros = stage_ms(&s->looking);
+    log_debug(
+        "stage encode, %u threads: zeros %.1f ms, zstd %.1f, appending %.1f; waiting for work "
+        "%.1f, for write buffers %.1f; %.1f MiB seen at %.0f MiB/s, %.1f MiB packed at %.0f "
+        "MiB/s into %.1f",
+        n_threads, zeros, packing, stage_ms(&s->appending) - for_sink, stage_ms(&s->waiting),
+        for_sink, mib(stage_bytes(&s->looking)), rate(stage_bytes(&s->looking), zeros),
+        mib(stage_bytes(&s->packing)), rate(stage_bytes(&s->packing), packing),
+        mib(stage_bytes(&s->appending)));
+}
+
+static void explain_sink(const struct sink_stages *s)
+{
+    double active = stage_ms(&s->busy) + stage_ms(&s->waiting);
+    uint64_t n = stage_times(&s->in_flight), bytes = stage_bytes(&s->in_flight);
+    double all = stage_ms(&s->in_flight);
+    log_debug("stage write: submitting %.1f ms; waiting for the file %.1f, for data %.1f, for "
+              "--bwlimit %.1f; %llu bytes in %llu writes of %.2f MiB, %.2f ms each, %.1f in flight "
+              "while any was, %u at most; %.0f MiB/s",
+              stage_ms(&s->busy), stage_ms(&s->waiting), stage_ms(&s->idle),
+              stage_ms(&s->held_back), (unsigned long long)bytes, (unsigned long long)n,
+              n ? mib(bytes) / (double)n : 0, n ? all / (double)n : 0,
+              active > 0 ? all / active : 0, atomic_load(&((struct sink_stages *)s)->deepest),
+              rate(bytes, active));
+}
+
 void job_explain(const struct job *j)
 {
-    uint64_t busy, waiting;
-    encoder_times(j->encoder, &busy, &waiting);
-    log_debug("compressors: busy %.1f ms, waiting %.1f ms, over %u threads", (double)busy / 1e6,
-              (double)waiting / 1e6, j->options->n_threads);
+    if (log_level() < LOG_DEBUG)
+        return;
+    explain_faults(&j->capture);
+    explain_sweep(&j->capture.stages);
+    explain_encoder(encoder_stages(j->encoder), sink_stages(j->sink), j->options->n_threads);
+    explain_sink(sink_stages(j->sink));
 }

@@ -32,12 +32,14 @@ static bool release_clusters(struct sweep *s, const struct cluster_range *range,
                              uint64_t to)
 {
     struct capture *c = s->capture;
+    uint64_t lap = clock_monotonic_ns();
     for (uint64_t cluster = from; cluster < to; cluster++)
         while (!cluster_is_saved(&c->map, cluster)) { /* claimed by the fault thread: soon */
             if (capture_failed(c))
                 return false;
             sched_yield();
         }
+    lap = stage_lap(&c->stages.for_claims, lap, 0);
     uint64_t hva = cluster_hva(range, from);
     uint64_t bytes = cluster_hva(range, to - 1) + cluster_bytes(range, to - 1) - hva;
     int ret;
@@ -53,6 +55,7 @@ static bool release_clusters(struct sweep *s, const struct cluster_range *range,
     }
     for (uint64_t cluster = from; cluster < to; cluster++)
         cluster_release(&c->map, cluster);
+    stage_lap(&c->stages.releasing, lap, bytes);
     return true;
 }
 
