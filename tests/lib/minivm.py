@@ -40,7 +40,7 @@ class MiniVm:
 
     def __init__(self, t, *options, accel="auto", incoming=None, seconds=10.0):
         self.t = t
-        self.control = t.path(t.unique("minivm") + ".sock")
+        self.control = self.qmp_path = t.path(t.unique("minivm") + ".sock")
         self.log_path = self.control + ".log"
         argv = [tool("minivm"), "--accel", accel, "--control", self.control, *options]
         if incoming:
