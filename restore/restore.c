@@ -110,7 +110,7 @@ static int start_vmm(struct restore *r, struct error *e)
     r->vmm_prepared = true;
     rc = signals_start(&r->signals, &r->vmm, e);
     if (rc == 0)
-        rc = r->kind->add_private(&r->launch, r->vmm.socket_path, e);
+        rc = r->kind->add_private(&r->launch, r->vmm.private.socket_path, e);
     if (rc == 0)
         rc = vmm_start(&r->vmm, &r->launch, r->o->detach, e);
     if (rc)

@@ -7,7 +7,7 @@
  * wrapper has ended becomes our child and its status is ours to see.
  *
  * The directory may be entered by all and the socket be written by all, since the VMM may run as
- * another user; its name is random and it is gone as soon as the VMM has connected.
+ * another user (private_dir.c).
  */
 #include "restore/vmm.h"
 
@@ -41,42 +41,13 @@
 
 /* ---- the private socket ---- */
 
-static void remove_directory(struct vmm *v)
-{
-    if (!v->directory[0])
-        return;
-    unlink(v->socket_path);
-    rmdir(v->directory);
-    v->directory[0] = '\0';
-}
-
-static int make_directory(struct vmm *v)
-{
-    static const char *const places[] = {"/run", "/tmp"};
-    int rc = -ENOENT;
-    for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
-        snprintf(v->directory, sizeof(v->directory), "%s/" RELAUNCH_PRIVATE_PREFIX "XXXXXX",
-                 places[i]);
-        if (mkdtemp(v->directory) && chmod(v->directory, 0711) == 0)
-            return 0;
-        rc = -errno;
-        v->directory[0] = '\0';
-    }
-    return rc;
-}
-
-static void name_socket(struct vmm *v)
-{
-    snprintf(v->socket_path, sizeof(v->socket_path), "%s/" RELAUNCH_PRIVATE_SOCKET, v->directory);
-}
-
 static int listen_privately(struct vmm *v)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    snprintf(address.sun_path, sizeof(address.sun_path), "%s", v->socket_path);
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s", v->private.socket_path);
     v->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (v->listen_fd < 0 || bind(v->listen_fd, (struct sockaddr *)&address, sizeof(address)) ||
-        chmod(v->socket_path, 0666) || listen(v->listen_fd, 8))
+        chmod(v->private.socket_path, 0666) || listen(v->listen_fd, 8))
         return -errno;
     return 0;
 }
@@ -84,11 +55,9 @@ static int listen_privately(struct vmm *v)
 int vmm_prepare(struct vmm *v, struct error *e)
 {
     *v = (struct vmm){.listen_fd = -1, .keeper_fd = -1, .child_status = -1, .vmm_status = -1};
-    int rc = make_directory(v);
-    if (rc == 0) {
-        name_socket(v);
-        rc = keeper_start(&v->keeper_fd, v->directory, v->socket_path);
-    }
+    int rc = private_dir_make(&v->private);
+    if (rc == 0)
+        rc = keeper_start(&v->keeper_fd, v->private.path, v->private.socket_path);
     if (rc == 0)
         rc = listen_privately(v);
     if (rc) {
@@ -342,7 +311,7 @@ int vmm_accept(struct vmm *v, int *fd, int timeout_ms, struct error *e)
     *fd = rc;
     close(v->listen_fd);
     v->listen_fd = -1;
-    remove_directory(v);
+    private_dir_remove(&v->private);
     rc = target_open(&v->target, pid, e);
     if (rc) {
         close(*fd);
@@ -445,7 +414,7 @@ static void close_all(struct vmm *v)
     if (v->listen_fd >= 0)
         close(v->listen_fd);
     v->listen_fd = -1;
-    remove_directory(v);
+    private_dir_remove(&v->private);
     keeper_dismiss(&v->keeper_fd);
     if (v->has_target)
         target_close(&v->target);

@@ -12,12 +12,12 @@
 
 #include "common/error.h"
 #include "common/target.h"
+#include "restore/private_dir.h"
 #include "restore/relaunch.h"
 #include "restore/relay.h"
 
 struct vmm {
-    char directory[64]; /* private, holds the socket; "" when it is gone */
-    char socket_path[96];
+    struct private_dir private; /* holds the socket */
     int listen_fd;
     int keeper_fd;        /* the line to the keeper, -1: dismissed */
     atomic_int child;     /* whom we forked; 0 when there is none (left) */

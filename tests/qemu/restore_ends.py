@@ -3,6 +3,7 @@
 
 import fcntl
 import contextlib
+import glob
 import json
 import os
 import signal
@@ -15,7 +16,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from case import Failed, case, is_alive, main, tool, wait_until  # noqa: E402
 from guest import Guest  # noqa: E402
-from vmsnap import Restore, environment, json_lines, snapshot, start_vmsnap  # noqa: E402
+from vmsnap import (Restore, environment, json_lines, pause_log, snapshot,  # noqa: E402
+                    start_vmsnap)
 
 
 def make_image(t):
@@ -248,6 +250,85 @@ def detached_lets_go(t):
     t.equal(failed.returncode, 16, "exit status of a restore that fails")
     t.check("-nonsense" in failed.stderr, f"QEMU's own words: {failed.stderr}")
     t.check('"exit_code":16' in failed.stderr, f"the error: {failed.stderr}")
+
+
+def read(path):
+    with open(path, encoding="utf-8") as f:
+        return f.read()
+
+
+def keepers(image):
+    """The keepers of restores of the image."""
+    found = []
+    for path in glob.glob("/proc/[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if read(f"{path}/comm") == "vmsnap-keeper\n" and image in read(f"{path}/cmdline"):
+                found.append(int(path.rsplit("/", 1)[1]))
+    return found
+
+
+def private_directories():
+    return set(glob.glob("/run/vmsnap-restore-??????"))
+
+
+def make_old(path):
+    an_hour_ago = time.time() - 3600
+    os.utime(path, (an_hour_ago, an_hour_ago), follow_symlinks=False)
+
+
+@case("qemu.restore-ends.stale-directories", "qemu", 60)
+def stale_directories(t):
+    """What a restore leaves behind when it and its keeper are killed, the next one removes; but
+    nothing that is in use, or not vmsnap's."""
+    source, image = make_image(t)
+
+    def held():
+        """A restore that is held while its directory is there."""
+        there = private_directories()
+        log, reached, go = pause_log(t)
+        process = start_vmsnap(t, "restore", image, "--", *Guest(t, name="re", **source.shape()).argv(),
+                               hooks={"pause_at": "restore-launched", "pause_log": log})
+        reached("restore-launched")
+        vmm = wait_until(lambda: [int(p) for p in read(
+            f"/proc/{process.pid}/task/{process.pid}/children").split()], 5, "the VMM")
+        mine = [d for d in private_directories() - there
+                if f"{d}/qmp" in read(f"/proc/{vmm[0]}/cmdline")]
+        t.equal(len(mine), 1, f"private directories of process {vmm[0]}")
+        return process, vmm[0], mine[0], go
+
+    def plant(letters):
+        path = f"/run/vmsnap-restore-{os.getpid() % 100000:05}{letters}"
+        t.defer(lambda: os.path.lexists(path) and t.run(["rm", "-r", path]))
+        return path
+    killed, vmm, stale, _ = held()
+    for pid in (*keepers(image), killed.pid, vmm):
+        os.kill(pid, signal.SIGKILL)
+    killed.wait(10)
+    t.check(os.path.exists(f"{stale}/qmp"), "nobody was left to remove it")
+    alive, _, used, go = held()
+    t.check(os.path.exists(stale), "one that is young is left alone")
+
+    os.mkdir(t.path("aim"))
+    with open(t.path("aim/qmp"), "w", encoding="ascii"):
+        pass
+    link, foreign, full, longer = (plant(w) for w in ("a", "b", "c", "dd"))
+    os.symlink(t.path("aim"), link)
+    for path in (foreign, full, longer):
+        os.mkdir(path, 0o711)
+    os.chown(foreign, 65534, 65534)
+    with open(f"{full}/data", "w", encoding="ascii"):
+        pass
+    for path in (stale, used, link, foreign, full, longer, t.path("aim")):
+        make_old(path)
+    restored = Restore(t, image, Guest(t, name="re", **source.shape())).wait_running()
+    t.check(not os.path.exists(stale), "the next restore removes it")
+    for path in (used, link, foreign, f"{full}/data", longer, t.path("aim/qmp")):
+        t.check(os.path.lexists(path), f"{path} is left alone")
+    t.equal(restored.end().code, 0, "exit status")
+    go()
+    wait_until(lambda: not os.path.exists(used), 20, "the other one goes on and removes its own")
+    alive.terminate()
+    alive.wait(20)
 
 
 if __name__ == "__main__":
