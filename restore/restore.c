@@ -41,6 +41,7 @@
 #include "restore/detach.h"
 #include "restore/handoff.h"
 #include "restore/image_owner.h"
+#include "restore/pidfile.h"
 #include "restore/serve.h"
 #include "restore/signals.h"
 #include "restore/vmm.h"
@@ -65,7 +66,8 @@ struct restore {
     struct progress progress;
     uint64_t running_ns;  /* from launch */
     uint64_t complete_ns; /* from launch; 0: not yet */
-    bool vmm_prepared, pid_written, handed_off, summarized;
+    struct pidfile pidfile;
+    bool vmm_prepared, handed_off, summarized;
 };
 
 /* ---- before anything is started ---- */
@@ -192,13 +194,7 @@ static int let_run(struct restore *r, struct error *e)
 
 static int write_pidfile(struct restore *r, struct error *e)
 {
-    if (!r->o->pidfile)
-        return 0;
-    CLEANUP_STREAM FILE *f = fopen(r->o->pidfile, "we");
-    r->pid_written = f != NULL;
-    if (!f || fprintf(f, "%d\n", (int)r->vmm.target.pid) < 0 || fflush(f))
-        return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't write %s", r->o->pidfile);
-    return 0;
+    return r->o->pidfile ? pidfile_write(&r->pidfile, r->o->pidfile, &r->vmm.target, e) : 0;
 }
 
 /* ---- what is reported ---- */
@@ -392,8 +388,7 @@ static void give_up(struct restore *r, struct error *e)
         vmm_explain_end(&r->vmm, e);
     if (r->vmm_prepared)
         vmm_end(&r->vmm);
-    if (r->pid_written)
-        unlink(r->o->pidfile);
+    pidfile_remove(&r->pidfile);
     e->guest = GUEST_NOT_STARTED;
 }
 
@@ -434,6 +429,7 @@ static int run_foreground(struct restore *r, int *vmm_status, struct error *e)
     } else {
         r->o->report(r->o->opaque, "running", describe_running(r));
         accompany(r);
+        pidfile_remove(&r->pidfile);
         *vmm_status = vmm_exit_status(&r->vmm);
         r->o->report(r->o->opaque, "exit", json_pack("{s:i}", "exit_status", *vmm_status));
     }
@@ -462,6 +458,7 @@ static _Noreturn void run_server(struct restore *r, int fd)
     r->o->report(r->o->opaque, "running", running);
     accompany(r);
     tear_down(r);
+    pidfile_stay(&r->pidfile);
     _exit(0);
 }
 

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -255,6 +256,57 @@ def detached_lets_go(t):
 def read(path):
     with open(path, encoding="utf-8") as f:
         return f.read()
+
+
+def parent(pid):
+    return int(read(f"/proc/{pid}/stat").rsplit(")", 1)[1].split()[1])
+
+
+@case("qemu.restore-ends.pidfile", "qemu", 60)
+def pidfile(t):
+    """--pidfile names the VMM for as long as it lives; a file that says something else by then is
+    somebody else's."""
+    source, image = make_image(t)
+    path = t.path("pid")
+
+    def start(*args):
+        restored = Restore(t, image, Guest(t, name="re", **source.shape()), "--pidfile", path, *args)
+        restored.wait_running()
+        t.equal(read(path), f"{restored.pid}\n", "the file")
+        return restored
+
+    def kill(restored):
+        os.kill(restored.pid, signal.SIGKILL)
+        restored.process.wait(20)
+    kill(start())
+    t.check(not os.path.exists(path), "it goes with the VMM")
+
+    restored = start()
+    with open(path, "w", encoding="utf-8") as f:
+        f.write("1\n")
+    kill(restored)
+    t.equal(read(path), "1\n", "a file that was written since")
+
+    restored = start()
+    os.rename(path, t.path("old"))
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(f"{restored.pid}\n")
+    kill(restored)
+    t.check(os.path.exists(path), "another file of that name stays")
+
+    kill(start("--detach", "--no-fill")) # its server still serves
+    wait_until(lambda: not os.path.exists(path), 10, "it goes with the VMM, detached")
+
+    restored = start("--detach")
+    server = parent(restored.pid)
+    wait_until(lambda: set(open_files(server).values()) == {"/dev/null", "anon_inode:[pidfd]", path},
+               20, "all is filled, and the process that waits has nothing else open")
+    t.equal(read(f"/proc/{server}/comm"), "vmsnap-pidfile\n", "its name")
+    t.equal(read(path), f"{restored.pid}\n", "the file of a VMM that runs")
+    t.say(re.search("VmRSS.*", read(f"/proc/{server}/status")).group())
+    kill(restored)
+    wait_until(lambda: not os.path.exists(path), 10, "it goes with the VMM, all filled")
+    wait_until(lambda: not is_alive(server), 5, "the process that waited is gone")
 
 
 def keepers(image):

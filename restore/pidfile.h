@@ -1,0 +1,30 @@
+/* pidfile.h - --pidfile: the VMM's process id in a file, for as long as the VMM lives. */
+#ifndef VMSNAP_RESTORE_PIDFILE_H
+#define VMSNAP_RESTORE_PIDFILE_H
+
+#include "common/error.h"
+#include "common/target.h"
+
+/* A zeroed one is none. */
+struct pidfile {
+    const char *path; /* the caller's; NULL: nothing was written */
+    int fd;           /* the file, to know it again */
+    int vmm;          /* a pidfd of our own */
+    int pid;
+};
+
+/* Writes the VMM's pid to `path`. On failure no file is left. */
+int pidfile_write(struct pidfile *p, const char *path, const struct target *vmm, struct error *e);
+
+/* The VMM has ended, or never ran: removes the file if it is still the one that was written and
+ * says what was written; another VM may have the name by now. Any state. */
+void pidfile_remove(struct pidfile *p);
+
+/*
+ * The end of a process that has nothing else to do: lets go of all but the file, waits for the
+ * VMM's end and then removes the file. Returns at once if there is none. SIGTERM and SIGINT end the
+ * process meanwhile. No other thread may run.
+ */
+void pidfile_stay(struct pidfile *p);
+
+#endif
