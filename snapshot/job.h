@@ -1,6 +1,6 @@
 /*
  * job.h - one snapshot under way: what its steps share. Private to snapshot.c (the steps in order,
- * and every end), job_pause.c (before the instant, and the pause) and job_summary.c.
+ * and every end), job_pause.c (before the instant, and the pause), job_huge.c and job_summary.c.
  */
 #ifndef VMSNAP_SNAPSHOT_JOB_H
 #define VMSNAP_SNAPSHOT_JOB_H
@@ -19,6 +19,7 @@
 #include "snapshot/encode.h"
 #include "snapshot/faults.h"
 #include "snapshot/guardian.h"
+#include "snapshot/huge.h"
 #include "snapshot/live.h"
 #include "snapshot/snapshot.h"
 #include "snapshot/source.h"
@@ -41,6 +42,7 @@ struct job {
     struct sweep *sweep;
     struct watch *watch;
     struct live live;
+    struct huge *huge;
     json_t *precopy_passes;
     struct progress progress;
     uint64_t armed_in_pause; /* clusters */
@@ -59,6 +61,13 @@ struct job {
 /* Takes note of signals. True: one of them asks us to end. */
 bool job_interrupted(struct job *j);
 void job_show_progress(struct job *j);
+
+/* Which huge pages there are, before anything is protected. */
+int job_note_huge(struct job *j, struct error *e);
+
+/* The image has its name: waits until they are put together again. A signal, or the VM's end, ends
+ * that and no more. */
+void job_wait_for_huge(struct job *j);
 
 /* The guest runs: protects, and with --precopy saves, so that as little as can be is left to the
  * pause. */

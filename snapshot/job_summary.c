@@ -65,6 +65,8 @@ json_t *job_summary(const struct job *j)
     add_number(o, "pages_stored", totals.pages_stored);
     add_number(o, "pages_poisoned", totals.pages_poisoned);
     add_faults(j, o);
+    add_number(o, "huge_bytes_before", huge_bytes_before(j->huge));
+    add_number(o, "huge_bytes_after", huge_bytes_after(j->huge));
     add_number(o, "buffer_peak_bytes", pool_peak_bytes(&j->pool) + sink_buffer_bytes(j->sink));
     json_object_set_new(o, "image", json_string_nocheck(j->options->image_path));
     json_object_set_new(o, "image_id", json_string(id));

@@ -14,7 +14,8 @@
  *   capture  faults and sweep save every cluster; compressors and the sink follow at their pace.
  *            When all is saved, protection and registration go, and the guest is free of us.
  *   finish   what is still queued is compressed and written, sections and trailer follow, and
- *            only then the file gets its name.
+ *            only then the file gets its name. Meanwhile, and if need be after that, huge pages
+ *            that were split are put together again (huge.h).
  *
  * Every failure goes through give_up(): the guest is freed first, then resumed if it was paused,
  * then the rest is taken down; nothing is published.
@@ -247,6 +248,9 @@ static int capture(struct job *j, struct error *e)
     if (remerge(j, &problem))
         json_array_append_new(
             j->warnings, json_sprintf("KSM stays off for the VM's memory: %s", problem.message));
+    ret = huge_start(j->huge);
+    if (ret)
+        log_info("huge pages that were split stay so: %s", strerror(-ret));
     return 0;
 }
 
@@ -309,6 +313,7 @@ static int finish(struct job *j, struct error *e)
     j->board->temporary[0] = '\0';
     TESTHOOK_POINT("snapshot-committed");
     j->finished_ns = clock_monotonic_ns();
+    job_wait_for_huge(j);
     return 0;
 }
 
@@ -330,6 +335,7 @@ static void give_up(struct job *j, struct error *e)
         capture_fail(&j->capture, CAPTURE_CANCELLED, 0, 0);
         arm_release(j->uffd, s->regions, s->n_regions);
     }
+    huge_stop(j->huge);
     bool alive = !has_ended(&s->target, e);
     if (!alive)
         e->guest = GUEST_ENDED;
@@ -366,6 +372,7 @@ static void tear_down(struct job *j)
         log_warn("the sink hangs; its thread ends with this process");
     if (j->writer)
         image_writer_close(j->writer);
+    huge_free(j->huge);
     free(j->device_state);
 }
 
@@ -376,6 +383,8 @@ static int run_steps(struct job *j, struct error *e)
         ret = -EINTR;
     if (!ret)
         ret = attach(j, e);
+    if (!ret)
+        ret = job_note_huge(j, e);
     if (!ret)
         ret = job_arm_live(j, e);
     if (!ret)
