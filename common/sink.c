@@ -1,11 +1,11 @@
 /*
  * sink.c - the front of a sink: buffers, back-pressure, the I/O thread's loop.
  *
- * Appenders copy into the current 1 MiB buffer and hand it over when it is full. The I/O thread
- * takes filled buffers in order, starts their writes (several in flight where the end can do that)
- * and puts them back on the free stack when they are written. It sleeps in poll() on an eventfd
- * that handed-over buffers, completions and cancels all signal, so no wake-up is lost and no lock
- * is held while it waits.
+ * Appenders copy into the current 1 MiB buffer and close it when it is full (sink_append.c). The
+ * I/O thread takes closed buffers in order, starts their writes (several in flight where the end
+ * can do that) and puts them back on the free stack when they are written. It sleeps in poll() on
+ * an eventfd that filled buffers, completions and cancels all signal, so no wake-up is lost and no
+ * lock is held while it waits.
  *
  * A limit on the rate is kept by handing buffers over earlier, a fortieth of a second's worth each,
  * and by starting no write before its time has come.
@@ -37,7 +37,7 @@
 #define PACE_SLACK_NS 20000000u
 #define PACE_ALIGN 4096u /* what O_DIRECT needs */
 
-static void wake_io_thread(struct sink *s)
+void sink_wake(struct sink *s)
 {
     eventfd_write(s->event_fd, 1); /* EAGAIN (the counter is full) also means it will wake up */
 }
@@ -116,12 +116,14 @@ static int reap_all(struct sink *s)
     return 0;
 }
 
-static struct sink_buffer *next_filled(struct sink *s, enum sink_state *state)
+/* *last: there is none, and there will be none. */
+static struct sink_buffer *next_filled(struct sink *s, bool *last)
 {
     struct sink_buffer *b = NULL;
     pthread_mutex_lock(&s->lock);
-    *state = s->state;
-    if (s->n_filled > 0 && s->in_flight < s->depth) {
+    *last = s->state == SINK_COMMITTING && s->n_filled == 0;
+    if (s->n_filled > 0 && s->in_flight < s->depth &&
+        atomic_load_explicit(&s->filled[s->first_filled]->owed, memory_order_acquire) == 0) {
         b = s->filled[s->first_filled];
         s->first_filled = (s->first_filled + 1) % s->n_buffers;
         s->n_filled--;
@@ -197,7 +199,7 @@ static void finish(struct sink *s)
 static void run_io(struct sink *s)
 {
     while (sink_failure(s) == 0) {
-        enum sink_state state;
+        bool last;
         if (reap_all(s) < 0)
             return;
         int held_ms = held_back_ms(s);
@@ -206,10 +208,10 @@ static void run_io(struct sink *s)
             sink_wait_for(s, s->reply_fd, POLLIN, held_ms);
             continue;
         }
-        struct sink_buffer *b = next_filled(s, &state);
+        struct sink_buffer *b = next_filled(s, &last);
         if (b) {
             start_write(s, b);
-        } else if (state == SINK_COMMITTING && s->in_flight == 0) {
+        } else if (last && s->in_flight == 0) {
             s->wait_for = &s->stages.waiting;
             finish(s);
             return;
@@ -232,61 +234,7 @@ static void *io_thread(void *opaque)
     return NULL;
 }
 
-/* ---- appenders ---- */
-
-/* Waits for a free buffer: this is the back-pressure. Caller holds append_lock. */
-static int take_buffer(struct sink *s)
-{
-    pthread_mutex_lock(&s->lock);
-    if (s->n_free == 0) {
-        uint64_t from = clock_monotonic_ns();
-        while (s->n_free == 0 && sink_failure(s) == 0)
-            pthread_cond_wait(&s->changed, &s->lock);
-        stage_lap(&s->stages.appending, from, 0);
-    }
-    int r = sink_failure(s);
-    if (r == 0) {
-        s->current = s->free[--s->n_free];
-        s->current->offset = sink_offset(s);
-    }
-    pthread_mutex_unlock(&s->lock);
-    return r;
-}
-
-/* Caller holds append_lock. */
-static void hand_over(struct sink *s)
-{
-    pthread_mutex_lock(&s->lock);
-    s->filled[(s->first_filled + s->n_filled) % s->n_buffers] = s->current;
-    s->n_filled++;
-    pthread_mutex_unlock(&s->lock);
-    s->current = NULL;
-    wake_io_thread(s);
-}
-
-int sink_append(struct sink *s, const void *data, size_t len, uint64_t *offset)
-{
-    const uint8_t *from = data;
-    pthread_mutex_lock(&s->append_lock);
-    if (offset)
-        *offset = sink_offset(s);
-    int r = s->complete ? -EINVAL : sink_failure(s);
-    while (len > 0 && r == 0) {
-        if (!s->current && (r = take_buffer(s)) < 0)
-            break;
-        size_t room = s->fill_bytes - s->current->used_bytes, n = len < room ? len : room;
-        memcpy(s->current->data + s->current->used_bytes, from, n);
-        s->current->used_bytes += n;
-        atomic_fetch_add_explicit(&s->offset, n, memory_order_relaxed);
-        from += n;
-        len -= n;
-        if (s->current->used_bytes == s->fill_bytes)
-            hand_over(s);
-        r = sink_failure(s);
-    }
-    pthread_mutex_unlock(&s->append_lock);
-    return r;
-}
+/* ---- what is asked from outside ---- */
 
 uint64_t sink_buffer_bytes(const struct sink *s)
 {
@@ -331,11 +279,11 @@ int sink_commit(struct sink *s, struct error *e)
 {
     pthread_mutex_lock(&s->append_lock);
     if (s->current)
-        hand_over(s);
+        sink_close_current(s);
     s->complete = true;
     set_state(s, SINK_COMMITTING);
     pthread_mutex_unlock(&s->append_lock);
-    wake_io_thread(s);
+    sink_wake(s);
 
     pthread_mutex_lock(&s->lock);
     while (s->state != SINK_DONE && sink_failure(s) == 0)
@@ -352,7 +300,7 @@ void sink_cancel(struct sink *s)
     if (s->state == SINK_OPEN || s->state == SINK_COMMITTING)
         fail_locked(s, -ECANCELED, "writing", sink_offset(s));
     pthread_mutex_unlock(&s->lock);
-    wake_io_thread(s);
+    sink_wake(s);
 }
 
 const char *sink_temporary_path(const struct sink *s)

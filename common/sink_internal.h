@@ -1,6 +1,6 @@
 /*
- * sink_internal.h - between the front of a sink (sink.c) and its ends (sink_file.c, sink_pipe.c).
- * The operations below run on the sink's I/O thread, except close.
+ * sink_internal.h - between the front of a sink (sink.c, sink_append.c) and its ends (sink_file.c,
+ * sink_pipe.c). The operations below run on the sink's I/O thread, except close.
  */
 #ifndef VMSNAP_COMMON_SINK_INTERNAL_H
 #define VMSNAP_COMMON_SINK_INTERNAL_H
@@ -11,9 +11,10 @@
 #include "common/sink.h"
 
 struct sink_buffer {
-    uint8_t *data; /* SINK_BUFFER_BYTES, page-aligned, shared with processes forked later */
-    size_t used_bytes;
-    uint64_t offset;     /* in the file */
+    uint8_t *data;     /* SINK_BUFFER_BYTES, page-aligned, shared with processes forked later */
+    size_t used_bytes; /* promised to appends */
+    atomic_uint owed;  /* appends that have not copied their share yet, and 1 until it is closed */
+    uint64_t offset;   /* in the file */
     uint64_t started_ns; /* its write */
 };
 
@@ -60,8 +61,8 @@ struct sink {
     int reply_fd;         /* readable: something to reap; -1 without */
     pthread_t thread;
 
-    /* Held over a whole append, waits included, so that its bytes stay together. Taken before
-     * `lock`. */
+    /* Held while an append is given its place, waits included, so that its bytes stay together.
+     * Taken before `lock`. */
     pthread_mutex_t append_lock;
     struct sink_buffer *current;
     bool complete;           /* committed: no more appends */
@@ -71,7 +72,7 @@ struct sink {
     pthread_mutex_t lock;
     pthread_cond_t changed;      /* a buffer is free, or the state or failure changed */
     struct sink_buffer **free;   /* stack */
-    struct sink_buffer **filled; /* ring of n_buffers, first in first out */
+    struct sink_buffer **filled; /* closed ones: ring of n_buffers, first in first out */
     unsigned n_free, first_filled, n_filled;
     enum sink_state state;
     bool ended; /* the I/O thread touches nothing any more */
@@ -95,6 +96,12 @@ static inline int sink_failure(const struct sink *s)
 {
     return atomic_load_explicit(&s->failure, memory_order_acquire);
 }
+
+/* Wakes the I/O thread. Any thread. */
+void sink_wake(struct sink *s);
+
+/* No more goes into the current buffer. Caller holds append_lock. */
+void sink_close_current(struct sink *s);
 
 /* Waits until something happened on event_fd, or poll(2) says `events` (or an error) of `fd` (may
  * be -1). 1: `fd` is ready, 0: not yet, -errno. */
