@@ -160,6 +160,9 @@ static void rest(const struct huge *h, uint64_t ns)
 static bool collapse(struct huge *h, uint64_t hva, uint8_t *state)
 {
     enum collapse_result result;
+    TESTHOOK_POINT("huge-collapsing");
+    if (atomic_load(&h->stop))
+        return false;
     uint64_t from = clock_monotonic_ns();
     bool go_on = collapse_next(&h->run, h->target, hva, &result);
     uint64_t took = clock_monotonic_ns() - from;
