@@ -1,8 +1,8 @@
 /*
  * collapse.h - puts huge pages of another process together again (MADV_COLLAPSE from outside, Linux
  * 6.1), where something of ours has taken them apart: a restore that brings pages in one by one, a
- * snapshot that released a part. One huge page at a time, and failing softly: memory that stays in
- * small pages is slower, not wrong, and khugepaged may still do it.
+ * snapshot that released a part. Failing softly: memory that stays in small pages is slower, not
+ * wrong, and khugepaged may still do it.
  *
  * MADV_COLLAPSE asks neither the system's setting nor the memory's advice (but for MADV_NOHUGEPAGE,
  * and "deny" of shmem): the caller knows what had huge pages. And it makes memory real that is a
@@ -36,21 +36,31 @@ enum collapse_result {
 bool collapse_is_possible(void);
 
 /*
- * Makes one huge page of the 2 MiB at `hva`. Any thread. Blocks for as long as it takes to find a
- * huge page and to copy 2 MiB (some hundred microseconds, more when memory has to be compacted),
- * for which the process's mmap_lock is held and who writes there waits.
+ * A run of them. The kernel first drains what each CPU holds of pages that are on their way to its
+ * lists, and waits for a worker thread on each, with the process's mmap_lock held for reading: next
+ * to nothing on an idle host, but a second and more where 30 threads wait for 2 CPUs (measured).
+ * Then it makes one huge page after the other: 2 MiB are copied while mmap_lock is held for writing
+ * and who writes there waits, some hundred microseconds, more when memory has to be compacted
+ * first. So a call takes few where that is quick, and more where the wait is what is long.
  */
-enum collapse_result collapse_unit(const struct target *t, uint64_t hva);
-
-/* Of a run of them: whether to go on. */
 struct collapse_run {
-    uint64_t n_done, n_failed;
-    unsigned no_memory; /* in a row */
+    unsigned batch;     /* for the next call; 0: the first */
+    unsigned no_memory; /* failures in a row */
+    uint64_t n_calls, n_failed, busy_ns, longest_ns;
 };
 
-/* The same, counted. False: the process is gone, or there are no huge pages to be had: each
- * attempt then compacts memory in vain. */
-bool collapse_next(struct collapse_run *run, const struct target *t, uint64_t hva,
+#define COLLAPSE_MOST 64u /* in a call */
+
+/* How many the next call should take. */
+unsigned collapse_batch(const struct collapse_run *run);
+
+/*
+ * Makes huge pages of the `n` times 2 MiB at `hva`; what is huge already costs nothing. Any thread,
+ * blocks as above. *result is that of the last one that failed, the others may be done. False: no
+ * use in going on, for the process is gone, or there are no huge pages to be had (each attempt then
+ * compacts memory in vain).
+ */
+bool collapse_next(struct collapse_run *run, const struct target *t, uint64_t hva, unsigned n,
                    enum collapse_result *result);
 
 #endif

@@ -17,7 +17,6 @@
 #include "common/inject.h"
 
 #define HUGE_CLUSTERS (COLLAPSE_BYTES / IMAGE_CLUSTER_BYTES)
-#define STEP_HUGE_PAGES 4u
 
 int handoff_close_fd(const struct target *t, int fd, int timeout_ms, struct error *e)
 {
@@ -95,23 +94,38 @@ static bool is_used(const struct handoff_collapse *c, const struct block *b, uin
     return used >= HUGE_CLUSTERS / 2;
 }
 
+/* How many from c->offset on are used, as many as a call takes. */
+static unsigned count_used(const struct handoff_collapse *c, const struct block *b)
+{
+    unsigned n = 0;
+    uint64_t offset = c->offset;
+    while (n < collapse_batch(&c->run) && offset + COLLAPSE_BYTES <= b->bytes &&
+           is_used(c, b, offset)) {
+        n++;
+        offset += COLLAPSE_BYTES;
+    }
+    return n;
+}
+
 bool handoff_collapse_step(struct handoff_collapse *c)
 {
-    unsigned done = 0;
-    while (c->block < c->blocks->count && done < STEP_HUGE_PAGES) {
+    while (c->block < c->blocks->count) {
         const struct block *b = &c->blocks->items[c->block];
         if (!c->block_wanted || c->offset + COLLAPSE_BYTES > b->bytes) {
             c->block++;
             next_block(c);
             continue;
         }
-        if (is_used(c, b, c->offset)) {
-            enum collapse_result result;
-            if (!collapse_next(&c->run, c->target, b->region.hva + c->offset, &result))
-                c->block = c->blocks->count;
-            done++;
+        unsigned n = count_used(c, b);
+        if (n == 0) {
+            c->offset += COLLAPSE_BYTES;
+            continue;
         }
-        c->offset += COLLAPSE_BYTES;
+        enum collapse_result result;
+        if (!collapse_next(&c->run, c->target, b->region.hva + c->offset, n, &result))
+            c->block = c->blocks->count;
+        c->offset += n * COLLAPSE_BYTES;
+        break;
     }
     return c->block < c->blocks->count;
 }

@@ -11,11 +11,12 @@
  * holes in it, for the guest has discarded part of it since, which is left as the guest wants it.
  *
  * A collapse copies 2 MiB while the process's mmap_lock is held for writing and the page is away:
- * who writes there waits, and so does any thread of the VMM that takes a page fault. So it is done
- * one by one, and after each we sleep for as long as it took. The thread keeps normal priority:
- * with that of the compressors it would be preempted by them in the midst of it, with the lock
- * held.
+ * who writes there waits, and so does any thread of the VMM that takes a page fault (collapse.h,
+ * also for how many are done in one call). So after each call we sleep for as long as it took. The
+ * thread keeps normal priority: with that of the compressors they would preempt it in the midst,
+ * with the lock held.
  *
+ * If a call fails, its units are done one by one, since it does not say for which of them it did.
  * What is pinned for the moment (EAGAIN; I/O in flight, say) is tried again at the end, twice.
  */
 #include "snapshot/huge.h"
@@ -63,7 +64,7 @@ struct huge {
     uint8_t *states;
     uint64_t n_before, n_after;
     struct collapse_run run;
-    uint64_t n_holes, longest_ns, busy_ns, wall_ns;
+    uint64_t n_holes, wall_ns;
     pthread_t thread;
     bool started;
     atomic_bool stop;
@@ -156,49 +157,82 @@ static void rest(const struct huge *h, uint64_t ns)
         nanosleep(&t, NULL);
 }
 
-/* False: no use in going on. */
-static bool collapse(struct huge *h, uint64_t hva, uint8_t *state)
+static void settle(struct huge *h, uint8_t *unit, enum unit_state state)
 {
-    enum collapse_result result;
+    *unit = (uint8_t)state;
+    atomic_fetch_add(&h->n_settled, 1);
+}
+
+/* Looks at a unit that was huge and settles it if there is nothing to be done. True: it is in
+ * pieces, or (without PAGEMAP_SCAN) may be. *gone: the process is. */
+static bool is_in_pieces(struct huge *h, struct collapse_look *look, const struct huge_range *range,
+                         uint64_t unit, bool *gone)
+{
+    enum collapse_state now;
+    *gone = collapse_look_at(look, range->region, range->hva + unit * COLLAPSE_BYTES, &now) != 0;
+    if (*gone)
+        return false;
+    if (now == COLLAPSE_WHOLE || (now == COLLAPSE_HUGE && look->kpageflags_fd >= 0))
+        return true;
+    h->n_holes += now == COLLAPSE_HOLES;
+    settle(h, &range->states[unit], now == COLLAPSE_HUGE ? UNIT_AGAIN : UNIT_SPLIT);
+    return false;
+}
+
+/* The units in pieces from `unit`, one of them, on: at most as many as a call takes. */
+static unsigned count_pieces(struct huge *h, struct collapse_look *look,
+                             const struct huge_range *range, uint64_t unit)
+{
+    unsigned n = 1, most = collapse_batch(&h->run);
+    bool gone;
+    while (n < most && unit + n < range->n_units && range->states[unit + n] == UNIT_HUGE &&
+           is_in_pieces(h, look, range, unit + n, &gone))
+        n++;
+    return n;
+}
+
+/* One call for `n` units. False: no use in going on. */
+static bool call(struct huge *h, const struct huge_range *range, uint64_t unit, unsigned n,
+                 enum collapse_result *result)
+{
     TESTHOOK_POINT("huge-collapsing");
     if (atomic_load(&h->stop))
         return false;
     uint64_t from = clock_monotonic_ns();
-    bool go_on = collapse_next(&h->run, h->target, hva, &result);
+    bool go_on = collapse_next(&h->run, h->target, range->hva + unit * COLLAPSE_BYTES, n, result);
     uint64_t took = clock_monotonic_ns() - from;
-    h->busy_ns += took;
-    if (took > h->longest_ns)
-        h->longest_ns = took;
-    if (result == COLLAPSE_DONE)
-        *state = UNIT_AGAIN;
-    else if (result != COLLAPSE_AGAIN)
-        *state = UNIT_SPLIT;
+    for (unsigned i = 0; i < n && *result == COLLAPSE_DONE; i++)
+        settle(h, &range->states[unit + i], UNIT_AGAIN);
     rest(h, took < REST_MIN_NS ? REST_MIN_NS : took > REST_MAX_NS ? REST_MAX_NS : took);
     return go_on;
 }
 
-/* A unit that was huge. False: no use in going on. */
+/* Puts `n` units together. False: no use in going on. */
+static bool collapse(struct huge *h, const struct huge_range *range, uint64_t unit, unsigned n)
+{
+    enum collapse_result result;
+    bool go_on = call(h, range, unit, n, &result);
+    if (!go_on || result == COLLAPSE_DONE)
+        return go_on;
+    if (n == 1 && result != COLLAPSE_AGAIN)
+        settle(h, &range->states[unit], UNIT_SPLIT);
+    for (unsigned i = 0; n > 1 && i < n && go_on; i++)
+        go_on = collapse(h, range, unit + i, 1);
+    return go_on;
+}
+
+/* Looks after a unit that was huge, and what follows it. False: no use in going on. */
 static bool look_after(struct huge *h, struct collapse_look *look, const struct huge_range *range,
                        uint64_t unit)
 {
-    uint64_t hva = range->hva + unit * COLLAPSE_BYTES;
-    uint8_t *state = &range->states[unit];
-    enum collapse_state now;
-    if (collapse_look_at(look, range->region, hva, &now))
-        return false;
-    if (now == COLLAPSE_HOLES) {
-        h->n_holes++;
-        *state = UNIT_SPLIT;
+    bool gone;
+    if (!is_in_pieces(h, look, range, unit, &gone))
+        return !gone;
+    if (!collapse_is_possible() || TESTHOOK_BROKEN("huge-left-split")) {
+        settle(h, &range->states[unit], UNIT_SPLIT);
         return true;
     }
-    bool may_be_split = now == COLLAPSE_WHOLE || look->kpageflags_fd >= 0;
-    if (!may_be_split)
-        *state = UNIT_AGAIN;
-    else if (!collapse_is_possible() || TESTHOOK_BROKEN("huge-left-split"))
-        *state = UNIT_SPLIT;
-    else
-        return collapse(h, hva, state);
-    return true;
+    return collapse(h, range, unit, count_pieces(h, look, range, unit));
 }
 
 /* Looks after what is not settled. *left: some of it is to be tried again. False as above. */
@@ -212,10 +246,7 @@ static bool make_round(struct huge *h, struct collapse_look *look, bool *left)
                 continue;
             if (atomic_load(&h->stop) || !look_after(h, look, range, unit))
                 return false;
-            if (range->states[unit] == UNIT_HUGE)
-                *left = true;
-            else
-                atomic_fetch_add(&h->n_settled, 1);
+            *left |= range->states[unit] == UNIT_HUGE;
         }
     }
     return true;
@@ -271,12 +302,11 @@ void huge_stop(struct huge *h)
     h->started = false;
     count_after(h);
     log_info(
-        "huge pages: %.1f MiB before, %.1f MiB after; %llu put together again in %.1f ms (%.2f "
-        "ms each, the longest %.1f ms), %llu attempts failed, %llu have holes now",
+        "huge pages: %.1f MiB before, %.1f MiB after; %llu calls in %.1f ms (%.1f ms in them, the "
+        "longest %.1f ms), %llu failed, %llu of the pages have holes now",
         (double)huge_bytes_before(h) / 1048576, (double)huge_bytes_after(h) / 1048576,
-        (unsigned long long)h->run.n_done, (double)h->wall_ns / 1e6,
-        h->run.n_done ? (double)h->busy_ns / 1e6 / (double)h->run.n_done : 0,
-        (double)h->longest_ns / 1e6, (unsigned long long)h->run.n_failed,
+        (unsigned long long)h->run.n_calls, (double)h->wall_ns / 1e6, (double)h->run.busy_ns / 1e6,
+        (double)h->run.longest_ns / 1e6, (unsigned long long)h->run.n_failed,
         (unsigned long long)h->n_holes);
 }
 

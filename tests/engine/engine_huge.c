@@ -86,8 +86,6 @@ int main(void)
         return 77;
     }
     struct stepping_board *board = stepping_board_new();
-    /* Written before it is read: Linux 6.1 gives small pages where there was the zero page. */
-    atomic_store(&board->noise, true);
     board->blocks[board->n_blocks++] =
         (struct stepping_block){.kind = STEPPING_ANON_HUGE, .n_pages = PAGES, .random = true};
     meanwhile =

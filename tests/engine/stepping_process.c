@@ -224,6 +224,14 @@ static void make_noise(const struct stepping_block *b)
         write_page((char *)at + p * PAGE, 0);
 }
 
+/* Where it was read first, Linux 6.1 gives small pages at the first write. */
+static void touch_huge(const struct stepping_block *b)
+{
+    char *memory = (char *)(uintptr_t)b->hva;
+    for (uint64_t p = 0; b->kind == STEPPING_ANON_HUGE && p < limit_of(b, 1); p++)
+        write_page(memory + p * PAGE, 0);
+}
+
 static _Noreturn void be_guest(void)
 {
     pthread_t t;
@@ -231,6 +239,8 @@ static _Noreturn void be_guest(void)
     for (uint32_t i = 0; i < board->n_blocks; i++) {
         void *at = map_block(&board->blocks[i]);
         board->blocks[i].hva = at == MAP_FAILED ? 0 : (uintptr_t)at;
+        if (at != MAP_FAILED)
+            touch_huge(&board->blocks[i]);
         if (at != MAP_FAILED && atomic_load(&board->noise))
             make_noise(&board->blocks[i]);
     }

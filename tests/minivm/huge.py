@@ -137,7 +137,7 @@ def killed(t):
     log, _, _ = pause_log(t)
     image = t.path("image")
     result = vmsnap(t, "snapshot", "--qmp", vm.control, image,
-                    hooks={"kill_at": "huge-collapsing:5", "pause_log": log})
+                    hooks={"kill_at": "huge-collapsing:2", "pause_log": log})
     t.check(result.code in (1, 3), result.text())
     t.equal(os.path.exists(image), result.code == 3, "an image under its name")
     vm.wait_for_writes(1000)
