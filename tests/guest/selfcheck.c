@@ -9,8 +9,10 @@
  * rounds; 0: one round per second. phys: use the physical memory from there on (through /dev/mem;
  * the kernel must not use it), 0: memory of its own. Every `interval` ms it prints:
  *
- *   SELFCHECK 0 up=12.345 rounds=3 checked=51234 rewritten=2468 errors=0 gap_ms=1.250
+ *   SELFCHECK 0 up=12.345 rounds=3 next=4711 pages=16384 checked=51234 rewritten=2468 errors=0
+ *       gap_ms=1.250
  *
+ * all in one line; next is the page that the round has come to.
  * gap_ms is the longest time between two turns of its loop since the last line, by the guest's own
  * clock. That clock stands still while the VM is stopped; what it sees are waits for pages.
  */
@@ -113,9 +115,10 @@ static uint64_t due(uint64_t per_second, uint64_t elapsed_ns, uint64_t done)
 
 static void print_counters(const struct selfcheck *s, uint64_t now_ns, uint64_t gap_ns)
 {
-    report_line("SELFCHECK %u up=%.3f rounds=%llu checked=%llu rewritten=%llu errors=%llu "
-                "gap_ms=%.3f",
+    report_line("SELFCHECK %u up=%.3f rounds=%llu next=%llu pages=%llu checked=%llu rewritten=%llu "
+                "errors=%llu gap_ms=%.3f",
                 s->owner, (double)now_ns * 1e-9, (unsigned long long)s->rounds,
+                (unsigned long long)s->next, (unsigned long long)s->n_pages,
                 (unsigned long long)s->checked, (unsigned long long)s->rewritten,
                 (unsigned long long)s->errors, (double)gap_ns * 1e-6);
 }
