@@ -229,14 +229,14 @@ def series(t, count, precopy=0, **shape):
     guest.check_whole()
 
 
-@case("qemu.instant.series-5", "qemu", 150)
-def series_5(t):
-    series(t, 5)
+@case("qemu.instant.series-3", "qemu", 150)
+def series_3(t):
+    series(t, 3)
 
 
 @case("qemu.instant.precopy-2", "qemu", 150)
 def precopy_2(t):
-    series(t, 3, precopy=2)
+    series(t, 2, precopy=2)
 
 
 @case("qemu.instant.precopy-2-memfd", "qemu,slow", 150)

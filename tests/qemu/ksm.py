@@ -44,7 +44,7 @@ def ksm(t):
     t.need(os.path.exists(f"/proc/{guest.pid}/ksm_merging_pages"), "this kernel does not say what "
            "KSM has merged")
     run_ksmd(t)
-    for number in range(3):
+    for number in range(2):
         wait_until(lambda: merged_pages(guest.pid) > 500, 40, "ksmd merges pages of the guest")
         image = t.path(f"image{number}")
         before = merged_pages(guest.pid)
@@ -55,7 +55,7 @@ def ksm(t):
     guest.check_whole()
     wait_until(lambda: merged_pages(guest.pid) > 500, 40, "ksmd merges again")
     guest.stop()
-    for number in range(3):
+    for number in range(2):
         restored = restored_guest(t, guest, t.path(f"image{number}"))
         restored.guest.check_whole()
         restored.wait_complete()
