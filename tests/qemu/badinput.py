@@ -40,6 +40,11 @@ def no_image(t, guest=None):
         guest.check_goes_on()
 
 
+def plain_guest(t, **shape):
+    """Any guest will do: this one is up at once."""
+    return Guest(t, boot="firmware", memory_mib=128, **shape).boot_up()
+
+
 def attempt(t, qmp_path, *args, **options):
     if not os.path.exists(t.path("out")):
         os.mkdir(t.path("out"))
@@ -88,7 +93,7 @@ def hostile_qmp(t):
 @case("qemu.badinput.busy-socket", "qemu", 60)
 def busy_socket(t):
     """Another client holds the QMP socket: it accepts and sends no greeting."""
-    guest = Guest(t, mib=16).boot_up()
+    guest = plain_guest(t)
     result = attempt(t, guest.test_qmp_path, "--timeout", "2s")
     check_error(t, result, 17, ("greeting", "another client"))
     t.check("-qmp" in (result.error["hint"] or ""), f"the hint: {result.error['hint']}")
@@ -99,7 +104,7 @@ def busy_socket(t):
 def qemu_gone(t):
     """QEMU is killed in the middle: while it waits, while it is paused, while memory is saved."""
     for point in ("snapshot-registered", "snapshot-paused", "snapshot-armed", "snapshot-sweeping"):
-        guest = Guest(t, mib=16, boot="firmware", memory_mib=128).boot_up()
+        guest = plain_guest(t)
         log, reached, go = pause_log(t)
         if not os.path.exists(t.path("out")):
             os.mkdir(t.path("out"))
@@ -116,15 +121,19 @@ def qemu_gone(t):
 
 @case("qemu.badinput.migration-active", "qemu", 60)
 def migration_active(t):
-    guest = Guest(t, mib=16).boot_up()
+    guest = plain_guest(t)
     # Reads nothing, so it can't be completed; but nor can it be cancelled before the reader ends.
-    guest.qmp.command("migrate", uri="exec:sleep 12")
+    reads = t.path("reads")
+    with open(reads, "w", encoding="ascii"):
+        pass
+    guest.qmp.command("migrate", uri=f"exec:while test -e {reads}; do sleep 0.1; done")
     wait_until(lambda: guest.qmp.command("query-migrate").get("status") == "active", 10,
                "a migration is active")
     check_error(t, attempt(t, guest.qmp_path), 11, "migrat")
     t.equal(guest.qmp.command("query-migrate")["status"], "active", "the migration goes on")
     no_image(t, guest)
     guest.qmp.command("migrate_cancel")
+    os.unlink(reads)
     wait_until(lambda: guest.qmp.command("query-migrate")["status"] in ("cancelled", "failed"), 30,
                "the migration is over")
     snapshot(t, guest, t.path("out/image"))
@@ -134,7 +143,7 @@ def migration_active(t):
 @case("qemu.badinput.two-at-once", "qemu", 60)
 def two_at_once(t):
     """A snapshot is under way: a second one is refused at once, over the same QMP socket too."""
-    guest = Guest(t, mib=16).boot_up()
+    guest = plain_guest(t)
     guest.qmp.close()
     log, reached, go = pause_log(t)
     first = start_vmsnap(t, "snapshot", "--qmp", guest.qmp_path, t.path("first"),
@@ -170,7 +179,7 @@ def foreign_userfaultfd(t):
 @case("qemu.badinput.no-right", "qemu", 60)
 def no_right(t):
     """No userfaultfd to be had, and a caller who may not attach to the VM."""
-    guest = Guest(t, mib=16).boot_up()
+    guest = plain_guest(t)
     check_error(t, attempt(t, guest.qmp_path, hooks={"mask_features": "userfaultfd,dev-userfaultfd"}),
                 12, "userfaultfd")
     os.chmod(guest.qmp_path, 0o777)
@@ -184,7 +193,7 @@ def no_right(t):
 
 @case("qemu.badinput.traced", "qemu", 60)
 def traced(t):
-    guest = Guest(t, mib=16).boot_up()
+    guest = plain_guest(t)
     tracer = trace(t, guest.pid)
     check_error(t, attempt(t, guest.qmp_path), 10, "trace", str(tracer.pid))
     tracer.kill()
@@ -217,7 +226,7 @@ def disk_full(t):
 
 @case("qemu.badinput.image-exists", "qemu", 90)
 def image_exists(t):
-    guest = Guest(t, mib=16).boot_up()
+    guest = plain_guest(t)
     os.mkdir(t.path("out"))
     image = t.path("out/image")
     with open(image, "wb") as f:
@@ -269,9 +278,8 @@ def hazards(t):
         f.truncate(1 << 20)
     for name, allowable, options in (
             ("disks", True, {"extra": ["-drive", f"if=virtio,format=raw,file={disk}"]}),
-            ("balloon", False, {"ram": "memfd", "devices": ("balloon",)})):
-        guest = Guest(t, boot="linux", work="selfcheck", **{"devices": (), "mib": 16, **options})
-        guest.boot_up()
+            ("balloon", False, {"ram": "memfd", "extra": ["-device", "virtio-balloon-pci"]})):
+        guest = plain_guest(t, **options)
         result = attempt(t, guest.qmp_path)
         check_error(t, result, 14, name)
         no_image(t, guest)
@@ -288,7 +296,6 @@ def hazards(t):
             check_error(t, attempt(t, guest.qmp_path, "--allow", name), 14, name)
             no_image(t, guest)
         guest.check_whole()
-    guest = Guest(t, mib=16).boot_up()
     check_error(t, attempt(t, guest.qmp_path, "--allow", "nonsense"), 2, "nonsense")
     no_image(t, guest)
 

@@ -223,14 +223,14 @@ def slow_stop(t):
     """QEMU does not answer `stop` in time (a disk that takes long to flush, say) and stops late: vmsnap
     has failed long since, but it does not leave before the guest runs again."""
     image = prepare(t)
-    guest = Guest(t, mib=16).boot_up()
+    guest = Guest(t, boot="firmware", memory_mib=128).boot_up()
     log, reached, go = pause_log(t)
     process = start_vmsnap(t, "snapshot", "--timeout", "1s", "--qmp", guest.qmp_path, image,
                            hooks={"pause_at": "source-before-stop", "pause_log": log})
     reached("source-before-stop")
     os.kill(guest.pid, signal.SIGSTOP)
     go()
-    time.sleep(6)
+    time.sleep(3) # three times --timeout
     t.equal(process.poll(), None, "vmsnap's status while QEMU does not answer")
     os.kill(guest.pid, signal.SIGCONT)
     result = finish(t, process)
