@@ -64,6 +64,13 @@ static inline bool pool_is_cancelled(const struct pool *p)
     return atomic_load(&((struct pool *)p)->cancelled);
 }
 
+/* Faults have taken half of what is kept for them: the guest writes faster than buffers come back,
+ * and its writers are about to wait. */
+static inline bool pool_is_short(const struct pool *p)
+{
+    return atomic_load(&((struct pool *)p)->available) < (int)p->reserve / 2;
+}
+
 /* The most bytes that were ever in use. */
 uint64_t pool_peak_bytes(const struct pool *p);
 

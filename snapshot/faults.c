@@ -15,8 +15,9 @@
  *
  * The wake-up of a sleeping thread is most of the cost of a fault, so after each fault the thread
  * goes on reading for a while before it sleeps in poll: longer while faults keep coming within that
- * time, hardly at all when they do not. Copies are handed to the compressors only after the
- * guest's thread goes on, since waking a compressor is a system call too.
+ * time, hardly at all when they do not, and not at all where buffers are short. Copies are handed
+ * to the compressors only after the guest's thread goes on, since waking a compressor is a system
+ * call too.
  *
  * While nothing else waits it also saves the neighbours of the last fault. A fault right behind
  * what was saved so is a sequential writer: it is outrun, by twice as much each time.
@@ -294,9 +295,12 @@ static void raise_priority(void)
                  strerror(errno));
 }
 
-/* How long to keep reading, when a fault has come this long after the last one was served. */
+/* How long to keep reading, when a fault has come this long after the last one was served. Not at
+ * all where that takes the CPU from the compressors for which the guest waits. */
 static uint64_t busy_reading(struct faults *f, uint64_t gap_ns)
 {
+    if (pool_is_short(f->capture->pool))
+        return 0;
     if (gap_ns < BUSY_READ_MAX_NS && f->busy_read_ns < BUSY_READ_MAX_NS)
         f->busy_read_ns *= 2;
     else if (gap_ns >= BUSY_READ_MAX_NS && f->busy_read_ns > BUSY_READ_MIN_NS)
