@@ -34,6 +34,15 @@ void histogram_add(struct histogram *h, uint64_t ns)
     h->buckets[bucket_of(ns)]++;
 }
 
+void histogram_merge(struct histogram *to, const struct histogram *from)
+{
+    to->count += from->count;
+    if (from->max_ns > to->max_ns)
+        to->max_ns = from->max_ns;
+    for (unsigned i = 0; i < HISTOGRAM_BUCKETS; i++)
+        to->buckets[i] += from->buckets[i];
+}
+
 uint64_t histogram_quantile(const struct histogram *h, double fraction)
 {
     if (h->count == 0)

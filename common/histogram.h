@@ -12,6 +12,7 @@ struct histogram {
 };
 
 void histogram_add(struct histogram *h, uint64_t ns); /* one writer thread */
+void histogram_merge(struct histogram *to, const struct histogram *from);
 /* The value below which a `fraction` (0 to 1) of all lie; 0 when empty. */
 uint64_t histogram_quantile(const struct histogram *h, double fraction);
 

@@ -8,7 +8,7 @@
 #include "common/testhook.h"
 #include "common/uffd.h"
 
-static int enable(int uffd, struct error *e)
+int arm_enable(int uffd, struct error *e)
 {
     const struct kernel_features *kernel = kernel_probe();
     uint64_t features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMOVE |
@@ -22,22 +22,17 @@ static int enable(int uffd, struct error *e)
     return 0;
 }
 
-int arm_register(int uffd, const struct region *regions, uint32_t n_regions, struct error *e)
+int arm_register(int uffd, const struct region *r, struct error *e)
 {
-    int ret = enable(uffd, e);
-    for (uint32_t i = 0; !ret && i < n_regions; i++) {
-        const struct region *r = &regions[i];
-        uint64_t modes = UFFDIO_REGISTER_MODE_WP;
-        if (r->kind == REGION_ANON && r->page_bytes == 4096)
-            modes |= UFFDIO_REGISTER_MODE_MISSING;
-        ret = uffd_register(uffd, r->hva, region_whole_pages(r, r->bytes), modes, NULL);
-        if (ret == -EBUSY) {
-            error_set(e, VMSNAP_EXIT_BUSY, EBUSY, "%s is under another userfaultfd already",
-                      r->name);
-            error_hint(e, "is another snapshot, or the restore of this VM, still running?");
-        } else if (ret) {
-            error_set(e, VMSNAP_EXIT_KERNEL, -ret, "cannot register %s with userfaultfd", r->name);
-        }
+    uint64_t modes = UFFDIO_REGISTER_MODE_WP;
+    if (r->kind == REGION_ANON && r->page_bytes == 4096)
+        modes |= UFFDIO_REGISTER_MODE_MISSING;
+    int ret = uffd_register(uffd, r->hva, region_whole_pages(r, r->bytes), modes, NULL);
+    if (ret == -EBUSY) {
+        error_set(e, VMSNAP_EXIT_BUSY, EBUSY, "%s is under another userfaultfd already", r->name);
+        error_hint(e, "is another snapshot, or the restore of this VM, still running?");
+    } else if (ret) {
+        error_set(e, VMSNAP_EXIT_KERNEL, -ret, "cannot register %s with userfaultfd", r->name);
     }
     return ret;
 }
@@ -55,7 +50,7 @@ static const struct cluster_range *forgotten(const struct cluster_map *map)
 
 /* Protects the LOOSE clusters of a block, run by run: all of it in one call where none was
  * protected before. No state is changed: after the instant LOOSE means the same as FROZEN. */
-static int protect_loose(int uffd, const struct cluster_map *map, const struct cluster_range *r,
+static int protect_loose(const struct cluster_map *map, const struct cluster_range *r,
                          uint64_t deadline, uint64_t *n_clusters)
 {
     uint64_t from = r->first, end = r->first + r->n_clusters;
@@ -63,8 +58,8 @@ static int protect_loose(int uffd, const struct cluster_map *map, const struct c
         uint64_t to = cluster_map_next_loose(map, from, end, false);
         int ret;
         cluster_range_whole_units(r, &from, &to);
-        while ((ret = uffd_protect(uffd, cluster_hva(r, from), cluster_span_bytes(r, from, to))) ==
-                   -EAGAIN &&
+        while ((ret = uffd_protect(r->shard->uffd, cluster_hva(r, from),
+                                   cluster_span_bytes(r, from, to))) == -EAGAIN &&
                clock_monotonic_ns() < deadline)
             sched_yield(); /* the fault thread reads the event that is in the way */
         if (ret)
@@ -91,7 +86,7 @@ static int cannot_protect(const struct region *r, int err, struct error *e)
     return -EIO;
 }
 
-int arm_protect(int uffd, const struct cluster_map *map, int timeout_ms, uint64_t *n_clusters,
+int arm_protect(const struct cluster_map *map, int timeout_ms, uint64_t *n_clusters,
                 struct error *e)
 {
     uint64_t deadline = clock_monotonic_ns() + (uint64_t)timeout_ms * 1000000u;
@@ -99,16 +94,17 @@ int arm_protect(int uffd, const struct cluster_map *map, int timeout_ms, uint64_
     *n_clusters = 0;
     for (uint32_t i = 0; i < map->n_ranges; i++) {
         const struct cluster_range *r = &map->ranges[i];
-        int ret = r == skip ? 0 : protect_loose(uffd, map, r, deadline, n_clusters);
+        int ret = r == skip ? 0 : protect_loose(map, r, deadline, n_clusters);
         if (ret)
             return cannot_protect(r->region, ret, e);
     }
     return 0;
 }
 
-void arm_release(int uffd, const struct region *regions, uint32_t n_regions)
+void arm_release(const struct cluster_map *map)
 {
-    for (uint32_t i = 0; i < n_regions; i++)
-        uffd_unregister_pieces(uffd, regions[i].hva,
-                               region_whole_pages(&regions[i], regions[i].bytes));
+    for (uint32_t i = 0; i < map->n_ranges; i++) {
+        const struct region *r = map->ranges[i].region;
+        uffd_unregister_pieces(map->ranges[i].shard->uffd, r->hva, region_whole_pages(r, r->bytes));
+    }
 }

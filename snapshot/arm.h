@@ -1,4 +1,5 @@
-/* arm.h - the VM's memory under our userfaultfd: registered, protected at the instant, released. */
+/* arm.h - the VM's memory under our userfaultfds: registered, protected at the instant, released.
+ */
 #ifndef VMSNAP_SNAPSHOT_ARM_H
 #define VMSNAP_SNAPSHOT_ARM_H
 
@@ -8,23 +9,27 @@
 #include "common/region.h"
 #include "snapshot/cluster_map.h"
 
+/* The UFFDIO_API handshake. */
+int arm_enable(int uffd, struct error *e);
+
 /*
- * Does the UFFDIO_API handshake and registers all regions: private anonymous memory for MISSING and
- * WP events (an absent page then tells us before it comes to be, on every kernel from 6.1 on, and
- * costs nothing in the pause), file-backed memory for WP (its holes are protected by markers).
- * Nothing is protected yet; the fault thread must be started right after, since MISSING events
- * already come. -EBUSY: exit code 11. After a failure close the fd, don't call arm_release():
- * before Linux 6.17 UNREGISTER takes another userfaultfd's registration away as well.
+ * Registers a region: private anonymous memory for MISSING and WP events (an absent page then tells
+ * us before it comes to be, on every kernel from 6.1 on, and costs nothing in the pause),
+ * file-backed memory for WP (its holes are protected by markers). Nothing is protected yet; the
+ * fault thread must be started right after, since MISSING events already come. -EBUSY: exit code
+ * 11. After a failure close the fd, don't call arm_release(): before Linux 6.17 UNREGISTER takes
+ * another userfaultfd's registration away as well.
  */
-int arm_register(int uffd, const struct region *regions, uint32_t n_regions, struct error *e);
+int arm_register(int uffd, const struct region *r, struct error *e);
 
 /* Write-protects all that is LOOSE; in the pause, after faults_freeze(). *n_clusters: how many.
- * Waits at most timeout_ms for the fault thread to read an event that is in the way. */
-int arm_protect(int uffd, const struct cluster_map *map, int timeout_ms, uint64_t *n_clusters,
+ * Waits at most timeout_ms for a fault thread to read an event that is in the way. */
+int arm_protect(const struct cluster_map *map, int timeout_ms, uint64_t *n_clusters,
                 struct error *e);
 
-/* Drops protection and registration in pieces, wakes every waiter. Harmless to repeat; errors are
- * skipped (a vanished process, an unmapped piece): closing the fd does the rest. */
-void arm_release(int uffd, const struct region *regions, uint32_t n_regions);
+/* Drops protection and registration of all memory in pieces, wakes every waiter. Harmless to
+ * repeat; errors are skipped (a vanished process, an unmapped piece): closing the fds does the
+ * rest. */
+void arm_release(const struct cluster_map *map);
 
 #endif

@@ -10,14 +10,16 @@
 /* The hot list holds at most this many clusters (1 GiB), or a quarter of the VM if that is more. */
 #define HOT_ROOM_MIN 65536u
 
-int capture_init(struct capture *c, const struct target *target, int uffd,
-                 const struct region *regions, uint32_t n_regions)
+int capture_init(struct capture *c, const struct target *target, const struct region *regions,
+                 uint32_t n_regions, unsigned n_shards)
 {
     memset(c, 0, sizeof(*c));
     c->target = target;
-    c->uffd = uffd;
+    c->regions = regions;
+    c->n_regions = n_regions;
+    c->n_shards = n_shards;
     c->failed_event = -1;
-    int ret = cluster_map_init(&c->map, regions, n_regions);
+    int ret = cluster_map_init(&c->map, regions, n_regions, c->shards, n_shards);
     if (ret)
         return ret;
     c->hot_room = c->map.n_clusters / 4;
@@ -45,6 +47,12 @@ void capture_free(struct capture *c)
     cluster_map_free(&c->map);
 }
 
+uint64_t capture_n_hot(const struct capture *c)
+{
+    uint64_t n = atomic_load(&((struct capture *)c)->n_hot);
+    return n < c->hot_room ? n : c->hot_room;
+}
+
 void capture_fail(struct capture *c, enum capture_failure why, int err, uint64_t hva)
 {
     int ok = CAPTURE_OK;
@@ -61,14 +69,22 @@ void capture_fail(struct capture *c, enum capture_failure why, int err, uint64_t
     eventfd_write(c->failed_event, 1);
 }
 
+static const struct region *find_region(const struct capture *c, uint64_t hva)
+{
+    for (uint32_t i = 0; i < c->n_regions; i++)
+        if (hva >= c->regions[i].hva && hva - c->regions[i].hva < c->regions[i].bytes)
+            return &c->regions[i];
+    return NULL;
+}
+
 int capture_error(const struct capture *c, struct error *e)
 {
     struct capture *own = (struct capture *)c;
     int err = -atomic_load(&own->failure_errno);
     uint64_t hva = atomic_load(&own->failure_hva);
-    const struct cluster_range *range = cluster_map_find(&c->map, hva);
-    const char *block = range ? range->region->name : "guest memory";
-    uint64_t offset = range ? hva - range->region->hva : hva;
+    const struct region *region = find_region(c, hva);
+    const char *block = region ? region->name : "guest memory";
+    uint64_t offset = region ? hva - region->hva : hva;
     switch ((enum capture_failure)atomic_load(&own->failure)) {
     case CAPTURE_OK:
         return 0;

@@ -50,7 +50,10 @@ struct capture_stages {
 
 struct capture {
     const struct target *target;
-    int uffd;
+    const struct region *regions; /* as the source has them */
+    uint32_t n_regions;
+    struct shard shards[SHARDS_MAX];
+    unsigned n_shards;
     struct cluster_map map;
     struct pool *pool;
     struct encoder *encoder;
@@ -62,26 +65,28 @@ struct capture {
     atomic_uint_fast64_t failure_hva;
     int failed_event; /* eventfd: rings the main thread */
 
-    /* Kept by the fault thread, read by anyone. */
-    atomic_uint events_turn; /* odd: events are being read, or read and not yet looked at */
-    atomic_uint_fast64_t held_since_ns; /* a fault is held since then (monotonic); 0: none */
+    /* Kept by the fault threads, read by anyone. */
     atomic_uint_fast64_t live_faults; /* before the instant: writes to what was protected already */
     atomic_uint_fast64_t write_faults;
     atomic_uint_fast64_t clusters_from_faults;
     atomic_uint_fast64_t throttled_ns; /* faults waited that long for a buffer */
     struct histogram latency;          /* read it after faults_stop() */
     struct hot_entry *hot;
-    uint64_t n_hot, hot_room;
+    atomic_uint_fast64_t n_hot; /* may come to be more than there is room for: capture_n_hot() */
+    uint64_t hot_room;
 
     struct capture_stages stages;
 
     uint64_t clusters_precopied; /* copies made before the instant, by the main thread */
 };
 
-/* Borrows everything. 0 or -ENOMEM. */
-int capture_init(struct capture *c, const struct target *target, int uffd,
-                 const struct region *regions, uint32_t n_regions);
+/* Borrows everything. n_shards: 1 to SHARDS_MAX, not open yet. 0 or -ENOMEM. */
+int capture_init(struct capture *c, const struct target *target, const struct region *regions,
+                 uint32_t n_regions, unsigned n_shards);
 void capture_free(struct capture *c);
+
+/* How many entries the hot list has; after faults_stop(). */
+uint64_t capture_n_hot(const struct capture *c);
 
 /* Notes the first failure and rings the main thread. Any thread, never waits. */
 void capture_fail(struct capture *c, enum capture_failure why, int err, uint64_t hva);

@@ -85,10 +85,11 @@ static bool take(struct chunk_saver *s, uint64_t cluster)
  * may have been discarded by a sender that such an event let go; now that is known, as a failure.
  * (A page is whole or absent: a copy is never of something in between.)
  */
-static bool settle(struct capture *c)
+static bool settle(const struct capture *c, const struct cluster_range *range)
 {
-    unsigned turn = atomic_load(&c->events_turn);
-    while ((turn & 1) && atomic_load(&c->events_turn) == turn && !capture_failed(c))
+    atomic_uint *events_turn = &range->shard->events_turn;
+    unsigned turn = atomic_load(events_turn);
+    while ((turn & 1) && atomic_load(events_turn) == turn && !capture_failed(c))
         sched_yield();
     return !capture_failed(c);
 }
@@ -194,7 +195,7 @@ static bool copy_batch(struct chunk_saver *s, const struct cluster_range *range,
         s->pieces[i].to = pool_memory(s->capture->pool, s->buffers[i]);
     }
     region_look_read(&s->look, s->pieces, n);
-    return settle(s->capture);
+    return settle(s->capture, range);
 }
 
 /* True when the copy is to be kept. Before the instant nothing is lost by leaving a cluster for
@@ -263,7 +264,7 @@ bool chunk_save(struct chunk_saver *s, const struct cluster_range *range, uint64
     if (first == to)
         return true;
     uint64_t lap = clock_monotonic_ns();
-    if (!look(s, range, from, to) || !settle(s->capture))
+    if (!look(s, range, from, to) || !settle(s->capture, range))
         return false;
     sort_out(s, range, from, to);
     stage_lap(&s->capture->stages.looking, lap, 0);

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define HUGE_PAGE_BYTES (2u << 20)
+
 static int compare_hva(const void *a, const void *b)
 {
     const struct cluster_range *const *x = a, *const *y = b;
@@ -11,28 +13,61 @@ static int compare_hva(const void *a, const void *b)
     return hx < hy ? -1 : hx > hy;
 }
 
-int cluster_map_init(struct cluster_map *m, const struct region *regions, uint32_t n_regions)
+/* The length of a region's parts but the last, which may be shorter: whole huge pages. */
+static uint64_t part_bytes(const struct region *r, unsigned n_shards)
 {
-    *m = (struct cluster_map){.n_ranges = n_regions};
-    m->ranges = calloc(n_regions, sizeof(*m->ranges));
-    m->by_hva = calloc(n_regions, sizeof(*m->by_hva));
-    if (!m->ranges || !m->by_hva) {
+    uint64_t unit = r->page_bytes > HUGE_PAGE_BYTES ? r->page_bytes : HUGE_PAGE_BYTES;
+    uint64_t n_units = (r->bytes + unit - 1) / unit;
+    if (r->hva % unit) /* its huge pages lie across any cut */
+        return r->bytes;
+    return (n_units + n_shards - 1) / n_shards * unit;
+}
+
+static void add_range(struct cluster_map *m, const struct region *whole, uint64_t offset,
+                      uint64_t bytes, struct shard *shard)
+{
+    struct region *part = &m->parts[m->n_ranges];
+    struct cluster_range *r = &m->ranges[m->n_ranges];
+    *part = *whole;
+    part->hva += offset;
+    part->fd_offset += offset;
+    part->bytes = bytes;
+    part->max_bytes -= offset;
+    r->region = part;
+    r->shard = shard;
+    r->first = m->n_clusters;
+    r->n_clusters = (bytes + IMAGE_CLUSTER_BYTES - 1) / IMAGE_CLUSTER_BYTES;
+    r->unit_clusters = part->page_bytes > IMAGE_CLUSTER_BYTES
+                           ? (uint32_t)(part->page_bytes / IMAGE_CLUSTER_BYTES)
+                           : 1;
+    r->n_units = (r->n_clusters + r->unit_clusters - 1) / r->unit_clusters;
+    m->by_hva[m->n_ranges++] = r;
+    m->n_clusters += r->n_clusters;
+}
+
+static void add_region(struct cluster_map *m, const struct region *whole, struct shard *shards,
+                       unsigned n_shards)
+{
+    uint64_t most = part_bytes(whole, n_shards);
+    for (uint64_t at = 0; at < whole->bytes; at += most)
+        add_range(m, whole, at, whole->bytes - at < most ? whole->bytes - at : most, shards++);
+}
+
+int cluster_map_init(struct cluster_map *m, const struct region *regions, uint32_t n_regions,
+                     struct shard *shards, unsigned n_shards)
+{
+    *m = (struct cluster_map){0};
+    size_t most = (size_t)n_regions * n_shards;
+    m->ranges = calloc(most, sizeof(*m->ranges));
+    m->by_hva = calloc(most, sizeof(*m->by_hva));
+    m->parts = calloc(most, sizeof(*m->parts));
+    if (!m->ranges || !m->by_hva || !m->parts) {
         cluster_map_free(m);
         return -ENOMEM;
     }
-    for (uint32_t i = 0; i < n_regions; i++) {
-        struct cluster_range *r = &m->ranges[i];
-        r->region = &regions[i];
-        r->first = m->n_clusters;
-        r->n_clusters = (regions[i].bytes + IMAGE_CLUSTER_BYTES - 1) / IMAGE_CLUSTER_BYTES;
-        r->unit_clusters = regions[i].page_bytes > IMAGE_CLUSTER_BYTES
-                               ? (uint32_t)(regions[i].page_bytes / IMAGE_CLUSTER_BYTES)
-                               : 1;
-        r->n_units = (r->n_clusters + r->unit_clusters - 1) / r->unit_clusters;
-        m->n_clusters += r->n_clusters;
-        m->by_hva[i] = r;
-    }
-    qsort(m->by_hva, n_regions, sizeof(*m->by_hva), compare_hva);
+    for (uint32_t i = 0; i < n_regions; i++)
+        add_region(m, &regions[i], shards, n_shards);
+    qsort(m->by_hva, m->n_ranges, sizeof(*m->by_hva), compare_hva);
     m->states = malloc(m->n_clusters ? m->n_clusters : 1);
     if (!m->states) {
         cluster_map_free(m);
@@ -46,6 +81,7 @@ void cluster_map_free(struct cluster_map *m)
 {
     free(m->ranges);
     free(m->by_hva);
+    free(m->parts);
     free((void *)m->states);
     *m = (struct cluster_map){0};
 }

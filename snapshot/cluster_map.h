@@ -30,6 +30,7 @@
 
 #include "common/image_format.h"
 #include "common/region.h"
+#include "snapshot/shard.h"
 
 #define CLUSTER_LOOSE 0x80 /* the bit of all states in which a cluster may not be protected */
 
@@ -43,9 +44,10 @@ enum cluster_state {
     CLUSTER_UNTRACKED,
 };
 
-/* A region and its place in the numbering of clusters. */
+/* A region, or the part of one that lies in a shard, and its place in the numbering of clusters. */
 struct cluster_range {
-    const struct region *region;
+    const struct region *region; /* what of it lies in this range */
+    struct shard *shard;
     uint64_t first;      /* number of its first cluster in the image */
     uint64_t n_clusters; /* its last one may be short */
     uint64_t n_units;
@@ -56,14 +58,17 @@ struct cluster_range {
 struct cluster_map {
     struct cluster_range *ranges; /* in the order of the image */
     struct cluster_range **by_hva;
+    struct region *parts; /* by range */
     uint32_t n_ranges;
     uint64_t n_clusters;
     _Atomic uint8_t *states;
     atomic_uint_fast64_t n_saved; /* clusters SAVED or RELEASED */
 };
 
-/* Regions are borrowed. All clusters UNTRACKED. 0 or -ENOMEM. */
-int cluster_map_init(struct cluster_map *m, const struct region *regions, uint32_t n_regions);
+/* Cuts large regions into a part for each shard, no huge page in two; small ones go to the first.
+ * The regions' descriptors are borrowed, and the shards. All clusters UNTRACKED. 0 or -ENOMEM. */
+int cluster_map_init(struct cluster_map *m, const struct region *regions, uint32_t n_regions,
+                     struct shard *shards, unsigned n_shards);
 void cluster_map_free(struct cluster_map *m);
 
 /* The range that contains `hva` (within the region's saved length), or NULL. Any thread. */

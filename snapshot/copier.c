@@ -27,12 +27,12 @@ static uint32_t wait_for_buffer(struct copier *k)
     return buffer;
 }
 
-static void break_release_before_save(struct capture *c, const struct cluster_range *range,
-                                      uint64_t cluster)
+static void break_release_before_save(const struct cluster_range *range, uint64_t cluster)
 {
     /* The mistake: what the guest writes in between is saved as if it were of the instant. */
     if (TESTHOOK_BROKEN("release-before-save")) {
-        uffd_unprotect(c->uffd, cluster_hva(range, cluster), cluster_bytes(range, cluster));
+        uffd_unprotect(range->shard->uffd, cluster_hva(range, cluster),
+                       cluster_bytes(range, cluster));
         usleep(300);
     }
 }
@@ -46,7 +46,7 @@ static bool save_into(struct copier *k, const struct cluster_range *range, uint6
         pool_put(c->pool, buffer);
         return true;
     }
-    break_release_before_save(c, range, cluster);
+    break_release_before_save(range, cluster);
     struct captured captured;
     uint64_t absent;
     int ret = capture_copy(c, range, cluster, buffer, &captured, &absent);

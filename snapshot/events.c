@@ -52,16 +52,16 @@ static void serve_layout_event(struct events *v, const struct uffd_msg *m)
 
 int events_read(struct events *v, struct uffd_msg *messages)
 {
-    struct capture *c = v->capture;
-    atomic_fetch_add(&c->events_turn, 1);
-    int n = uffd_read_messages(c->uffd, messages, EVENTS_BATCH);
+    atomic_uint *turn = &v->shard->events_turn;
+    atomic_fetch_add(turn, 1);
+    int n = uffd_read_messages(v->shard->uffd, messages, EVENTS_BATCH);
     for (int i = 0; i < n; i++) {
         if (messages[i].event == UFFD_EVENT_PAGEFAULT)
             continue;
         TESTHOOK_POINT("faults-discard");
         serve_layout_event(v, &messages[i]);
     }
-    atomic_fetch_add(&c->events_turn, 1);
+    atomic_fetch_add(turn, 1);
     return n;
 }
 
@@ -72,7 +72,7 @@ int events_drain(struct events *v)
     int n = events_read(v, messages);
     for (int i = 0; i < n; i++)
         if (messages[i].event == UFFD_EVENT_PAGEFAULT)
-            uffd_wake(v->capture->uffd, messages[i].arg.pagefault.address & ~4095ull, 4096);
+            uffd_wake(v->shard->uffd, messages[i].arg.pagefault.address & ~4095ull, 4096);
     if (n == 0)
         poll(NULL, 0, 1);
     return n < 0 ? n : 0;

@@ -15,7 +15,8 @@ enum phase { PHASE_BEFORE, PHASE_AFTER };
 
 struct events {
     struct capture *capture;
-    enum phase phase; /* is the instant over? Set by the fault thread */
+    struct shard *shard; /* whose userfaultfd it is */
+    enum phase phase;    /* is the instant over? Set by the fault thread */
 };
 
 /*

@@ -59,6 +59,7 @@
 
 struct faults {
     struct capture *capture;
+    struct shard *shard;
     pthread_t thread;
     int control; /* eventfd: look at the requests */
     atomic_bool stop;
@@ -67,6 +68,7 @@ struct faults {
     bool unreadable;          /* a read has failed */
     uint64_t emptied_ns; /* the last read that left nothing behind: what is read next is younger */
     uint64_t busy_read_ns;
+    struct histogram latency;
     struct events events;
     struct copier copier;
     struct streams written; /* before the instant, */
@@ -77,7 +79,7 @@ struct faults {
 static bool unprotect(struct faults *f, uint64_t hva, uint64_t bytes)
 {
     for (;;) {
-        int ret = uffd_unprotect(f->capture->uffd, hva, bytes);
+        int ret = uffd_unprotect(f->shard->uffd, hva, bytes);
         if (ret == -EAGAIN)
             ret = events_drain(&f->events);
         else if (ret == 0)
@@ -97,7 +99,7 @@ static void fill_hole(struct faults *f, uint64_t hva, uint64_t bytes)
     uint64_t at = 0;
     while (at < bytes && !capture_failed(f->capture)) {
         uint64_t done = 0;
-        int ret = uffd_zeropage(f->capture->uffd, hva + at, bytes - at, true, &done);
+        int ret = uffd_zeropage(f->shard->uffd, hva + at, bytes - at, true, &done);
         at += done;
         if (ret == -EEXIST) {
             at += IMAGE_PAGE_BYTES;
@@ -108,15 +110,16 @@ static void fill_hole(struct faults *f, uint64_t hva, uint64_t bytes)
             return;
         }
     }
-    uffd_wake(f->capture->uffd, hva, bytes);
+    uffd_wake(f->shard->uffd, hva, bytes);
 }
 
 static void note_hot(struct capture *c, uint64_t cluster, unsigned page)
 {
-    if (c->n_hot < c->hot_room)
-        c->hot[c->n_hot++] = (struct hot_entry){.cluster_low = (uint32_t)cluster,
-                                                .cluster_high = (uint8_t)(cluster >> 32),
-                                                .written = (uint8_t)(1u << page)};
+    uint64_t i = atomic_fetch_add_explicit(&c->n_hot, 1, memory_order_relaxed);
+    if (i < c->hot_room)
+        c->hot[i] = (struct hot_entry){.cluster_low = (uint32_t)cluster,
+                                       .cluster_high = (uint8_t)(cluster >> 32),
+                                       .written = (uint8_t)(1u << page)};
 }
 
 static bool release(struct faults *f, const struct cluster_range *range, uint64_t from, uint64_t to)
@@ -220,7 +223,7 @@ static bool save_block(struct faults *f, const struct cluster_range *range, uint
 
 static bool fault_waits(const struct faults *f)
 {
-    struct pollfd p = {.fd = f->capture->uffd, .events = POLLIN};
+    struct pollfd p = {.fd = f->shard->uffd, .events = POLLIN};
     return poll(&p, 1, 0) != 0;
 }
 
@@ -252,12 +255,13 @@ static void serve_batch(struct faults *f, const struct uffd_msg *messages, int n
         last = messages[i].arg.pagefault.address;
         serve_fault(f, &messages[i]);
         if (f->events.phase == PHASE_AFTER)
-            histogram_add(&c->latency, clock_monotonic_ns() - f->emptied_ns);
+            histogram_add(&f->latency, clock_monotonic_ns() - f->emptied_ns);
     }
     if (last && !capture_failed(c))
         save_around(f, last);
     copier_hand_on(&f->copier);
-    atomic_store(&c->held_since_ns, 0); /* only now: new faults wait for the neighbours' copies */
+    atomic_store(&f->shard->held_since_ns,
+                 0); /* only now: new faults wait for the neighbours' copies */
 }
 
 /* Nothing waits in the userfaultfd: the moment to change phase, if that was asked. */
@@ -272,7 +276,7 @@ static void change_phase(struct faults *f)
 
 static void sleep_until_event(struct faults *f)
 {
-    struct pollfd fds[2] = {{.fd = f->capture->uffd, .events = POLLIN},
+    struct pollfd fds[2] = {{.fd = f->shard->uffd, .events = POLLIN},
                             {.fd = f->control, .events = POLLIN}};
     if (f->unreadable)
         fds[0].fd = -1;
@@ -322,7 +326,7 @@ static void *fault_thread(void *opaque)
         int n = f->unreadable ? 0 : events_read(&f->events, messages);
         uint64_t now = clock_monotonic_ns();
         if (n > 0) {
-            atomic_store(&c->held_since_ns, f->emptied_ns);
+            atomic_store(&f->shard->held_since_ns, f->emptied_ns);
             serve_batch(f, messages, n);
             if (n < EVENTS_BATCH)
                 f->emptied_ns = now;
@@ -347,12 +351,13 @@ static void *fault_thread(void *opaque)
     return NULL;
 }
 
-int faults_start(struct faults **out, struct capture *c, struct error *e)
+int faults_start(struct faults **out, struct capture *c, struct shard *shard, struct error *e)
 {
     struct faults *f = calloc(1, sizeof(*f));
     if (!f)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot start the fault thread");
     f->capture = f->events.capture = f->copier.capture = c;
+    f->shard = f->events.shard = shard;
     f->written = (struct streams){.first = 1, .most = LOOSEN_MAX_CLUSTERS};
     f->saved = (struct streams){.first = AROUND_CLUSTERS, .most = AHEAD_MAX_CLUSTERS};
     f->busy_read_ns = BUSY_READ_MIN_NS;
@@ -392,6 +397,7 @@ int faults_stop(struct faults *f)
     int err = pthread_timedjoin_np(f->thread, NULL, &limit);
     if (err)
         return -err;
+    histogram_merge(&f->capture->latency, &f->latency);
     close(f->control);
     free(f);
     return 0;

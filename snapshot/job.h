@@ -38,7 +38,6 @@ struct job {
     struct encoder *encoder;
     struct capture capture;
     bool capture_ready;
-    struct faults *faults;
     struct sweep *sweep;
     struct watch *watch;
     struct live live;
@@ -46,7 +45,6 @@ struct job {
     json_t *precopy_passes;
     struct progress progress;
     uint64_t armed_in_pause; /* clusters */
-    int uffd;
     int signal_fd;
     int done_event;
     bool unmerged;

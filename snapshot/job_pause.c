@@ -79,10 +79,13 @@ int job_arm_live(struct job *j, struct error *e)
 
 static int freeze(struct job *j, struct error *e)
 {
-    int ret = faults_freeze(j->faults, j->source->timeout_ms);
+    struct capture *c = &j->capture;
+    int ret = 0;
+    for (unsigned i = 0; !ret && i < c->n_shards; i++)
+        ret = faults_freeze(c->shards[i].faults, j->source->timeout_ms);
     if (ret)
-        return capture_failed(&j->capture)
-                   ? capture_error(&j->capture, e)
+        return capture_failed(c)
+                   ? capture_error(c, e)
                    : error_set(e, VMSNAP_EXIT_TIMEOUT, -ret, "the fault thread gets no CPU time");
     return 0;
 }
@@ -92,7 +95,7 @@ static int protect(struct job *j, struct error *e)
     uint64_t from = clock_monotonic_ns();
     int ret = TESTHOOK_BROKEN("phase-early") ? 0 : freeze(j, e);
     if (!ret)
-        ret = arm_protect(j->uffd, &j->capture.map, j->source->timeout_ms, &j->armed_in_pause, e);
+        ret = arm_protect(&j->capture.map, j->source->timeout_ms, &j->armed_in_pause, e);
     if (ret && capture_failed(&j->capture))
         ret = capture_error(&j->capture, e); /* protection was dropped while it was set */
     j->pause.arm_ns = clock_monotonic_ns() - from;

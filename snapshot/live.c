@@ -30,7 +30,7 @@ static int protect_piece(struct live *l, const struct cluster_range *r, uint64_t
     uint64_t deadline = clock_monotonic_ns() + (uint64_t)l->timeout_ms * 1000000u;
     uint64_t hva = cluster_hva(r, from), bytes = cluster_span_bytes(r, from, to);
     int ret;
-    while ((ret = uffd_protect(c->uffd, hva, bytes)) == -EAGAIN &&
+    while ((ret = uffd_protect(r->shard->uffd, hva, bytes)) == -EAGAIN &&
            clock_monotonic_ns() < deadline && !capture_failed(c))
         sched_yield();
     if (ret)

@@ -36,7 +36,6 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
-#include "common/inject.h"
 #include "common/kernel.h"
 #include "common/log.h"
 #include "common/progress.h"
@@ -130,6 +129,8 @@ static int prepare(struct job *j, struct error *e)
 static int attach(struct job *j, struct error *e)
 {
     struct source *s = j->source;
+    struct capture *c = &j->capture;
+    unsigned n_shards = j->options->n_shards ? j->options->n_shards : SHARDS_DEFAULT;
     /* Said beforehand: it must be undone even if we die half-way through. */
     j->unmerged = true;
     atomic_store(&j->board->unmerged, true);
@@ -137,28 +138,23 @@ static int attach(struct job *j, struct error *e)
     if (ret)
         return ret;
     TESTHOOK_POINT("snapshot-unmerged");
-    ret = inject_userfaultfd(&s->target, &j->uffd, NULL, s->timeout_ms, e);
+    ret = capture_init(c, &s->target, s->regions, s->n_regions, n_shards);
+    if (ret)
+        return error_set(e, VMSNAP_EXIT_FAILED, -ret, "cannot allocate the page map");
+    ret = shards_open(c->shards, n_shards, c->target, s->timeout_ms, e);
     if (ret)
         return ret;
     TESTHOOK_POINT("snapshot-attached");
-    ret = capture_init(&j->capture, &s->target, j->uffd, s->regions, s->n_regions);
-    if (ret)
-        return error_set(e, VMSNAP_EXIT_FAILED, -ret, "cannot allocate the page map");
     j->capture_ready = true;
-    j->capture.pool = &j->pool;
-    j->capture.encoder = j->encoder;
-    j->capture.max_stall_ms = j->options->max_stall_ms;
-    ret = arm_register(j->uffd, s->regions, s->n_regions, e);
-    if (ret) {
-        /* Takes our own registrations away and no other's, as UNREGISTER would (arm.h). */
-        close(j->uffd);
-        j->uffd = -1;
-    }
+    c->pool = &j->pool;
+    c->encoder = j->encoder;
+    c->max_stall_ms = j->options->max_stall_ms;
+    ret = shards_register(c->shards, n_shards, &c->map, e);
     /* Registered memory already makes MISSING events: serve before anything else. */
+    for (unsigned i = 0; !ret && i < n_shards; i++)
+        ret = faults_start(&c->shards[i].faults, c, &c->shards[i], e);
     if (!ret)
-        ret = faults_start(&j->faults, &j->capture, e);
-    if (!ret)
-        ret = watch_start(&j->watch, &j->capture, j->sink, j->board, e);
+        ret = watch_start(&j->watch, c, j->sink, j->board, e);
     TESTHOOK_POINT("snapshot-registered");
     return ret;
 }
@@ -209,18 +205,19 @@ static int wait_for_capture(struct job *j, struct error *e)
 /* All is saved: the guest is set free of us. */
 static void let_go(struct job *j)
 {
-    struct source *s = j->source;
-    arm_release(j->uffd, s->regions, s->n_regions);
+    struct capture *c = &j->capture;
+    arm_release(&c->map);
     atomic_store(&j->board->protected, false);
     watch_stop(j->watch);
     j->watch = NULL;
     sweep_join(j->sweep);
     j->sweep = NULL;
-    if (j->faults && faults_stop(j->faults))
-        log_warn("the fault thread hangs in the kernel; it ends with this process");
-    j->faults = NULL;
-    close(j->uffd);
-    j->uffd = -1;
+    for (unsigned i = 0; i < c->n_shards; i++) {
+        if (c->shards[i].faults && faults_stop(c->shards[i].faults))
+            log_warn("a fault thread hangs in the kernel; it ends with this process");
+        c->shards[i].faults = NULL;
+    }
+    shards_close(c->shards, c->n_shards);
 }
 
 static int remerge(struct job *j, struct error *e)
@@ -258,10 +255,11 @@ static int capture(struct job *j, struct error *e)
 
 static int make_hot_list(const struct capture *c, struct image_hot **out)
 {
-    struct image_hot *hot = calloc(c->n_hot ? c->n_hot : 1, sizeof(*hot));
+    uint64_t n = capture_n_hot(c);
+    struct image_hot *hot = calloc(n ? n : 1, sizeof(*hot));
     if (!hot)
         return -ENOMEM;
-    for (uint64_t i = 0; i < c->n_hot; i++)
+    for (uint64_t i = 0; i < n; i++)
         hot[i] = (struct image_hot){.cluster = (uint64_t)c->hot[i].cluster_high << 32 |
                                                c->hot[i].cluster_low,
                                     .written = c->hot[i].written};
@@ -273,7 +271,7 @@ static int write_tail(struct job *j, struct error *e)
 {
     struct image_finish f = {.gpa = j->source->gpa,
                              .n_gpa = j->source->n_gpa,
-                             .n_hot = j->capture.n_hot,
+                             .n_hot = capture_n_hot(&j->capture),
                              .device_state = j->device_state,
                              .device_state_bytes = j->device_state_bytes,
                              .instant_ns = j->instant_ns};
@@ -333,7 +331,7 @@ static void give_up(struct job *j, struct error *e)
     struct source *s = j->source;
     if (j->capture_ready) {
         capture_fail(&j->capture, CAPTURE_CANCELLED, 0, 0);
-        arm_release(j->uffd, s->regions, s->n_regions);
+        arm_release(&j->capture.map);
     }
     huge_stop(j->huge);
     bool alive = !has_ended(&s->target, e);
@@ -350,8 +348,6 @@ static void give_up(struct job *j, struct error *e)
         sink_cancel(j->sink);
     if (j->capture_ready)
         let_go(j);
-    else if (j->uffd >= 0)
-        close(j->uffd);
     struct error problem = {0};
     if (alive && remerge(j, &problem))
         log_warn("KSM stays off for the VM's memory: %s", problem.message);
@@ -454,8 +450,7 @@ static int remerge_after_death(void *opaque, struct error *e)
 int snapshot_run_from(struct source *source, const struct snapshot_options *options,
                       json_t **summary, struct error *e)
 {
-    struct job j = {
-        .options = options, .source = source, .uffd = -1, .signal_fd = -1, .done_event = -1};
+    struct job j = {.options = options, .source = source, .signal_fd = -1, .done_event = -1};
     j.started_ns = clock_monotonic_ns();
     j.warnings = json_array();
     j.precopy_passes = json_array();

@@ -29,7 +29,8 @@ struct snapshot_options {
     const char *const *allowed; /* hazard names, NULL-terminated */
     bool progress;              /* a progress line on stderr */
     enum snapshot_live live;
-    unsigned precopy; /* passes that save before the instant, at most SNAPSHOT_MAX_PRECOPY */
+    unsigned n_shards; /* userfaultfds, at most SHARDS_MAX (shard.h); 0: as many as are best */
+    unsigned precopy;  /* passes that save before the instant, at most SNAPSHOT_MAX_PRECOPY */
 };
 
 #define SNAPSHOT_MAX_PRECOPY 100u

@@ -43,8 +43,8 @@ static bool release_clusters(struct sweep *s, const struct cluster_range *range,
     uint64_t hva = cluster_hva(range, from);
     uint64_t bytes = cluster_hva(range, to - 1) + cluster_bytes(range, to - 1) - hva;
     int ret;
-    while ((ret = uffd_unprotect(c->uffd, hva, region_whole_pages(range->region, bytes))) ==
-           -EAGAIN) {
+    while ((ret = uffd_unprotect(range->shard->uffd, hva,
+                                 region_whole_pages(range->region, bytes))) == -EAGAIN) {
         if (capture_failed(c))
             return false;
         sched_yield(); /* the fault thread reads the event that is in the way */

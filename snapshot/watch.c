@@ -13,6 +13,12 @@
 
 #define TICK_MS 50
 
+/* An event of a shard that its fault thread has not read. */
+struct unread {
+    unsigned turn; /* of the thread's reads, when it was seen */
+    uint64_t since_ns;
+};
+
 struct watch {
     struct capture *capture;
     const struct sink *sink;
@@ -20,8 +26,7 @@ struct watch {
     int stop_event;
     pthread_t thread;
     bool dropped;
-    unsigned turn; /* of the fault thread's reads, when an event was seen that it had not read */
-    uint64_t unread_since_ns;
+    struct unread unread[SHARDS_MAX];
 };
 
 /* Frees the guest: whatever else happens to this snapshot, its writes wait no longer. */
@@ -30,37 +35,49 @@ static void drop_protection(struct watch *w, enum capture_failure why, int err)
     struct capture *c = w->capture;
     capture_fail(c, why, err, 0);
     w->dropped = true;
-    for (uint32_t i = 0; i < c->map.n_ranges; i++)
-        arm_release(c->uffd, c->map.ranges[i].region, 1);
+    arm_release(&c->map);
 }
 
-/* Since when an event waits without the fault thread reading any (it gets no CPU, or hangs in the
- * kernel): 0 if none does. */
-static uint64_t unread_since(struct watch *w)
+/* Since when an event waits in a shard without its fault thread reading any (it gets no CPU, or
+ * hangs in the kernel): 0 if none does. */
+static uint64_t unread_since(struct unread *u, struct shard *shard)
 {
-    struct pollfd p = {.fd = w->capture->uffd, .events = POLLIN};
-    unsigned turn = atomic_load(&w->capture->events_turn);
-    if (poll(&p, 1, 0) <= 0 || turn != w->turn)
-        w->unread_since_ns = 0;
-    else if (!w->unread_since_ns)
-        w->unread_since_ns = clock_monotonic_ns();
-    w->turn = turn;
-    return w->unread_since_ns;
+    struct pollfd p = {.fd = shard->uffd, .events = POLLIN};
+    unsigned turn = atomic_load(&shard->events_turn);
+    if (poll(&p, 1, 0) <= 0 || turn != u->turn)
+        u->since_ns = 0;
+    else if (!u->since_ns)
+        u->since_ns = clock_monotonic_ns();
+    u->turn = turn;
+    return u->since_ns;
+}
+
+/* True if a write is held, or an event unread, for too long in any shard. */
+static bool is_stalled(struct watch *w)
+{
+    struct capture *c = w->capture;
+    uint64_t limit = (uint64_t)c->max_stall_ms * 1000000u;
+    bool stalled = false;
+    for (unsigned i = 0; i < c->n_shards; i++) {
+        uint64_t held = atomic_load(&c->shards[i].held_since_ns);
+        uint64_t unread = unread_since(&w->unread[i], &c->shards[i]);
+        uint64_t now = clock_monotonic_ns();
+        stalled |= (held && now > held + limit) || (unread && now > unread + limit);
+    }
+    return stalled;
 }
 
 static void look(struct watch *w)
 {
     struct capture *c = w->capture;
-    uint64_t since = atomic_load(&c->held_since_ns), unread = unread_since(w);
-    uint64_t limit = (uint64_t)c->max_stall_ms * 1000000u;
+    bool stalled = is_stalled(w);
     int err;
     atomic_fetch_add(&w->board->beat, 1);
-    uint64_t now = clock_monotonic_ns();
     if (capture_failed(c)) {
         /* The main thread may be waiting for a VMM that waits for a write of its own. */
         if (!w->dropped)
             drop_protection(w, CAPTURE_CANCELLED, 0);
-    } else if ((since && now > since + limit) || (unread && now > unread + limit))
+    } else if (stalled)
         drop_protection(w, CAPTURE_STALLED, 0);
     else if ((err = sink_error(w->sink, NULL)) || (err = encoder_error(c->encoder)))
         drop_protection(w, CAPTURE_OUTPUT, err);

@@ -13,7 +13,7 @@
 
 struct watch;
 
-/* Borrows all. `capture` must be complete (uffd registered). */
+/* Borrows all. `capture` must be complete (its memory registered). */
 int watch_start(struct watch **out, struct capture *capture, const struct sink *sink,
                 struct guardian_board *board, struct error *e);
 

@@ -77,19 +77,19 @@ static void *map_block(const struct stepping_block *b)
 {
     size_t bytes = b->n_pages * PAGE, align = 2u << 20;
     int prot = PROT_READ | PROT_WRITE;
-    void *at;
     if (b->kind == STEPPING_HUGETLB)
         return mmap(NULL, bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+    char *room = mmap(NULL, bytes + align, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (room == MAP_FAILED)
+        return MAP_FAILED;
+    void *at = (void *)(((uintptr_t)room + align - 1) & ~(uintptr_t)(align - 1));
     if (b->kind == STEPPING_MEMFD || b->kind == STEPPING_PRIVATE_FILE) {
         int fd = memfd_create("stepping", 0);
         if (fd < 0 || ftruncate(fd, (off_t)bytes))
             return MAP_FAILED;
-        return mmap(NULL, bytes, prot, b->kind == STEPPING_MEMFD ? MAP_SHARED : MAP_PRIVATE, fd, 0);
+        return mmap(at, bytes, prot,
+                    (b->kind == STEPPING_MEMFD ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED, fd, 0);
     }
-    char *room = mmap(NULL, bytes + align, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (room == MAP_FAILED)
-        return MAP_FAILED;
-    at = (void *)(((uintptr_t)room + align - 1) & ~(uintptr_t)(align - 1));
     madvise(at, bytes, b->kind == STEPPING_ANON_HUGE ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     return at;
 }
@@ -255,8 +255,9 @@ static _Noreturn void be_guest(void)
     for (;;) {
         if (atomic_exchange(&board->discard, false)) {
             atomic_store(&board->discarded, true);
-            madvise((void *)(uintptr_t)board->blocks[0].hva, board->blocks[0].n_pages * PAGE,
-                    MADV_DONTNEED);
+            uint64_t from = atomic_load(&board->discard_from);
+            madvise((void *)(uintptr_t)(board->blocks[0].hva + from * PAGE),
+                    (board->blocks[0].n_pages - from) * PAGE, MADV_DONTNEED);
         }
         if (atomic_load(&board->scrap))
             do_scrap((enum stepping_scrap)atomic_load(&board->scrap));

@@ -43,7 +43,8 @@ struct stepping_board {
     struct stepping_block blocks[STEPPING_MAX_BLOCKS];
     atomic_bool ready;
     atomic_bool pause;   /* asked for by the test */
-    atomic_bool discard; /* asked for: MADV_DONTNEED over the first block */
+    atomic_bool discard; /* asked for: MADV_DONTNEED over the first block, from that page on */
+    atomic_uint_fast64_t discard_from;
     atomic_bool discarded;
     atomic_int scrap;           /* asked for: an enum stepping_scrap; 0 once it is done */
     atomic_bool poison;         /* at the start: the last 3 pages of block 0 are poisoned */

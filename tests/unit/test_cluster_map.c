@@ -11,10 +11,11 @@ static struct region regions[] = {
 };
 
 static struct cluster_map map;
+static struct shard shards[3];
 
 static void setup(void)
 {
-    cr_assert_eq(cluster_map_init(&map, regions, 3), 0);
+    cr_assert_eq(cluster_map_init(&map, regions, 3, shards, 1), 0);
 }
 
 static void teardown(void)
@@ -123,4 +124,51 @@ Test(cluster_map, widens_to_whole_huge_pages)
     cluster_range_whole_units(&map.ranges[1], &from, &to);
     cr_assert_eq(from, 65);
     cr_assert_eq(to, 66);
+}
+
+/* ---- shards ---- */
+
+Test(cluster_map, a_large_region_has_a_part_in_each_shard_and_a_small_one_in_the_first)
+{
+    struct region two[] = {
+        {.hva = 0x40000000,
+         .bytes = 0xa03000,
+         .max_bytes = 0x1000000,
+         .page_bytes = 4096,
+         .fd_offset = 0x1000},
+        {.hva = 0x10000000, .bytes = 0x5000, .max_bytes = 0x5000, .page_bytes = 4096},
+    };
+    struct cluster_map m;
+    cr_assert_eq(cluster_map_init(&m, two, 2, shards, 3), 0);
+    cr_assert_eq(m.n_ranges, 4);
+    uint64_t next = 0;
+    for (unsigned i = 0; i < 3; i++) {
+        const struct cluster_range *r = &m.ranges[i];
+        cr_assert_eq(r->shard, &shards[i]);
+        cr_assert_eq(r->first, next);
+        cr_assert_eq(r->region->hva, 0x40000000 + 0x400000 * i);
+        cr_assert_eq(r->region->fd_offset, 0x1000 + 0x400000 * i);
+        cr_assert_eq(r->region->max_bytes, 0x1000000 - 0x400000 * i);
+        cr_assert_eq(r->region->bytes, i < 2 ? 0x400000 : 0x203000);
+        cr_assert_eq(cluster_map_find(&m, r->region->hva + r->region->bytes - 1), r);
+        next += r->n_clusters;
+    }
+    cr_assert_eq(m.ranges[3].shard, &shards[0]);
+    cr_assert_eq(m.ranges[3].first, 2 * 256 + 129, "as if nothing had been cut");
+    cluster_map_free(&m);
+}
+
+Test(cluster_map, no_huge_page_lies_in_two_shards)
+{
+    struct region two[] = {
+        {.hva = 0x40001000, .bytes = 0x1000000, .max_bytes = 0x1000000, .page_bytes = 4096},
+        {.hva = 0x80000000, .bytes = 0x80000000, .max_bytes = 0x80000000, .page_bytes = 0x40000000},
+    };
+    struct cluster_map m;
+    cr_assert_eq(cluster_map_init(&m, two, 2, shards, 3), 0);
+    cr_assert_eq(m.n_ranges, 3);
+    cr_assert_eq(m.ranges[0].region->bytes, 0x1000000, "aligned otherwise: not cut");
+    cr_assert_eq(m.ranges[1].region->bytes, 0x40000000);
+    cr_assert_eq(m.ranges[2].region->hva, 0xc0000000);
+    cluster_map_free(&m);
 }

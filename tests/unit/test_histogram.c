@@ -1,4 +1,5 @@
 #include <criterion/criterion.h>
+#include <string.h>
 
 #include "common/histogram.h"
 
@@ -48,4 +49,15 @@ Test(histogram, never_says_more_than_the_maximum)
     histogram_add(&h, 1000001);
     cr_assert_eq(histogram_quantile(&h, 0.5) <= 1000001, 1);
     cr_assert_eq(histogram_quantile(&h, 0.99) <= 1000001, 1);
+}
+
+Test(histogram, two_together_are_as_if_all_had_been_added_to_one)
+{
+    static struct histogram one, two, all;
+    for (uint64_t ns = 1; ns <= 1000; ns++) {
+        histogram_add(ns % 3 ? &one : &two, ns * 100);
+        histogram_add(&all, ns * 100);
+    }
+    histogram_merge(&one, &two);
+    cr_assert_eq(memcmp(&one, &all, sizeof(one)), 0);
 }

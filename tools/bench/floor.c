@@ -87,7 +87,9 @@ static int attach(struct floor *f, uint64_t start, uint64_t bytes, struct error 
     mapping_list_free(&maps);
     if (!ret)
         ret = inject_userfaultfd(&f->target, &f->uffd, NULL, 5000, e);
-    return ret ? ret : arm_register(f->uffd, &f->region, 1, e);
+    if (!ret)
+        ret = arm_enable(f->uffd, e);
+    return ret ? ret : arm_register(f->uffd, &f->region, e);
 }
 
 /* Zero pages where none is, up to the first page that is there. */
@@ -200,7 +202,7 @@ int floor_run(pid_t pid, uint64_t start, uint64_t bytes, unsigned n_busy, struct
         puts("{\"type\": \"ready\"}");
         ret = run(&f, e) ? 0 : -EIO;
         end_busy(&f);
-        arm_release(f.uffd, &f.region, 1);
+        uffd_unregister_pieces(f.uffd, f.region.hva, region_whole_pages(&f.region, f.region.bytes));
         printf("{\"type\": \"summary\", \"faults\": %llu, \"holes\": %llu, \"failures\": %llu}\n",
                (unsigned long long)f.faults, (unsigned long long)f.holes,
                (unsigned long long)f.failures);
