@@ -94,16 +94,11 @@ static int look_by_frames(const struct collapse_look *k, uint64_t hva, enum coll
     return ret;
 }
 
-static int look(const struct collapse_look *k, uint64_t hva, enum collapse_state *state)
-{
-    return k->kpageflags_fd < 0 ? look_by_scan(k->target, hva, state)
-                                : look_by_frames(k, hva, state);
-}
-
 int collapse_look_at(struct collapse_look *k, const struct region *r, uint64_t hva,
                      enum collapse_state *state)
 {
-    int ret = look(k, hva, state);
+    int ret =
+        k->kpageflags_fd < 0 ? look_by_scan(k->target, hva, state) : look_by_frames(k, hva, state);
     if (!ret && *state == COLLAPSE_HOLES && r->kind == REGION_SHARED && file_is_whole(k, r, hva))
         *state = COLLAPSE_WHOLE;
     return ret;
@@ -111,8 +106,19 @@ int collapse_look_at(struct collapse_look *k, const struct region *r, uint64_t h
 
 int collapse_look_huge(const struct collapse_look *k, uint64_t hva, bool *huge)
 {
+    /* The first page tells; a walk over 512 small ones took 60 us and more. */
+    static const struct target_query query = {.any = TARGET_PRESENT,
+                                              .none = TARGET_ZERO,
+                                              .tell = TARGET_PRESENT | TARGET_HUGE,
+                                              .max_pages = 1};
+    struct target_pages first = {0};
     enum collapse_state state = COLLAPSE_HOLES;
-    int ret = look(k, hva, &state);
-    *huge = state == COLLAPSE_HUGE;
-    return ret;
+    uint64_t walked;
+    int ret = k->kpageflags_fd < 0
+                  ? target_scan(k->target, hva, hva + COLLAPSE_BYTES, &query, &first, 1, &walked)
+                  : look_by_frames(k, hva, &state);
+    *huge = k->kpageflags_fd < 0
+                ? ret == 1 && first.start == hva && (first.categories & TARGET_HUGE)
+                : state == COLLAPSE_HUGE;
+    return ret < 0 ? ret : 0;
 }
