@@ -17,6 +17,21 @@ Test(pool, neighbours_leave_a_part_of_the_reserve)
     pool_free(&p);
 }
 
+Test(pool, is_short_when_half_of_the_reserve_is_gone)
+{
+    struct pool p;
+    uint32_t taken[6];
+    cr_assert_eq(pool_init(&p, 8, 4096, 4), 0, "init");
+    cr_assert(!pool_is_short(&p), "all are there");
+    cr_assert_eq(pool_try_take_many(&p, POOL_FAULT, taken, 6), 6, "six of eight");
+    cr_assert(!pool_is_short(&p), "half of the reserve is left");
+    uint32_t one = pool_try_take(&p, POOL_FAULT);
+    cr_assert(pool_is_short(&p), "less is");
+    pool_put(&p, one);
+    cr_assert(!pool_is_short(&p), "one has come back");
+    pool_free(&p);
+}
+
 Test(pool, sweep_leaves_the_reserve_to_faults)
 {
     struct pool p;
