@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
-#include "common/qemu/hazards.h"
+#include "common/hazards.h"
 #include "common/vm_status.h"
 #include "common/vmm/vmm_control.h"
 #include "restore/vmm_kind.h"
@@ -178,14 +178,12 @@ static int control_compare(json_t **actual, const json_t *description, struct qm
 }
 
 /* What another process maps is not ours to fill: it may be the memory of the running source. */
-static int refuse_shared(const struct region_set *found, const struct target *t, int timeout_ms,
-                         struct error *e)
+static int refuse_shared(const struct region_set *found, const struct target *t, struct error *e)
 {
     struct hazard hazards[HAZARD_MAX];
-    struct hazard_scope scope = {
-        .t = t, .regions = found->items, .n_regions = found->count, .timeout_ms = timeout_ms};
+    const struct hazard_scope scope = {.t = t, .regions = found->items, .n_regions = found->count};
     size_t n;
-    int rc = hazards_find(hazards, &n, &scope, e);
+    int rc = hazards_find(hazards, &n, &scope, NULL, 0, NULL, e);
     for (size_t i = 0; rc == 0 && i < n; i++)
         if (strcmp(hazards[i].kind->name, "shared-memory") == 0)
             rc = hazards_refuse(&hazards[i], 1, NULL, e);
@@ -195,11 +193,11 @@ static int refuse_shared(const struct region_set *found, const struct target *t,
 static int control_find_memory(struct region_set *out, const json_t *actual, struct qmp *q,
                                const struct target *t, int timeout_ms, struct error *e)
 {
-    (void)q;
+    (void)q, (void)timeout_ms;
     int rc = vmm_control_find_memory(out, actual, t, e);
     if (rc)
         return rc;
-    rc = refuse_shared(out, t, timeout_ms, e);
+    rc = refuse_shared(out, t, e);
     if (rc)
         region_set_free(out);
     return rc;

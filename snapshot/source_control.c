@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "common/inject.h"
+#include "common/qemu/hazards.h"
 #include "common/testhook.h"
 #include "common/vm_status.h"
 
@@ -79,13 +80,11 @@ static void tell_warnings(const struct source_control *c, json_t *warnings)
 int source_control_find_hazards(struct source_control *c, const json_t *described, json_t *warnings,
                                 struct error *e)
 {
-    struct hazard_scope scope = {.q = described ? c->q : NULL,
-                                 .t = &c->base.target,
-                                 .regions = c->base.regions,
-                                 .n_regions = c->base.n_regions,
-                                 .described = described,
-                                 .timeout_ms = c->base.timeout_ms};
-    int r = hazards_find(c->hazards, &c->n_hazards, &scope, e);
+    const struct hazard_scope scope = {
+        .t = &c->base.target, .regions = c->base.regions, .n_regions = c->base.n_regions};
+    int r = described ? qemu_hazards_find(c->hazards, &c->n_hazards, &scope, c->q, described,
+                                          c->base.timeout_ms, e)
+                      : hazards_find(c->hazards, &c->n_hazards, &scope, NULL, 0, NULL, e);
     if (r == 0)
         tell_warnings(c, warnings);
     return r;

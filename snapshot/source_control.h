@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "common/qemu/hazards.h"
+#include "common/hazards.h"
 #include "common/qmp.h"
 #include "common/region.h"
 #include "snapshot/disk_sync.h"

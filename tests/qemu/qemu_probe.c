@@ -130,12 +130,9 @@ static int hazards(struct qmp *q, const struct target *t, const struct region_se
     struct error e = {0};
     struct hazard found[HAZARD_MAX];
     size_t n;
-    struct hazard_scope scope = {.q = q,
-                                 .t = t,
-                                 .regions = blocks->items,
-                                 .n_regions = blocks->count,
-                                 .timeout_ms = TIMEOUT_MS};
-    if (hazards_find(found, &n, &scope, &e) < 0)
+    const struct hazard_scope scope = {
+        .t = t, .regions = blocks->items, .n_regions = blocks->count};
+    if (qemu_hazards_find(found, &n, &scope, q, NULL, TIMEOUT_MS, &e) < 0)
         return fail(&e);
     json_t *all = json_array();
     for (size_t i = 0; i < n; i++)

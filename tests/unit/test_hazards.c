@@ -109,18 +109,14 @@ static const char *look_at(pid_t pid, const json_t *described)
 {
     static char names[512];
     cr_assert_eq(target_open(&t, pid, &err), 0, "%s", err.message);
-    struct hazard_scope scope = {.q = q,
-                                 .t = &t,
-                                 .regions = &region,
-                                 .n_regions = 1,
-                                 .described = described,
-                                 .timeout_ms = TIMEOUT_MS};
+    const struct hazard_scope scope = {.t = &t, .regions = &region, .n_regions = 1};
     if (!region.name[0]) {
         strcpy(region.name, "pc.ram");
         region.kind = REGION_ANON;
         region.fd = -1;
     }
-    cr_assert_eq(hazards_find(found, &n_found, &scope, &err), 0, "%s", err.message);
+    cr_assert_eq(qemu_hazards_find(found, &n_found, &scope, q, described, TIMEOUT_MS, &err), 0,
+                 "%s", err.message);
     names[0] = '\0';
     for (size_t i = 0; i < n_found; i++) {
         cr_assert(found[i].reason[0] && found[i].kind->what[0]);
@@ -362,7 +358,7 @@ Test(hazards, of_a_process_without_qmp)
 {
     cr_assert_eq(target_open(&t, getpid(), &err), 0);
     struct hazard_scope scope = {.t = &t};
-    cr_assert_eq(hazards_find(found, &n_found, &scope, &err), 0, "%s", err.message);
+    cr_assert_eq(hazards_find(found, &n_found, &scope, NULL, 0, NULL, &err), 0, "%s", err.message);
     cr_assert(n_found >= 5);
     for (size_t i = 0; i < n_found; i++)
         cr_assert(!found[i].found && strcmp(found[i].kind->name, "disks") != 0);
@@ -373,8 +369,8 @@ Test(hazards, what_can_not_be_told_is_an_error)
     static const struct answer a[] = {{"info network", "{}"}, {NULL, NULL}};
     start(a);
     cr_assert_eq(target_open(&t, getpid(), &err), 0);
-    struct hazard_scope scope = {.q = q, .t = &t, .timeout_ms = TIMEOUT_MS};
-    cr_assert_lt(hazards_find(found, &n_found, &scope, &err), 0);
+    const struct hazard_scope scope = {.t = &t};
+    cr_assert_lt(qemu_hazards_find(found, &n_found, &scope, q, NULL, TIMEOUT_MS, &err), 0);
     cr_assert_eq(err.exit_code, VMSNAP_EXIT_TARGET);
 }
 

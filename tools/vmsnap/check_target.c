@@ -16,12 +16,15 @@
 #include "common/vm_status.h"
 #include "common/vmm/vmm_control.h"
 
-static void check_hazards(struct check_list *list, const struct hazard_scope *scope)
+/* q: of a QEMU, else NULL. */
+static void check_hazards(struct check_list *list, const struct hazard_scope *scope, struct qmp *q,
+                          int timeout_ms)
 {
     struct error e = {0};
     struct hazard found[HAZARD_MAX];
     size_t n;
-    if (hazards_find(found, &n, scope, &e)) {
+    if (q ? qemu_hazards_find(found, &n, scope, q, NULL, timeout_ms, &e)
+          : hazards_find(found, &n, scope, NULL, 0, NULL, &e)) {
         check_failed(list, "hazards", &e);
         return;
     }
@@ -139,12 +142,8 @@ static void check_memory(struct check_list *list, struct qmp *q, const struct ta
         return;
     }
     describe_memory(list, &blocks, t);
-    struct hazard_scope scope = {.q = vmm_control_greets(q) ? NULL : q,
-                                 .t = t,
-                                 .regions = blocks.items,
-                                 .n_regions = blocks.count,
-                                 .timeout_ms = timeout_ms};
-    check_hazards(list, &scope);
+    const struct hazard_scope scope = {.t = t, .regions = blocks.items, .n_regions = blocks.count};
+    check_hazards(list, &scope, vmm_control_greets(q) ? NULL : q, timeout_ms);
     region_set_free(&blocks);
 }
 
@@ -180,8 +179,8 @@ void check_process(struct check_list *list, int pid)
     struct target t;
     if (!check_access(list, &t, pid))
         return;
-    struct hazard_scope scope = {.t = &t};
-    check_hazards(list, &scope);
+    const struct hazard_scope scope = {.t = &t};
+    check_hazards(list, &scope, NULL, 0);
     check_note(list, "qmp", "not asked: give --qmp for what only the VMM knows");
     target_close(&t);
 }

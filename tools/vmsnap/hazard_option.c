@@ -2,7 +2,7 @@
 
 #include <stdbool.h>
 
-#include "common/qemu/hazards.h"
+#include "common/hazards.h"
 #include "restore/refuse.h"
 #include "tools/vmsnap/options.h"
 
