@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -27,6 +28,10 @@
 #include "common/kernel.h"
 #include "common/testhook.h"
 #include "common/uffd.h"
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8u /* Linux 6.3 */
+#endif
 
 #define MS_NS 1000000ull
 #define TRACER_STACK_BYTES (256u << 10)
@@ -355,6 +360,28 @@ int inject_userfaultfd(const struct target *t, int *fd, int *keep, int timeout_m
 }
 
 /* Pieces from *done on, for as long as the thread may be held. */
+int inject_memfd(const struct target *t, const char *name, int *keep, int timeout_ms,
+                 struct error *e)
+{
+    struct injector *inj;
+    int r = inject_begin(&inj, t, timeout_ms, e);
+    if (r)
+        return r;
+    uint64_t at = inject_scratch(inj);
+    size_t len = strlen(name) + 1;
+    int64_t there = -EFAULT;
+    if (target_write(t, at, name, len) == (ssize_t)len) {
+        uint64_t flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+        there = call(inj, SYS_memfd_create, at, flags | MFD_NOEXEC_SEAL, 0, 0);
+        if (there == -EINVAL)
+            there = call(inj, SYS_memfd_create, at, flags, 0, 0);
+    }
+    if (there < 0 || there > INT_MAX)
+        return give_up(inj, there < 0 ? (int)there : -EPROTO, "making a memfd in it", e);
+    *keep = (int)there;
+    return inject_end(inj, e);
+}
+
 static int madvise_some(struct injector *inj, uint64_t start, uint64_t len, int advice,
                         uint64_t piece, uint64_t *done)
 {

@@ -50,6 +50,14 @@ int inject_end(struct injector *inj, struct error *e);
  */
 int inject_userfaultfd(const struct target *t, int *fd, int *keep, int timeout_ms, struct error *e);
 
+/*
+ * Makes an empty memfd in the target, which keeps it (close-on-exec, sealable, not executable where
+ * the kernel knows that): *keep is its number there. `name` (at most 64 bytes) is seen in
+ * /proc/PID/fd as "/memfd:NAME (deleted)". Errors as inject_userfaultfd().
+ */
+int inject_memfd(const struct target *t, const char *name, int *keep, int timeout_ms,
+                 struct error *e);
+
 /* Runs madvise(advice) over [start, start+len) in pieces of `piece` bytes (0: one call). */
 int inject_madvise(const struct target *t, uint64_t start, uint64_t len, int advice, uint64_t piece,
                    int timeout_ms, struct error *e);

@@ -102,6 +102,17 @@ int target_get_fd(const struct target *t, int fd)
     return ours >= 0 ? ours : -errno;
 }
 
+int target_fd_is(const struct target *t, int fd, const char *link, bool *same)
+{
+    char name[32], is[128];
+    snprintf(name, sizeof(name), "fd/%d", fd);
+    ssize_t n = readlinkat(t->proc_fd, name, is, sizeof(is));
+    if (n < 0)
+        return -errno;
+    *same = (size_t)n == strlen(link) && memcmp(is, link, (size_t)n) == 0;
+    return 0;
+}
+
 /*
  * One entry of /proc/PID/pagemap: bit 63 present, bit 62 swapped, and then the swap type in bits
  * 0-4 and the offset in bits 5-54. One of the last types is not swap but a marker

@@ -41,6 +41,10 @@ bool target_alive(const struct target *t);
 /* Copies fd number `fd` of the target into this process (pidfd_getfd), O_CLOEXEC. -errno. */
 int target_get_fd(const struct target *t, int fd);
 
+/* Whether fd number `fd` of the target is what /proc/PID/fd calls `link`. -ENOENT: it has none of
+ * that number; or -errno. */
+int target_fd_is(const struct target *t, int fd, const char *link, bool *same);
+
 struct mapping {
     uint64_t start, end; /* HVA in the target */
     uint64_t offset;     /* in its file */

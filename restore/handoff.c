@@ -18,19 +18,16 @@
 
 #define HUGE_CLUSTERS (COLLAPSE_BYTES / IMAGE_CLUSTER_BYTES)
 
-int handoff_close_fd(const struct target *t, int fd, int timeout_ms, struct error *e)
+int handoff_close_fd(const struct target *t, int fd, const char *link, int timeout_ms,
+                     struct error *e)
 {
-    char name[32], link[64];
-    snprintf(name, sizeof(name), "fd/%d", fd);
-    ssize_t n = readlinkat(t->proc_fd, name, link, sizeof(link) - 1);
-    if (n < 0)
-        return errno == ENOENT || errno == ESRCH
-                   ? 0
-                   : error_set(e, VMSNAP_EXIT_FAILED, errno, "can't look at its descriptors");
-    link[n] = '\0';
-    if (strcmp(link, "anon_inode:[userfaultfd]") != 0)
-        return 0; /* the process has closed it itself */
-    return inject_close_fd(t, fd, timeout_ms, e);
+    bool same;
+    int rc = target_fd_is(t, fd, link, &same);
+    if (rc == -ENOENT || rc == -ESRCH)
+        return 0;
+    if (rc)
+        return error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't look at its descriptors");
+    return same ? inject_close_fd(t, fd, timeout_ms, e) : 0; /* else it has closed it itself */
 }
 
 /* Reads a setting like "always [madvise] never". */

@@ -8,8 +8,12 @@
 #include "common/collapse.h"
 #include "restore/blocks.h"
 
-/* Closes descriptor `fd` of the process, if it still is a userfaultfd. After unregistering. */
-int handoff_close_fd(const struct target *t, int fd, int timeout_ms, struct error *e);
+#define HANDOFF_UFFD "anon_inode:[userfaultfd]"
+
+/* Closes descriptor `fd` of the process, if that (still) is what /proc calls `link`. The
+ * userfaultfd: after unregistering. */
+int handoff_close_fd(const struct target *t, int fd, const char *link, int timeout_ms,
+                     struct error *e);
 
 /* Pages come in one by one, so that memory which would have had huge pages has none. */
 struct handoff_collapse {

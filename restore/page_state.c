@@ -1,25 +1,22 @@
 #include "restore/page_state.h"
 
 #include <assert.h>
-#include <errno.h>
-#include <stdlib.h>
 
 #define STATE_MASK 0x03u
 #define DISCARD_SHIFT 4
 
 static_assert(IMAGE_CLUSTER_PAGES == 4, "the discard marks of a cluster fill half a byte");
 
-int page_state_init(struct page_state *s, uint64_t n_clusters)
+void page_state_map(struct page_state *s, void *bytes, uint64_t n_clusters)
 {
-    s->bytes = calloc(n_clusters ? n_clusters : 1, sizeof(*s->bytes));
-    s->n_clusters = n_clusters;
-    return s->bytes ? 0 : -ENOMEM;
+    *s = (struct page_state){.bytes = bytes, .n_clusters = n_clusters};
 }
 
-void page_state_free(struct page_state *s)
+void page_state_forgive(struct page_state *s)
 {
-    free(s->bytes);
-    *s = (struct page_state){0};
+    for (uint64_t cluster = 0; cluster < s->n_clusters; cluster++)
+        if (page_state_get(s, cluster) == CLUSTER_DAMAGED)
+            page_state_set(s, cluster, CLUSTER_PENDING);
 }
 
 static unsigned load(const struct page_state *s, uint64_t cluster)

@@ -35,9 +35,11 @@ struct page_state {
     uint64_t n_clusters;
 };
 
-/* All pending, nothing discarded. 0 or -ENOMEM. */
-int page_state_init(struct page_state *s, uint64_t n_clusters);
-void page_state_free(struct page_state *s);
+/* Uses `n_clusters` bytes at `bytes` as they are, the caller's: zeros mean all pending, nothing
+ * discarded; else it is what a server before us left. */
+void page_state_map(struct page_state *s, void *bytes, uint64_t n_clusters);
+/* What was damaged is to be tried again: the image may have been repaired. */
+void page_state_forgive(struct page_state *s);
 
 enum cluster_state page_state_get(const struct page_state *s, uint64_t cluster);
 void page_state_set(struct page_state *s, uint64_t cluster, enum cluster_state state);

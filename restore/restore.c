@@ -39,19 +39,15 @@
 #include "common/testhook.h"
 #include "restore/attach.h"
 #include "restore/detach.h"
-#include "restore/handoff.h"
 #include "restore/image_owner.h"
 #include "restore/pidfile.h"
-#include "restore/serve.h"
+#include "restore/session.h"
 #include "restore/signals.h"
 #include "restore/vmm.h"
 #include "restore/vmm_kind.h"
 
-#define END_SHOWS_MS 500
-
 struct restore {
     const struct restore_options *o;
-    struct image *img;
     json_t *description;
     const struct vmm_kind *kind;
     struct relaunch launch;
@@ -59,26 +55,20 @@ struct restore {
     struct signals *signals;
     struct qmp *qmp;
     json_t *actual; /* the machine that was started */
-    struct blocks blocks;
-    struct page_state state;
-    struct attach attach;
-    struct server *server;
-    struct progress progress;
-    uint64_t running_ns;  /* from launch */
-    uint64_t complete_ns; /* from launch; 0: not yet */
+    struct session session;
     struct pidfile pidfile;
-    bool vmm_prepared, handed_off, summarized;
+    bool vmm_prepared;
 };
 
 /* ---- before anything is started ---- */
 
 static int open_image(struct restore *r, struct error *e)
 {
-    int rc = image_open(&r->img, r->o->image_path, e);
+    int rc = image_open(&r->session.img, r->o->image_path, e);
     if (rc)
         return rc;
     json_error_t why;
-    r->description = json_loads(image_description(r->img), 0, &why);
+    r->description = json_loads(image_description(r->session.img), 0, &why);
     if (json_is_object(r->description)) {
         r->kind = vmm_kind_of(r->description);
         return 0;
@@ -92,9 +82,9 @@ static int plan(struct restore *r, struct error *e)
 {
     int rc = kernel_require(e);
     if (rc == 0)
-        rc = attach_check_kernel(r->img, e);
+        rc = attach_check_kernel(r->session.img, e);
     if (rc == 0 && !r->o->vmm_argv)
-        rc = image_owner_check(image_fd(r->img), r->o->image_path, e);
+        rc = image_owner_check(image_fd(r->session.img), r->o->image_path, e);
     if (rc == 0)
         rc = r->kind->plan(&r->launch, r->description, r->o->vmm_argv, e);
     if (rc == 0)
@@ -140,37 +130,42 @@ static int match_blocks(struct restore *r, struct error *e)
     int rc = r->kind->find_memory(&found, r->actual, r->qmp, &r->vmm.target, r->o->timeout_ms, e);
     if (rc)
         return rc;
-    rc = blocks_match(&r->blocks, r->img, found.items, found.count, e);
+    rc = blocks_match(&r->session.blocks, r->session.img, found.items, found.count, e);
     region_set_free(&found);
-    if (rc == 0 && page_state_init(&r->state, image_get_trailer(r->img)->n_clusters))
-        rc = error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory for the page states");
+    return rc;
+}
+
+static int make_record(struct restore *r, struct error *e)
+{
+    struct session *s = &r->session;
+    s->target = &r->vmm.target;
+    int rc = record_create(&s->record, s->target, s->img, r->o->image_path, &s->blocks,
+                           !r->o->no_fill, r->o->timeout_ms, e);
+    if (rc == 0)
+        record_states(&s->record, image_get_trailer(s->img)->n_clusters, &s->state);
     return rc;
 }
 
 static int attach_and_serve(struct restore *r, struct error *e)
 {
-    r->attach = (struct attach){.target = &r->vmm.target,
-                                .img = r->img,
-                                .blocks = &r->blocks,
-                                .state = &r->state,
-                                .timeout_ms = r->o->timeout_ms};
-    int rc = attach_memory(&r->attach, e);
+    struct session *s = &r->session;
+    struct attach a = {.target = s->target,
+                       .img = s->img,
+                       .blocks = &s->blocks,
+                       .state = &s->state,
+                       .timeout_ms = r->o->timeout_ms};
+    int rc = attach_memory(&a, e);
     if (rc)
         return rc;
-    struct server_config config = {.uffd = r->attach.uffd,
-                                   .target = &r->vmm.target,
-                                   .img = r->img,
-                                   .blocks = &r->blocks,
-                                   .state = &r->state,
-                                   .n_threads = r->o->n_threads,
-                                   .prefetch_hot = r->o->prefetch_hot,
-                                   .fill = !r->o->no_fill};
-    return server_start(&r->server, &config, e);
+    s->target_fd = a.target_fd;
+    record_ready(&s->record, a.target_fd);
+    return session_serve(s, a.uffd, !r->o->no_fill, false, e);
 }
 
 static int load(struct restore *r, struct error *e)
 {
-    int rc = r->kind->load(r->qmp, &r->vmm.target, r->img, r->description, r->o->timeout_ms, e);
+    int rc =
+        r->kind->load(r->qmp, &r->vmm.target, r->session.img, r->description, r->o->timeout_ms, e);
     if (rc == 0)
         TESTHOOK_POINT("restore-state-loaded");
     return rc;
@@ -183,12 +178,12 @@ static bool leaves_paused(const struct restore *r)
 
 static int let_run(struct restore *r, struct error *e)
 {
-    int rc = server_begin_prefetch(r->server, e);
+    int rc = server_begin_prefetch(r->session.server, e);
     if (rc == 0)
         vmm_let_live(&r->vmm);
     if (rc == 0 && !leaves_paused(r))
         rc = r->kind->resume(r->qmp, r->o->timeout_ms, e);
-    r->running_ns = clock_monotonic_ns() - r->vmm.launched_ns;
+    r->session.running_ns = clock_monotonic_ns() - r->vmm.launched_ns;
     return rc;
 }
 
@@ -208,141 +203,14 @@ static void add_copy(json_t *to, const char *key, const json_t *from)
 
 static json_t *describe_running(const struct restore *r)
 {
-    uint64_t now = clock_realtime_ns(), instant = image_get_trailer(r->img)->instant_ns;
-    json_t *o = json_pack("{s:I, s:i, s:I, s:s}", "launch_to_running_ns", (json_int_t)r->running_ns,
-                          "vmm_pid", (int)r->vmm.target.pid, "clock_behind_ns",
-                          (json_int_t)(now > instant ? now - instant : 0), "guest_state",
-                          leaves_paused(r) ? "paused" : "running");
+    uint64_t now = clock_realtime_ns(), instant = image_get_trailer(r->session.img)->instant_ns;
+    json_t *o = json_pack("{s:I, s:i, s:I, s:s}", "launch_to_running_ns",
+                          (json_int_t)r->session.running_ns, "vmm_pid", (int)r->vmm.target.pid,
+                          "clock_behind_ns", (json_int_t)(now > instant ? now - instant : 0),
+                          "guest_state", leaves_paused(r) ? "paused" : "running");
     add_copy(o, "accelerator", r->actual);
     add_copy(o, "vm_name", r->description);
     return o;
-}
-
-static json_t *describe_summary(const struct restore *r)
-{
-    struct server_stats s;
-    server_get_stats(r->server, &s);
-    json_t *o = json_pack(
-        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i}", "launch_to_running_ns",
-        (json_int_t)r->running_ns, "demand_faults", (json_int_t)s.demand_faults, "fault_p50_ns",
-        (json_int_t)histogram_quantile(&s.faults, 0.5), "fault_p99_ns",
-        (json_int_t)histogram_quantile(&s.faults, 0.99), "fault_max_ns",
-        (json_int_t)s.faults.max_ns, "pages_on_demand", (json_int_t)s.counts.pages_on_demand,
-        "pages_prefetched", (json_int_t)s.counts.pages_prefetched, "pages_filled",
-        (json_int_t)s.counts.pages_filled, "pages_discarded", (json_int_t)s.counts.pages_discarded,
-        "clusters_damaged", (json_int_t)s.counts.clusters_damaged, "vmm_pid",
-        (int)r->vmm.target.pid);
-    if (o)
-        json_object_set_new(o, "complete_ns",
-                            r->complete_ns ? json_integer((json_int_t)r->complete_ns)
-                                           : json_null());
-    add_copy(o, "accelerator", r->actual);
-    return o;
-}
-
-static void report_summary(struct restore *r)
-{
-    if (!r->summarized)
-        r->o->report(r->o->opaque, "summary", describe_summary(r));
-    r->summarized = true;
-}
-
-/* ---- the guest runs ---- */
-
-static void report_troubles(struct restore *r)
-{
-    struct error e;
-    while (server_take_error(r->server, &e))
-        r->o->trouble(r->o->opaque, &e);
-}
-
-/* A VMM on its way out refuses what is asked of it before its end shows. */
-static bool vmm_ends(const struct restore *r)
-{
-    struct pollfd p = {.fd = r->vmm.target.pidfd, .events = POLLIN};
-    return poll(&p, 1, END_SHOWS_MS) > 0;
-}
-
-/* The registration is gone: the guest's memory is its own. */
-static void hand_off(struct restore *r, struct handoff_collapse *collapse)
-{
-    struct error e = {.guest = GUEST_RUNNING};
-    /* Never fails the restore: all that is left is an idle descriptor in the VMM. */
-    if (handoff_close_fd(&r->vmm.target, r->attach.target_fd, r->o->timeout_ms, &e) &&
-        !vmm_ends(r)) {
-        error_wrap(&e, "the VMM keeps an idle userfaultfd");
-        r->o->trouble(r->o->opaque, &e);
-    }
-    r->handed_off = true;
-    progress_finish(&r->progress);
-    report_summary(r);
-    handoff_collapse_begin(collapse, &r->vmm.target, r->img, &r->blocks);
-}
-
-static uint64_t bytes_to_fill(const struct restore *r)
-{
-    return image_get_trailer(r->img)->pages_stored * IMAGE_PAGE_BYTES;
-}
-
-static void show_progress(struct restore *r)
-{
-    if (r->handed_off)
-        return;
-    struct server_stats s;
-    server_get_stats(r->server, &s);
-    uint64_t pages = s.counts.pages_on_demand + s.counts.pages_prefetched + s.counts.pages_filled;
-    progress_update(&r->progress, pages * IMAGE_PAGE_BYTES, bytes_to_fill(r), s.demand_faults);
-}
-
-/* Acts on the server's stage. True while huge pages are left to collapse. */
-static bool follow_server(struct restore *r, struct handoff_collapse *collapse)
-{
-    report_troubles(r);
-    switch (server_stage(r->server)) {
-    case SERVER_FILLED:
-        if (r->complete_ns)
-            return false;
-        r->complete_ns = clock_monotonic_ns() - r->vmm.launched_ns;
-        TESTHOOK_POINT("restore-filled");
-        server_release(r->server);
-        return false;
-    case SERVER_RELEASED:
-        if (!r->handed_off) {
-            hand_off(r, collapse);
-            TESTHOOK_POINT("restore-handed-off");
-        }
-        return handoff_collapse_step(collapse);
-    default:
-        return false;
-    }
-}
-
-/* Serves until the VMM has ended, or (detached) until there is nothing left to do. */
-static void serve_to_the_end(struct restore *r)
-{
-    struct handoff_collapse collapse = {0};
-    bool prefetched = false;
-    int vmm_fd = r->vmm.target.pidfd;
-    for (;;) {
-        server_clear_event(r->server);
-        bool more = follow_server(r, &collapse);
-        if (!prefetched && server_prefetched(r->server)) {
-            prefetched = true;
-            TESTHOOK_POINT("restore-prefetched");
-        }
-        if (vmm_reap(&r->vmm))
-            return;
-        if (r->o->detach && r->handed_off && !more)
-            return;
-        struct pollfd fds[2] = {{.fd = server_event_fd(r->server), .events = POLLIN},
-                                {.fd = vmm_fd, .events = POLLIN}};
-        /* With the VMM gone only its wrapper is waited for. */
-        bool waiting_for_wrapper = fds[1].fd < 0;
-        poll(fds, 2, more ? 0 : waiting_for_wrapper ? 20 : r->handed_off ? 1000 : 200);
-        if (fds[1].revents)
-            vmm_fd = -1;
-        show_progress(r);
-    }
 }
 
 /* ---- the whole ---- */
@@ -358,6 +226,7 @@ static int bring_up(struct restore *r, struct error *e)
         {"VMM started", start_vmm},
         {"machine compared", compare_machine},
         {"memory blocks matched", match_blocks},
+        {"record made", make_record},
         {"memory attached", attach_and_serve},
         {"device state loaded", load},
         {"pid written", write_pidfile},
@@ -394,31 +263,29 @@ static void give_up(struct restore *r, struct error *e)
 
 static void tear_down(struct restore *r)
 {
-    server_stop(r->server);
+    session_close(&r->session);
     if (r->vmm_prepared)
         vmm_leave(&r->vmm);
     signals_stop(r->signals);
     if (r->qmp)
         qmp_close(r->qmp);
-    blocks_free(&r->blocks);
-    page_state_free(&r->state);
     relaunch_free(&r->launch);
     json_decref(r->actual);
     json_decref(r->description);
-    if (r->img)
-        image_close(r->img);
 }
 
 /* The guest runs: everything up to the VMM's end. */
 static void accompany(struct restore *r)
 {
+    struct session *s = &r->session;
     qmp_close(r->qmp);
     r->qmp = NULL;
-    server_begin_fill(r->server);
-    progress_start(&r->progress, "filled", r->o->progress && !relaunch_uses_terminal(&r->launch));
-    serve_to_the_end(r);
-    progress_finish(&r->progress);
-    report_summary(r);
+    s->vmm = &r->vmm;
+    s->machine = r->actual;
+    s->began_ns = r->vmm.launched_ns;
+    s->stays = !r->o->detach;
+    s->shows_progress = r->o->progress && !relaunch_uses_terminal(&r->launch);
+    session_accompany(s);
 }
 
 static int run_foreground(struct restore *r, int *vmm_status, struct error *e)
@@ -464,7 +331,7 @@ static _Noreturn void run_server(struct restore *r, int fd)
 
 int restore_run(const struct restore_options *options, int *vmm_status, struct error *e)
 {
-    struct restore r = {.o = options};
+    struct restore r = {.o = options, .session = {.o = options}};
     if (!options->detach)
         return run_foreground(&r, vmm_status, e);
     int fd, rc;
@@ -480,7 +347,7 @@ int restore_run(const struct restore_options *options, int *vmm_status, struct e
 int restore_print_command(const char *image_path, char **line, struct error *e)
 {
     struct restore_options o = {.image_path = image_path};
-    struct restore r = {.o = &o};
+    struct restore r = {.o = &o, .session = {.o = &o}};
     int rc = open_image(&r, e);
     if (rc == 0)
         rc = r.kind->plan(&r.launch, r.description, NULL, e);

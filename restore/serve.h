@@ -5,6 +5,7 @@
 #ifndef VMSNAP_RESTORE_SERVE_H
 #define VMSNAP_RESTORE_SERVE_H
 
+#include <linux/userfaultfd.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -12,6 +13,8 @@
 #include "restore/answer.h"
 #include "restore/blocks.h"
 #include "restore/page_state.h"
+
+#define SERVER_MESSAGES 64u
 
 struct server;
 
@@ -24,6 +27,10 @@ struct server_config {
     unsigned n_threads;       /* fill workers; 0: as many as there are CPUs */
     bool prefetch_hot;
     bool fill;
+    /* SERVER_MESSAGES places where the kernel's messages are read to; the caller's. A server that
+     * takes over from one that died looks at what that one had read there. */
+    struct uffd_msg *messages;
+    bool takes_over;
 };
 
 /* Starts the fault thread: from here on every fault is answered. Exit code 1 when memory is short.

@@ -44,7 +44,8 @@ static int hand_off(struct kit *k)
     KTEST_CHECK(kit_wait_stage(k, SERVER_FILLED), "stage %d", (int)server_stage(k->server));
     server_release(k->server);
     KTEST_CHECK(kit_wait_stage(k, SERVER_RELEASED), "stage %d", (int)server_stage(k->server));
-    KTEST_CHECK(handoff_close_fd(&k->target, k->attach.target_fd, 5000, &e) == 0, "%s", e.message);
+    KTEST_CHECK(handoff_close_fd(&k->target, k->attach.target_fd, HANDOFF_UFFD, 5000, &e) == 0,
+                "%s", e.message);
     struct mapping_list maps;
     KTEST_CHECK(target_mappings(&k->target, &maps, &e) == 0, "%s", e.message);
     for (uint32_t i = 0; i < k->blocks.count; i++) {

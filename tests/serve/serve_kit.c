@@ -161,12 +161,15 @@ bool kit_open(struct kit *k, struct kit_board *board, bool hot)
         make_image(k, regions, hot, &e) ||
         blocks_match(&k->blocks, k->img, regions, board->n_blocks, &e))
         return complain(&e);
-    return page_state_init(&k->state, image_get_trailer(k->img)->n_clusters) == 0;
+    return true;
 }
 
 bool kit_serve(struct kit *k, bool prefetch_hot, bool fill)
 {
     struct error e = {0};
+    if (record_create(&k->record, &k->target, k->img, k->image_path, &k->blocks, fill, 5000, &e))
+        return complain(&e);
+    record_states(&k->record, image_get_trailer(k->img)->n_clusters, &k->state);
     k->attach = (struct attach){.target = &k->target,
                                 .img = k->img,
                                 .blocks = &k->blocks,
@@ -174,6 +177,7 @@ bool kit_serve(struct kit *k, bool prefetch_hot, bool fill)
                                 .timeout_ms = 5000};
     if (attach_memory(&k->attach, &e))
         return complain(&e);
+    record_ready(&k->record, k->attach.target_fd);
     struct server_config config = {.uffd = k->attach.uffd,
                                    .target = &k->target,
                                    .img = k->img,
@@ -181,7 +185,8 @@ bool kit_serve(struct kit *k, bool prefetch_hot, bool fill)
                                    .state = &k->state,
                                    .n_threads = 2,
                                    .prefetch_hot = prefetch_hot,
-                                   .fill = fill};
+                                   .fill = fill,
+                                   .messages = record_messages(&k->record)};
     if (server_start(&k->server, &config, &e) || server_begin_prefetch(k->server, &e))
         return complain(&e);
     server_begin_fill(k->server);
@@ -219,7 +224,8 @@ void kit_close(struct kit *k)
     ktest_end(k->pid);
     server_stop(k->server);
     blocks_free(&k->blocks);
-    page_state_free(&k->state);
+    if (k->record.header)
+        record_close(&k->record);
     if (k->img)
         image_close(k->img);
     target_close(&k->target);

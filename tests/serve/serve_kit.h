@@ -17,6 +17,7 @@
 #include "common/target.h"
 #include "restore/attach.h"
 #include "restore/blocks.h"
+#include "restore/record.h"
 #include "restore/serve.h"
 
 enum kit_memory {
@@ -78,7 +79,8 @@ struct kit {
     struct target target;
     struct image *img;
     struct blocks blocks;
-    struct page_state state;
+    struct record record;
+    struct page_state state; /* in the record */
     struct attach attach;
     struct server *server;
 };

@@ -1,21 +1,19 @@
 /* States of clusters and marks of discarded pages. */
 #include <criterion/criterion.h>
+#include <string.h>
 
 #include "restore/page_state.h"
 
 static struct page_state s;
+static unsigned char bytes[8];
 
 static void setup(void)
 {
-    cr_assert_eq(page_state_init(&s, 8), 0);
+    memset(bytes, 0, sizeof(bytes));
+    page_state_map(&s, bytes, sizeof(bytes));
 }
 
-static void teardown(void)
-{
-    page_state_free(&s);
-}
-
-TestSuite(page_state, .init = setup, .fini = teardown);
+TestSuite(page_state, .init = setup);
 
 Test(page_state, begins_pending_with_nothing_discarded)
 {
@@ -43,8 +41,7 @@ Test(page_state, a_range_of_marks_covers_exactly_its_pages)
 {
     for (uint64_t first = 0; first < 12; first++) {
         for (uint64_t n = 0; first + n <= 32; n++) {
-            teardown();
-            setup();
+                    setup();
             page_state_discard(&s, first, n);
             for (uint64_t page = 0; page < 32; page++) {
                 bool marked = page_state_discarded(&s, page / 4) >> (page % 4) & 1;
@@ -52,4 +49,19 @@ Test(page_state, a_range_of_marks_covers_exactly_its_pages)
             }
         }
     }
+}
+
+Test(page_state, a_successor_tries_damaged_clusters_again)
+{
+    page_state_set(&s, 1, CLUSTER_DAMAGED);
+    page_state_discard(&s, 1 * 4, 2);
+    page_state_set(&s, 2, CLUSTER_DONE);
+    page_state_set(&s, 4, CLUSTER_GONE);
+    struct page_state successor;
+    page_state_map(&successor, bytes, sizeof(bytes));
+    page_state_forgive(&successor);
+    cr_assert_eq(page_state_get(&successor, 1), CLUSTER_PENDING);
+    cr_assert_eq(page_state_discarded(&successor, 1), 3);
+    cr_assert_eq(page_state_get(&successor, 2), CLUSTER_DONE);
+    cr_assert_eq(page_state_get(&successor, 4), CLUSTER_GONE);
 }

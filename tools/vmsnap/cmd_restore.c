@@ -8,6 +8,7 @@
 #include "common/format.h"
 #include "common/log.h"
 #include "restore/restore.h"
+#include "restore/resume.h"
 #include "tools/vmsnap/closing.h"
 #include "tools/vmsnap/commands.h"
 #include "tools/vmsnap/defaults.h"
@@ -19,6 +20,7 @@ static const char *const prefetch_orders[] = {"hot", "none", NULL};
 
 static struct {
     int prefetch, timeout_ms;
+    int resume_pid; /* 0: no takeover */
     unsigned n_threads;
     bool print_command, no_fill, paused, detach;
     const char *pidfile, *report_path;
@@ -31,11 +33,12 @@ static bool detached;     /* this is its process */
 static const char *const usage[] = {
     "IMAGE [OPTIONS] [-- VMM ARG...]",
     "--print-command IMAGE",
+    "--resume PID [IMAGE] [OPTIONS]",
     NULL,
 };
 
 static const struct operand operands[] = {
-    {.name = "IMAGE", .help = "an image that vmsnap snapshot made"},
+    {.name = "IMAGE", .help = "an image that vmsnap snapshot made", .optional = true},
     {.name = NULL},
 };
 
@@ -44,6 +47,14 @@ static const struct option_spec options[] = {
      .kind = OPTION_FLAG,
      .to.flag = &args.print_command,
      .help = "print the command line that would run, quoted for a shell, and start nothing"},
+    {.name = "resume",
+     .kind = OPTION_INTEGER,
+     .to.integer = &args.resume_pid,
+     .min = 1,
+     .max = INT_MAX,
+     .argument = "PID",
+     .help = "take over the guest in process PID, whose vmsnap has died: it waits, and goes on; "
+             "IMAGE: a repaired or moved copy"},
     {.name = "prefetch",
      .kind = OPTION_CHOICE,
      .to.choice = &args.prefetch,
@@ -163,8 +174,22 @@ static void on_detached(void *opaque)
     report_to_stream(report_file);
 }
 
+static int check_resume(const struct command_line *line, struct error *e)
+{
+    if (line->rest || args.print_command || args.paused || args.detach || args.no_fill ||
+        args.pidfile || args.allow.count)
+        return option_usage_error(e,
+                                  "--resume takes over a VMM that runs: what is for starting one "
+                                  "can't be given with it");
+    return 0;
+}
+
 static int check_args(const struct command_line *line, struct error *e)
 {
+    if (args.resume_pid)
+        return check_resume(line, e);
+    if (!line->operand[0])
+        return option_usage_error(e, "IMAGE is missing");
     if (args.print_command && line->rest)
         return option_usage_error(e, "--print-command shows the recorded command line: nothing "
                                      "can follow --");
@@ -190,7 +215,7 @@ static int run(const struct command_line *line, struct error *e)
     int rc = check_args(line, e);
     if (rc)
         return rc;
-    e->guest = GUEST_NOT_STARTED;
+    e->guest = args.resume_pid ? GUEST_UNKNOWN : GUEST_NOT_STARTED;
     if (args.print_command)
         return print_command(line->operand[0], e);
     if (args.report_path) {
@@ -214,6 +239,8 @@ static int run(const struct command_line *line, struct error *e)
         .trouble = on_trouble,
         .detached = on_detached,
     };
+    if (args.resume_pid)
+        return resume_run(&o, args.resume_pid, e);
     int status = 0;
     rc = restore_run(&o, &status, e);
     return rc ? rc : status;

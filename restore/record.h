@@ -1,0 +1,83 @@
+/*
+ * record.h - what a successor needs if we die: a small memfd that the VMM keeps open beside the
+ * userfaultfd, and that this process has mapped. It tells the image, the blocks, and what has
+ * become of each cluster; and it is where the server reads the kernel's messages to.
+ *
+ * A lock on it (flock, of an opening of our own) keeps a second server out, and ends with us.
+ *
+ * The VMM can write to it: what a successor reads there is checked, and can at worst spoil that
+ * VMM's own memory. The memfd is sealed against a change of its length.
+ */
+#ifndef VMSNAP_RESTORE_RECORD_H
+#define VMSNAP_RESTORE_RECORD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/target.h"
+#include "restore/blocks.h"
+#include "restore/page_state.h"
+#include "restore/serve.h"
+
+#define RECORD_NAME "vmsnap-restore"
+#define RECORD_LINK "/memfd:" RECORD_NAME " (deleted)" /* in the VMM's /proc/PID/fd */
+
+struct record_header;
+
+struct record {
+    struct record_header *header; /* mapped; NULL: there is none */
+    uint64_t bytes;
+    int lock_fd;   /* -1: none */
+    int target_fd; /* its number in the VMM */
+};
+
+/*
+ * Makes the record in the VMM and locks it. `regions` are what blocks_match() will make blocks of.
+ * The image's path is made absolute. Main thread; some hundred microseconds of injection. Exit code
+ * 1, or as inject_memfd(). On failure *r is empty; the VMM may be left with an idle memfd.
+ */
+int record_create(struct record *r, const struct target *t, const struct image *img,
+                  const char *image_path, const struct blocks *blocks, bool fill, int timeout_ms,
+                  struct error *e);
+
+/* From here on a successor may take over: memory is attached, the VMM's copy of the userfaultfd is
+ * its descriptor `uffd`. */
+void record_ready(struct record *r, int uffd);
+
+/* All memory is in and nothing is registered any more: a successor has only to clear up. */
+void record_released(struct record *r);
+bool record_is_released(const struct record *r);
+
+/*
+ * Finds, locks and checks the record of a VMM whose server has died. Exit code 10: it has none, or
+ * it makes no sense, or was never ready; 11: somebody serves it.
+ */
+int record_open(struct record *r, const struct target *t, struct error *e);
+
+/* Unmaps and lets go of the lock. An empty one is allowed. */
+void record_close(struct record *r);
+
+/* ---- what it says; after record_create() or record_open() ---- */
+
+const char *record_image_path(const struct record *r); /* checked: terminated */
+const uint8_t *record_image_id(const struct record *r);
+bool record_fills(const struct record *r);
+int record_uffd(const struct record *r); /* the descriptor's number in the VMM */
+
+/* The blocks as regions, for blocks_match(): *n of them, the caller's to free(). They have no
+ * descriptors. -EBADMSG, -ENOMEM. */
+int record_regions(const struct record *r, struct region **out, uint32_t *n);
+
+/* The states of all clusters, in the record. False: the record is not for that many. */
+bool record_states(const struct record *r, uint64_t n_clusters, struct page_state *out);
+
+/*
+ * SERVER_MESSAGES places for messages. The server lets the kernel write them here, so that an event
+ * that was read (which is what lets the guest's thread go on) is not lost with the server: a
+ * successor looks at them all once more. Looking at a discard twice does no harm, since what was
+ * discarded never comes back.
+ */
+struct uffd_msg *record_messages(const struct record *r);
+
+#endif

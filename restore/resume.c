@@ -1,0 +1,135 @@
+#include "restore/resume.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/kernel.h"
+#include "common/testhook.h"
+#include "restore/handoff.h"
+#include "restore/session.h"
+
+static int take_image(struct session *s, struct error *e)
+{
+    const char *path = s->o->image_path ? s->o->image_path : record_image_path(&s->record);
+    int rc = image_open(&s->img, path, e);
+    if (rc) {
+        if (!s->o->image_path)
+            error_hint(e, "if the image has moved, name it: vmsnap restore --resume %d IMAGE",
+                       (int)s->target->pid);
+        return rc;
+    }
+    if (memcmp(image_get_header(s->img)->image_id, record_image_id(&s->record), 16) == 0)
+        return 0;
+    return error_set(e, VMSNAP_EXIT_MISMATCH, EINVAL,
+                     "%s is not the image that process %d was started from (or a copy of it)", path,
+                     (int)s->target->pid);
+}
+
+static int take_blocks(struct session *s, struct error *e)
+{
+    struct region *regions = NULL;
+    uint32_t n = 0;
+    int rc = record_regions(&s->record, &regions, &n);
+    if (rc == 0)
+        rc = blocks_match(&s->blocks, s->img, regions, n, e);
+    else
+        error_set(e, VMSNAP_EXIT_TARGET, -rc, "the record in process %d makes no sense",
+                  (int)s->target->pid);
+    free(regions);
+    if (rc == 0 && !record_states(&s->record, image_get_trailer(s->img)->n_clusters, &s->state))
+        rc = error_set(e, VMSNAP_EXIT_MISMATCH, EINVAL,
+                       "the record in process %d is of another number of clusters",
+                       (int)s->target->pid);
+    if (rc == 0)
+        page_state_forgive(&s->state);
+    return rc;
+}
+
+/* Our copy of the VMM's userfaultfd. */
+static int take_uffd(struct session *s, struct error *e)
+{
+    bool same = false;
+    s->target_fd = record_uffd(&s->record);
+    int rc = target_fd_is(s->target, s->target_fd, HANDOFF_UFFD, &same);
+    if (rc == 0)
+        rc = same ? target_get_fd(s->target, s->target_fd) : -EBADF;
+    if (rc < 0)
+        return error_set(e, VMSNAP_EXIT_TARGET, -rc, "process %d has no userfaultfd any more",
+                         (int)s->target->pid);
+    return rc;
+}
+
+static void report_running(const struct session *s)
+{
+    uint64_t now = clock_realtime_ns(), instant = image_get_trailer(s->img)->instant_ns;
+    json_t *o = json_pack("{s:I, s:i, s:I, s:s, s:b}", "launch_to_running_ns",
+                          (json_int_t)s->running_ns, "vmm_pid", (int)s->target->pid,
+                          "clock_behind_ns", (json_int_t)(now > instant ? now - instant : 0),
+                          "guest_state", "running", "resumed", true);
+    s->o->report(s->o->opaque, "running", o);
+}
+
+/* All memory was in already: only the descriptors are left. */
+static int clear_up(struct session *s, struct error *e)
+{
+    int rc =
+        handoff_close_fd(s->target, record_uffd(&s->record), HANDOFF_UFFD, s->o->timeout_ms, e);
+    if (rc == 0)
+        rc = handoff_close_fd(s->target, s->record.target_fd, RECORD_LINK, s->o->timeout_ms, e);
+    return rc;
+}
+
+/* A guest that is served must not lose its server to a Ctrl-C; who wants that kills it. */
+static void outlive_signals(void)
+{
+    static const int deadly[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
+    for (size_t i = 0; i < sizeof(deadly) / sizeof(deadly[0]); i++)
+        signal(deadly[i], SIG_IGN);
+}
+
+static int take_over(struct session *s, struct error *e)
+{
+    int rc = take_image(s, e);
+    if (rc == 0)
+        rc = take_blocks(s, e);
+    if (rc)
+        return rc;
+    int uffd = take_uffd(s, e);
+    if (uffd < 0)
+        return uffd;
+    rc = session_serve(s, uffd, record_fills(&s->record), true, e);
+    if (rc == 0)
+        rc = server_begin_prefetch(s->server, e);
+    if (rc)
+        return rc;
+    outlive_signals();
+    s->running_ns = clock_monotonic_ns() - s->began_ns;
+    TESTHOOK_POINT("resume-serving");
+    report_running(s);
+    session_accompany(s);
+    return 0;
+}
+
+int resume_run(const struct restore_options *o, pid_t pid, struct error *e)
+{
+    struct target target;
+    struct session s = {.o = o, .target = &target, .began_ns = clock_monotonic_ns()};
+    s.shows_progress = o->progress;
+    int rc = kernel_require(e);
+    if (rc == 0)
+        rc = target_open(&target, pid, e);
+    if (rc)
+        return rc;
+    rc = record_open(&s.record, &target, e);
+    if (rc == 0)
+        e->guest = GUEST_WAITING;
+    if (rc == 0)
+        rc = record_is_released(&s.record) ? clear_up(&s, e) : take_over(&s, e);
+    session_close(&s);
+    target_close(&target);
+    return rc;
+}

@@ -1,0 +1,188 @@
+#include "restore/session.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+
+#include "common/clock.h"
+#include "common/testhook.h"
+#include "restore/handoff.h"
+
+#define END_SHOWS_MS 500
+
+int session_serve(struct session *s, int uffd, bool fill, bool takes_over, struct error *e)
+{
+    struct server_config config = {.uffd = uffd,
+                                   .target = s->target,
+                                   .img = s->img,
+                                   .blocks = &s->blocks,
+                                   .state = &s->state,
+                                   .n_threads = s->o->n_threads,
+                                   .prefetch_hot = s->o->prefetch_hot,
+                                   .fill = fill,
+                                   .messages = record_messages(&s->record),
+                                   .takes_over = takes_over};
+    return server_start(&s->server, &config, e);
+}
+
+/* ---- what is reported ---- */
+
+static json_t *describe_summary(const struct session *s)
+{
+    struct server_stats stats;
+    server_get_stats(s->server, &stats);
+    const struct answer_counts *n = &stats.counts;
+    json_t *o = json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i}", "launch_to_running_ns",
+        (json_int_t)s->running_ns, "demand_faults", (json_int_t)stats.demand_faults, "fault_p50_ns",
+        (json_int_t)histogram_quantile(&stats.faults, 0.5), "fault_p99_ns",
+        (json_int_t)histogram_quantile(&stats.faults, 0.99), "fault_max_ns",
+        (json_int_t)stats.faults.max_ns, "pages_on_demand", (json_int_t)n->pages_on_demand,
+        "pages_prefetched", (json_int_t)n->pages_prefetched, "pages_filled",
+        (json_int_t)n->pages_filled, "pages_discarded", (json_int_t)n->pages_discarded,
+        "clusters_damaged", (json_int_t)n->clusters_damaged, "vmm_pid", (int)s->target->pid);
+    json_t *accelerator = json_object_get(s->machine, "accelerator");
+    if (o) {
+        json_object_set_new(o, "complete_ns",
+                            s->complete_ns ? json_integer((json_int_t)s->complete_ns)
+                                           : json_null());
+        if (accelerator)
+            json_object_set(o, "accelerator", accelerator);
+    }
+    return o;
+}
+
+static void report_summary(struct session *s)
+{
+    if (!s->summarized)
+        s->o->report(s->o->opaque, "summary", describe_summary(s));
+    s->summarized = true;
+}
+
+/* ---- the guest runs ---- */
+
+static void report_troubles(struct session *s)
+{
+    struct error e;
+    while (server_take_error(s->server, &e))
+        s->o->trouble(s->o->opaque, &e);
+}
+
+static bool shows_its_end(const struct session *s, int timeout_ms)
+{
+    struct pollfd p = {.fd = s->target->pidfd, .events = POLLIN};
+    return poll(&p, 1, timeout_ms) > 0;
+}
+
+/* With a wrapper of its own, that one too. */
+static bool vmm_ended(const struct session *s)
+{
+    return s->vmm ? vmm_reap(s->vmm) : shows_its_end(s, 0);
+}
+
+/* The registration is gone: the guest's memory is its own. */
+static void hand_off(struct session *s, struct handoff_collapse *collapse)
+{
+    struct error e = {.guest = GUEST_RUNNING};
+    record_released(&s->record);
+    TESTHOOK_POINT("restore-released");
+    int rc = handoff_close_fd(s->target, s->target_fd, HANDOFF_UFFD, s->o->timeout_ms, &e);
+    TESTHOOK_POINT("restore-closing");
+    if (rc == 0)
+        rc = handoff_close_fd(s->target, s->record.target_fd, RECORD_LINK, s->o->timeout_ms, &e);
+    /* Never fails the restore: all that is left is an idle descriptor in the VMM. A VMM on its way
+     * out refuses what is asked of it before its end shows. */
+    if (rc && !shows_its_end(s, END_SHOWS_MS)) {
+        error_wrap(&e, "the VMM keeps an idle userfaultfd");
+        s->o->trouble(s->o->opaque, &e);
+    }
+    s->handed_off = true;
+    progress_finish(&s->progress);
+    report_summary(s);
+    handoff_collapse_begin(collapse, s->target, s->img, &s->blocks);
+}
+
+static uint64_t bytes_to_fill(const struct session *s)
+{
+    return image_get_trailer(s->img)->pages_stored * IMAGE_PAGE_BYTES;
+}
+
+static void show_progress(struct session *s)
+{
+    if (s->handed_off)
+        return;
+    struct server_stats stats;
+    server_get_stats(s->server, &stats);
+    const struct answer_counts *n = &stats.counts;
+    uint64_t pages = n->pages_on_demand + n->pages_prefetched + n->pages_filled;
+    progress_update(&s->progress, pages * IMAGE_PAGE_BYTES, bytes_to_fill(s), stats.demand_faults);
+}
+
+/* Acts on the server's stage. True while huge pages are left to collapse. */
+static bool follow_server(struct session *s, struct handoff_collapse *collapse)
+{
+    report_troubles(s);
+    switch (server_stage(s->server)) {
+    case SERVER_FILLED:
+        if (s->complete_ns)
+            return false;
+        s->complete_ns = clock_monotonic_ns() - s->began_ns;
+        TESTHOOK_POINT("restore-filled");
+        server_release(s->server);
+        return false;
+    case SERVER_RELEASED:
+        if (!s->handed_off) {
+            hand_off(s, collapse);
+            TESTHOOK_POINT("restore-handed-off");
+        }
+        return handoff_collapse_step(collapse);
+    default:
+        return false;
+    }
+}
+
+static void serve_to_the_end(struct session *s)
+{
+    struct handoff_collapse collapse = {0};
+    bool prefetched = false;
+    int vmm_fd = s->target->pidfd;
+    for (;;) {
+        server_clear_event(s->server);
+        bool more = follow_server(s, &collapse);
+        if (!prefetched && server_prefetched(s->server)) {
+            prefetched = true;
+            TESTHOOK_POINT("restore-prefetched");
+        }
+        if (vmm_ended(s))
+            return;
+        if (!s->stays && s->handed_off && !more)
+            return;
+        struct pollfd fds[2] = {{.fd = server_event_fd(s->server), .events = POLLIN},
+                                {.fd = vmm_fd, .events = POLLIN}};
+        /* With the VMM gone only its wrapper is waited for. */
+        bool waiting_for_wrapper = fds[1].fd < 0;
+        poll(fds, 2, more ? 0 : waiting_for_wrapper ? 20 : s->handed_off ? 1000 : 200);
+        if (fds[1].revents)
+            vmm_fd = -1;
+        show_progress(s);
+    }
+}
+
+void session_accompany(struct session *s)
+{
+    server_begin_fill(s->server);
+    progress_start(&s->progress, "filled", s->shows_progress);
+    serve_to_the_end(s);
+    progress_finish(&s->progress);
+    report_summary(s);
+}
+
+void session_close(struct session *s)
+{
+    server_stop(s->server);
+    blocks_free(&s->blocks);
+    if (s->record.header)
+        record_close(&s->record);
+    if (s->img)
+        image_close(s->img);
+}

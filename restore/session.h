@@ -1,0 +1,55 @@
+/*
+ * session.h - the time in which the guest runs and its memory comes in: what a restore and a
+ * takeover (resume.h) have in common. From a server that answers to the last page, the hand-off,
+ * and the VMM's end.
+ */
+#ifndef VMSNAP_RESTORE_SESSION_H
+#define VMSNAP_RESTORE_SESSION_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/image_reader.h"
+#include "common/progress.h"
+#include "common/target.h"
+#include "restore/blocks.h"
+#include "restore/page_state.h"
+#include "restore/record.h"
+#include "restore/restore.h"
+#include "restore/serve.h"
+#include "restore/vmm.h"
+
+/* Who makes it fills in the first part, step by step. */
+struct session {
+    const struct restore_options *o;
+    struct image *img;
+    const struct target *target;
+    struct vmm *vmm; /* NULL: the VMM is no child of ours */
+    struct blocks blocks;
+    struct record record;
+    struct page_state state; /* lies in the record */
+    struct server *server;
+    int target_fd;         /* the VMM's copy of the userfaultfd */
+    const json_t *machine; /* as compared; may be NULL */
+    uint64_t began_ns;     /* the launch, or the takeover */
+    uint64_t running_ns;   /* since then */
+    bool stays;            /* until the VMM's end, not only until the last page is in */
+    bool shows_progress;
+
+    struct progress progress;
+    uint64_t complete_ns; /* since began_ns; 0: not yet */
+    bool handed_off, summarized;
+};
+
+/* Starts the server on `uffd`, which is its own from then on. */
+int session_serve(struct session *s, int uffd, bool fill, bool takes_over, struct error *e);
+
+/* Lets the fill go on, and returns when the VMM has ended, or (not `stays`) all is done. Reports.
+ */
+void session_accompany(struct session *s);
+
+/* Ends the server and frees everything but the target and the VMM. Any state. */
+void session_close(struct session *s);
+
+#endif

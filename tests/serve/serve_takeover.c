@@ -1,0 +1,181 @@
+/*
+ * The server is killed again and again, and each time another takes over from the record in the
+ * process: every thread that waits is served, no page is wrong, and what was given back stays so.
+ *
+ * With the rule broken on purpose (VMSNAP_BREAK=event-forgotten) this test has to fail.
+ */
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/kernel.h"
+#include "restore/resume.h"
+#include "tests/kernel/ktest.h"
+#include "tests/serve/serve_kit.h"
+
+struct shape {
+    enum kit_work work;
+    unsigned n_kills;
+    const char *kill_at; /* a named point; NULL: at random moments */
+};
+
+/* ---- the servers: children ---- */
+
+static int serve_first(void *opaque)
+{
+    struct kit *k = opaque;
+    if (!kit_serve(k, true, true))
+        return 1;
+    kit_go(k);
+    for (;;)
+        pause();
+}
+
+static void on_report(void *opaque, const char *type, json_t *object)
+{
+    (void)opaque;
+    (void)type;
+    json_decref(object);
+}
+
+static void on_trouble(void *opaque, const struct error *e)
+{
+    (void)opaque;
+    printf("    %s\n", e->message);
+}
+
+static int take_over(void *opaque)
+{
+    struct kit *k = opaque;
+    struct restore_options o = {.n_threads = 2,
+                                .prefetch_hot = true,
+                                .timeout_ms = 5000,
+                                .report = on_report,
+                                .trouble = on_trouble};
+    struct error e = {0};
+    int rc = resume_run(&o, k->pid, &e);
+    if (rc)
+        printf("    take over: %s\n", e.message);
+    fflush(stdout);
+    return e.exit_code;
+}
+
+/* ---- the test ---- */
+
+static void fill_board(struct kit_board *board, const struct shape *shape)
+{
+    static const enum kit_memory kinds[] = {KIT_ANON, KIT_MEMFD, KIT_PRIVATE_FILE, KIT_ANON_HUGE};
+    bool discards = shape->work == KIT_DISCARD;
+    board->work = shape->work;
+    board->n_threads = 3;
+    board->n_rounds = 6000;
+    board->n_blocks = discards ? 3 : 4;
+    for (unsigned i = 0; i < board->n_blocks; i++)
+        board->blocks[i] = (struct kit_block){.kind = kinds[i == 2 && discards ? 3 : i],
+                                              .n_pages = discards ? KIT_DISCARD_PAGES : 16384};
+}
+
+static bool is_served_no_more(struct kit *k)
+{
+    return ktest_ended(k->pid) || atomic_load(&k->board->finished) == k->board->n_threads;
+}
+
+/* Kills one server after another, at random or where its own named point does it. */
+static int kill_servers(struct kit *k, const struct shape *shape, unsigned *killed)
+{
+    pid_t server = ktest_spawn(serve_first, k);
+    KTEST_CHECK(KTEST_WAIT(atomic_load(&k->board->pages_read) >= 1), "nothing was read");
+    for (*killed = 0; *killed < shape->n_kills && !is_served_no_more(k); ++*killed) {
+        int status = 0;
+        if (shape->kill_at) {
+            status = ktest_reap(server, 5000);
+        } else {
+            usleep((useconds_t)(rand() % 8000));
+            ktest_end(server);
+        }
+        if (status == -1 || (shape->kill_at && !WIFSIGNALED(status)))
+            break; /* it never got there (again) */
+        server = ktest_spawn(take_over, k);
+    }
+    unsetenv("VMSNAP_KILL_AT");
+    ktest_end(server);
+    return KTEST_PASS;
+}
+
+static int run_shape(const void *arg)
+{
+    const struct shape *shape = arg;
+    struct kit_board *board = ktest_shared(sizeof(*board));
+    fill_board(board, shape);
+    struct kit k;
+    KTEST_CHECK(kit_open(&k, board, true), "no process or image");
+    if (shape->kill_at)
+        setenv("VMSNAP_KILL_AT", shape->kill_at, 1);
+    unsigned killed;
+    int rc = kill_servers(&k, shape, &killed);
+    if (rc != KTEST_PASS)
+        return rc;
+    unsigned finished = board->finished;
+    pid_t last = ktest_spawn(take_over, &k);
+    for (int i = 0; i < 600 && !kit_wait_finished(&k, 100) && !board->wrong; i++)
+        ;
+    printf("    %u servers killed, %u of %u threads had finished; %llu pages read, %llu discards; "
+           "%llu wrong pages, of which %llu came back\n",
+           killed, finished, board->n_threads, (unsigned long long)board->pages_read,
+           (unsigned long long)board->discards, (unsigned long long)board->wrong,
+           (unsigned long long)board->came_back);
+    KTEST_CHECK(board->wrong == 0, "%llu wrong pages", (unsigned long long)board->wrong);
+    KTEST_CHECK(board->finished == board->n_threads, "the process hangs");
+    KTEST_CHECK(killed >= 3, "hardly any server was killed");
+    int status = ktest_reap(last, 10000);
+    /* The one before it may have come to the end already. */
+    KTEST_CHECK(WIFEXITED(status) &&
+                    (WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == VMSNAP_EXIT_TARGET),
+                "the last one: status %d", status);
+    kit_close(&k);
+    return KTEST_PASS;
+}
+
+/* One that serves keeps a second one out; one that has never been served is no business of ours. */
+static int run_refusals(const void *arg)
+{
+    (void)arg;
+    struct kit_board *board = ktest_shared(sizeof(*board));
+    board->n_threads = 1;
+    board->n_blocks = 1;
+    board->blocks[0] = (struct kit_block){.kind = KIT_ANON, .n_pages = 4096};
+    struct kit k;
+    KTEST_CHECK(kit_open(&k, board, false), "no process or image");
+    pid_t too_early = ktest_spawn(take_over, &k);
+    int status = ktest_reap(too_early, 5000);
+    KTEST_CHECK(WIFEXITED(status) && WEXITSTATUS(status) == VMSNAP_EXIT_TARGET, "status %d",
+                status);
+    KTEST_CHECK(kit_serve(&k, false, false), "no server");
+    pid_t second = ktest_spawn(take_over, &k);
+    status = ktest_reap(second, 5000);
+    KTEST_CHECK(WIFEXITED(status) && WEXITSTATUS(status) == VMSNAP_EXIT_BUSY, "status %d", status);
+    KTEST_CHECK(kit_run(&k) && board->wrong == 0, "wrong pages");
+    kit_close(&k);
+    return KTEST_PASS;
+}
+
+static const struct shape reads = {KIT_READ, 30, NULL}, discards = {KIT_DISCARD, 30, NULL},
+                          after_read = {KIT_DISCARD, 60, "serve-read:40"};
+
+int main(int argc, char **argv)
+{
+    struct error e = {0};
+    if (geteuid() != 0 || kernel_require(&e)) {
+        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
+        return KTEST_SKIP;
+    }
+    static const struct ktest_case cases[] = {
+        {"reads", run_shape, &reads},
+        {"discards", run_shape, &discards},
+        {"killed-after-read", run_shape, &after_read},
+        {"refusals", run_refusals, NULL},
+    };
+    return ktest_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
+}
