@@ -144,8 +144,7 @@ def judge(t, guest, tests):
 
 
 QUICK = ("kernel.probe", "kernel.memory_facts", "kernel.region_read", "kernel.inject_calls",
-         "kernel.engine_busy", "kernel.engine_huge", "kernel.engine_huge_pieces",
-         "kernel.engine_instant")
+         "kernel.engine_busy", "kernel.engine_huge_pieces", "kernel.engine_instant")
 
 
 def in_guest(t, limit_s, names=None):
