@@ -65,8 +65,9 @@ struct cluster_map {
     atomic_uint_fast64_t n_saved; /* clusters SAVED or RELEASED */
 };
 
-/* Cuts large regions into a part for each shard, no huge page in two; small ones go to the first.
- * The regions' descriptors are borrowed, and the shards. All clusters UNTRACKED. 0 or -ENOMEM. */
+/* Cuts large regions into a part for each shard, no huge page in two; the first has what is small,
+ * begins within a huge page, or is hugetlbfs. The regions' descriptors are borrowed, and the
+ * shards. All clusters UNTRACKED. 0 or -ENOMEM. */
 int cluster_map_init(struct cluster_map *m, const struct region *regions, uint32_t n_regions,
                      struct shard *shards, unsigned n_shards);
 void cluster_map_free(struct cluster_map *m);
