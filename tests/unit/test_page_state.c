@@ -41,7 +41,7 @@ Test(page_state, a_range_of_marks_covers_exactly_its_pages)
 {
     for (uint64_t first = 0; first < 12; first++) {
         for (uint64_t n = 0; first + n <= 32; n++) {
-                    setup();
+            setup();
             page_state_discard(&s, first, n);
             for (uint64_t page = 0; page < 32; page++) {
                 bool marked = page_state_discarded(&s, page / 4) >> (page % 4) & 1;
