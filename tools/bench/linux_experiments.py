@@ -82,6 +82,7 @@ def report(figures, case, pattern, results):
                     "s", "<= 1.20 of it", at_most(1.2))
         figures.add("time to a finished image", case, of("vmsnap", lambda r: r["wall"]),
                     of(piped, lambda r: r["wall"]), piped)
+    figures.add("until huge pages are back too", case, of("vmsnap", lambda r: r["command"]))
     cap_and_share = of("vmsnap", lambda r: BUFFER_BYTES + EXTRA_BYTES +
                        INDEX_SHARE * r["summary"]["ram_bytes"])
     figures.add("peak memory of all processes", case, of("vmsnap", lambda r: r["peak"]),

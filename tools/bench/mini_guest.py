@@ -77,7 +77,8 @@ class MiniGuest:
             wall = time.monotonic() - began
             if result.code not in (0, 3):
                 raise NoFigure(f"vmsnap: {result.error['message']}")
-            return {"wall": wall, "bytes": os.path.getsize(image), "peak": memory.end(),
+            return {"wall": result.summary["wall_ns"] / 1e9, "command": wall,
+                    "bytes": os.path.getsize(image), "peak": memory.end(),
                     "summary": result.summary, "path": image, "resumed": resumed}
         return self.watched(take)
 

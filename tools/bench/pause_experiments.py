@@ -23,12 +23,11 @@ def paused(guest):
 
 def vmsnap(t, guest, image, *options):
     guest.qmp.take_events()
-    began = time.monotonic()
     result = finish(t, start_vmsnap(t, "snapshot", "--qmp", guest.qmp_path, "--overwrite", *options,
                                     image), 120)
     if result.code not in (0, 3):
         raise NoFigure(f"vmsnap: {result.error['message']}")
-    return {"wall": time.monotonic() - began, "pause": paused(guest), "summary": result.summary}
+    return {"wall": result.summary["wall_ns"] / 1e9, "pause": paused(guest), "summary": result.summary}
 
 
 def stop_alone(guest):
