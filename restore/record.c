@@ -11,7 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <limits.h>
+#include <linux/magic.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,14 +19,17 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/clock.h"
 #include "common/inject.h"
 
 #define MAGIC "vmsnaprr"
-#define VERSION 1u
+#define VERSION 2u
 #define MAX_BLOCKS 4096u
+#define LOCK_WAIT_NS 1000000000ull
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 struct record_block {
@@ -39,18 +42,9 @@ struct record_block {
 enum record_stage { RECORD_NEW, RECORD_READY, RECORD_RELEASED };
 
 struct record_header {
-    char magic[8];
-    uint32_t version;
-    uint32_t n_blocks;
-    uint64_t total_bytes;
-    uint64_t n_clusters;
-    uint64_t states_at;
-    uint8_t image_id[16];
+    struct record_facts facts;
     atomic_uint stage; /* enum record_stage */
-    int32_t uffd;
-    uint32_t fill;
     uint32_t reserved;
-    char image_path[PATH_MAX];
     struct uffd_msg messages[SERVER_MESSAGES];
     struct record_block blocks[];
 };
@@ -63,24 +57,73 @@ static uint64_t states_at(uint32_t n_blocks)
 
 /* ---- opening ---- */
 
-static int open_there(const struct target *t, int number)
+static int refuse(const struct target *t, const char *why, struct error *e)
 {
+    error_set(e, VMSNAP_EXIT_TARGET, EBADMSG, "process %d: its record of the restore %s",
+              (int)t->pid, why);
+    return -EBADMSG;
+}
+
+static bool is_our_memfd(int fd, const char *name)
+{
+    char link[64];
+    struct stat st;
+    struct statfs fs;
+    ssize_t n = readlink(name, link, sizeof(link));
+    return n == (ssize_t)strlen(RECORD_LINK) && memcmp(link, RECORD_LINK, (size_t)n) == 0 &&
+           fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && fstatfs(fd, &fs) == 0 &&
+           fs.f_type == TMPFS_MAGIC;
+}
+
+/*
+ * An opening of our own (which is what a lock belongs to) of what the VMM has as r->target_fd. The
+ * VMM may put any file there at any time, so what is looked at, and then opened, is our duplicate
+ * of that descriptor. `is_right`: whether its seals and its length are as they have to be.
+ */
+static int open_there(struct record *r, const struct target *t,
+                      bool (*is_right)(int seals, off_t bytes), struct error *e)
+{
+    CLEANUP_FD int copy = target_get_fd(t, r->target_fd);
+    if (copy < 0)
+        return error_set(e, VMSNAP_EXIT_TARGET, -copy, "can't get the record from process %d",
+                         (int)t->pid);
     char name[32];
-    snprintf(name, sizeof(name), "fd/%d", number);
-    int fd = openat(t->proc_fd, name, O_RDWR | O_CLOEXEC);
-    return fd < 0 ? -errno : fd;
+    struct stat st;
+    snprintf(name, sizeof(name), "/proc/self/fd/%d", copy);
+    int seals = fcntl(copy, F_GET_SEALS);
+    if (!is_our_memfd(copy, name) || seals < 0 || fstat(copy, &st) || !is_right(seals, st.st_size))
+        return refuse(t, "is not of vmsnap's making", e);
+    r->lock_fd = open(name, O_RDWR | O_CLOEXEC);
+    if (r->lock_fd < 0)
+        return error_set(e, VMSNAP_EXIT_TARGET, errno, "can't open the record in process %d",
+                         (int)t->pid);
+    return 0;
+}
+
+/* The lock of a server that was killed goes only with the last of its threads. */
+static int take_lock(int fd)
+{
+    uint64_t until_ns = clock_monotonic_ns() + LOCK_WAIT_NS;
+    while (flock(fd, LOCK_EX | LOCK_NB)) {
+        if (errno != EWOULDBLOCK || clock_monotonic_ns() >= until_ns)
+            return -errno;
+        usleep(10000);
+    }
+    return 0;
 }
 
 static int lock_and_map(struct record *r, const struct target *t, struct error *e)
 {
-    if (flock(r->lock_fd, LOCK_EX | LOCK_NB)) {
-        if (errno != EWOULDBLOCK)
-            return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't lock the record in process %d",
-                             (int)t->pid);
+    int rc = take_lock(r->lock_fd);
+    if (rc == -EWOULDBLOCK) {
         error_set(e, VMSNAP_EXIT_BUSY, 0, "process %d is served by another vmsnap already",
                   (int)t->pid);
+        error_hint(e, "if that one was killed it may still be ending: try again in a moment");
         return -EBUSY;
     }
+    if (rc)
+        return error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't lock the record in process %d",
+                         (int)t->pid);
     void *at = mmap(NULL, r->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, r->lock_fd, 0);
     if (at == MAP_FAILED)
         return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't map the record in process %d",
@@ -105,33 +148,42 @@ void record_close(struct record *r)
 static void write_header(struct record *r, const struct image *img, const char *path,
                          const struct blocks *blocks, bool fill)
 {
-    struct record_header *h = r->header;
-    *h = (struct record_header){.version = VERSION,
-                                .n_blocks = blocks->count,
-                                .total_bytes = r->bytes,
-                                .n_clusters = image_get_trailer(img)->n_clusters,
-                                .states_at = states_at(blocks->count),
-                                .uffd = -1,
-                                .fill = fill};
-    memcpy(h->image_id, image_get_header(img)->image_id, sizeof(h->image_id));
-    snprintf(h->image_path, sizeof(h->image_path), "%s", path);
+    struct record_facts *f = &r->facts;
+    *f = (struct record_facts){.version = VERSION,
+                               .n_blocks = blocks->count,
+                               .total_bytes = r->bytes,
+                               .n_clusters = image_get_trailer(img)->n_clusters,
+                               .states_at = states_at(blocks->count),
+                               .uffd = -1,
+                               .fill = fill};
+    memcpy(f->magic, MAGIC, sizeof(f->magic));
+    memcpy(f->image_id, image_get_header(img)->image_id, sizeof(f->image_id));
+    snprintf(f->image_path, sizeof(f->image_path), "%s", path);
+    r->header->facts = *f;
     for (uint32_t i = 0; i < blocks->count; i++) {
         const struct block *b = &blocks->items[i];
-        struct record_block *to = &h->blocks[i];
+        struct record_block *to = &r->header->blocks[i];
         memcpy(to->name, b->region.name, sizeof(to->name));
         to->hva = b->region.hva;
         to->bytes = b->bytes;
         to->page_bytes = b->region.page_bytes;
         to->kind = b->region.kind;
     }
-    memcpy(h->magic, MAGIC, sizeof(h->magic));
 }
 
-static int size_and_seal(struct record *r, struct error *e)
+static bool is_fresh(int seals, off_t bytes)
 {
-    if (ftruncate(r->lock_fd, (off_t)r->bytes) || fcntl(r->lock_fd, F_ADD_SEALS, SEALS))
+    return !(seals & F_SEAL_SEAL) && bytes == 0;
+}
+
+/* The VMM could change the length until the seals are on, so it is looked at afterwards. */
+static int size_and_seal(struct record *r, const struct target *t, struct error *e)
+{
+    struct stat st;
+    if (ftruncate(r->lock_fd, (off_t)r->bytes) || fcntl(r->lock_fd, F_ADD_SEALS, SEALS) ||
+        fstat(r->lock_fd, &st))
         return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't make the record of the restore");
-    return 0;
+    return (uint64_t)st.st_size == r->bytes ? 0 : refuse(t, "was cut short", e);
 }
 
 int record_create(struct record *r, const struct target *t, const struct image *img,
@@ -140,36 +192,38 @@ int record_create(struct record *r, const struct target *t, const struct image *
 {
     *r = (struct record){.lock_fd = -1, .target_fd = -1};
     CLEANUP_FREE char *path = realpath(image_path, NULL);
-    if (!path)
-        return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't tell where %s lies", image_path);
     r->bytes = states_at(blocks->count) + image_get_trailer(img)->n_clusters;
     int rc = inject_memfd(t, RECORD_NAME, &r->target_fd, timeout_ms, e);
     if (rc)
         return rc;
-    r->lock_fd = open_there(t, r->target_fd);
-    if (r->lock_fd < 0)
-        rc = error_set(e, VMSNAP_EXIT_TARGET, -r->lock_fd, "can't open the record in process %d",
-                       (int)t->pid);
+    rc = open_there(r, t, is_fresh, e);
     if (rc == 0)
-        rc = size_and_seal(r, e);
+        rc = size_and_seal(r, t, e);
     if (rc == 0)
         rc = lock_and_map(r, t, e);
     if (rc)
         record_close(r);
     else
-        write_header(r, img, path, blocks, fill);
+        write_header(r, img, path ? path : "", blocks, fill);
     return rc;
 }
 
 void record_ready(struct record *r, int uffd)
 {
-    r->header->uffd = uffd;
+    r->facts.uffd = uffd;
+    r->header->facts.uffd = uffd;
     atomic_store(&r->header->stage, RECORD_READY);
 }
 
 void record_released(struct record *r)
 {
     atomic_store(&r->header->stage, RECORD_RELEASED);
+}
+
+void record_uffd_closed(struct record *r)
+{
+    r->facts.uffd = -1;
+    r->header->facts.uffd = -1;
 }
 
 bool record_is_released(const struct record *r)
@@ -201,33 +255,35 @@ static int find_there(const struct target *t)
     return found;
 }
 
-static int refuse(const struct target *t, const char *why, struct error *e)
+static bool is_sealed(int seals, off_t bytes)
 {
-    error_set(e, VMSNAP_EXIT_TARGET, EBADMSG, "process %d: its record of the restore %s",
-              (int)t->pid, why);
-    return -EBADMSG;
+    return (seals & SEALS) == SEALS && bytes >= (off_t)sizeof(struct record_header);
+}
+
+/* What was checked must be what is used later. */
+static void copy_facts(struct record *r)
+{
+    memcpy(&r->facts, &r->header->facts, sizeof(r->facts));
+    atomic_signal_fence(memory_order_seq_cst);
 }
 
 static bool is_sound(const struct record *r)
 {
-    const struct record_header *h = r->header;
-    uint32_t n_blocks = h->n_blocks;
-    uint64_t n_clusters = h->n_clusters;
-    return memcmp(h->magic, MAGIC, sizeof(h->magic)) == 0 && h->version == VERSION &&
-           n_blocks <= MAX_BLOCKS && h->total_bytes == r->bytes &&
-           h->states_at == states_at(n_blocks) && h->states_at <= r->bytes &&
-           n_clusters == r->bytes - h->states_at &&
-           memchr(h->image_path, '\0', sizeof(h->image_path)) && h->image_path[0] == '/';
+    const struct record_facts *f = &r->facts;
+    return memcmp(f->magic, MAGIC, sizeof(f->magic)) == 0 && f->version == VERSION &&
+           f->n_blocks <= MAX_BLOCKS && f->total_bytes == r->bytes &&
+           f->states_at == states_at(f->n_blocks) && f->states_at <= r->bytes &&
+           f->n_clusters == r->bytes - f->states_at &&
+           memchr(f->image_path, '\0', sizeof(f->image_path)) &&
+           (f->image_path[0] == '/' || f->image_path[0] == '\0');
 }
 
-static int check_file(struct record *r, const struct target *t, struct error *e)
+/* Sealed: the length stays as it is. */
+static int learn_length(struct record *r, struct error *e)
 {
     struct stat st;
-    int seals = fcntl(r->lock_fd, F_GET_SEALS);
-    if (fstat(r->lock_fd, &st) || seals < 0 || (seals & SEALS) != SEALS)
-        return refuse(t, "is not of vmsnap's making", e);
-    if (st.st_size < (off_t)sizeof(struct record_header))
-        return refuse(t, "is too short", e);
+    if (fstat(r->lock_fd, &st))
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't look at the record");
     r->bytes = (uint64_t)st.st_size;
     return 0;
 }
@@ -242,13 +298,16 @@ int record_open(struct record *r, const struct target *t, struct error *e)
                    "either all of its memory is in, or it was never started by 'vmsnap restore'");
         return -ENOENT;
     }
-    r->lock_fd = r->target_fd < 0 ? r->target_fd : open_there(t, r->target_fd);
-    if (r->lock_fd < 0)
-        return error_set(e, VMSNAP_EXIT_TARGET, -r->lock_fd,
+    if (r->target_fd < 0)
+        return error_set(e, VMSNAP_EXIT_TARGET, -r->target_fd,
                          "can't look at the descriptors of process %d", (int)t->pid);
-    int rc = check_file(r, t, e);
+    int rc = open_there(r, t, is_sealed, e);
+    if (rc == 0)
+        rc = learn_length(r, e);
     if (rc == 0)
         rc = lock_and_map(r, t, e);
+    if (rc == 0)
+        copy_facts(r);
     if (rc == 0 && !is_sound(r))
         rc = refuse(t, "makes no sense", e);
     if (rc == 0 && atomic_load(&r->header->stage) == RECORD_NEW)
@@ -262,22 +321,22 @@ int record_open(struct record *r, const struct target *t, struct error *e)
 
 const char *record_image_path(const struct record *r)
 {
-    return r->header->image_path;
+    return r->facts.image_path;
 }
 
 const uint8_t *record_image_id(const struct record *r)
 {
-    return r->header->image_id;
+    return r->facts.image_id;
 }
 
 bool record_fills(const struct record *r)
 {
-    return r->header->fill;
+    return r->facts.fill;
 }
 
 int record_uffd(const struct record *r)
 {
-    return r->header->uffd;
+    return r->facts.uffd;
 }
 
 struct uffd_msg *record_messages(const struct record *r)
@@ -285,9 +344,15 @@ struct uffd_msg *record_messages(const struct record *r)
     return r->header->messages;
 }
 
+static bool is_page_size(uint64_t bytes)
+{
+    return bytes == IMAGE_PAGE_BYTES || bytes == 2ull << 20 || bytes == 1ull << 30;
+}
+
 static bool read_block(const struct record_block *from, struct region *to)
 {
     struct record_block b = *from; /* once: the VMM may write to it */
+    atomic_signal_fence(memory_order_seq_cst);
     *to = (struct region){.hva = b.hva,
                           .bytes = b.bytes,
                           .max_bytes = b.bytes,
@@ -295,17 +360,14 @@ static bool read_block(const struct record_block *from, struct region *to)
                           .kind = (enum region_kind)b.kind,
                           .fd = -1};
     memcpy(to->name, b.name, sizeof(to->name));
-    bool power_of_two = b.page_bytes && (b.page_bytes & (b.page_bytes - 1)) == 0;
-    return memchr(b.name, '\0', sizeof(b.name)) && power_of_two &&
-           b.page_bytes >= IMAGE_PAGE_BYTES && b.hva % b.page_bytes == 0 &&
-           b.hva + b.bytes >= b.hva && b.kind <= REGION_PRIVATE_FILE;
+    return memchr(b.name, '\0', sizeof(b.name)) && is_page_size(b.page_bytes) &&
+           b.hva % b.page_bytes == 0 && b.hva + b.bytes >= b.hva && b.kind >= REGION_ANON &&
+           b.kind <= REGION_PRIVATE_FILE;
 }
 
 int record_regions(const struct record *r, struct region **out, uint32_t *n)
 {
-    uint32_t count = r->header->n_blocks;
-    if (states_at(count) > r->bytes)
-        return -EBADMSG;
+    uint32_t count = r->facts.n_blocks;
     struct region *regions = calloc(count ? count : 1, sizeof(*regions));
     if (!regions)
         return -ENOMEM;
@@ -321,9 +383,8 @@ int record_regions(const struct record *r, struct region **out, uint32_t *n)
 
 bool record_states(const struct record *r, uint64_t n_clusters, struct page_state *out)
 {
-    uint64_t at = states_at(r->header->n_blocks);
-    if (at > r->bytes || r->bytes - at != n_clusters)
+    if (r->facts.n_clusters != n_clusters)
         return false;
-    page_state_map(out, (unsigned char *)r->header + at, n_clusters);
+    page_state_map(out, (unsigned char *)r->header + r->facts.states_at, n_clusters);
     return true;
 }

@@ -11,6 +11,7 @@
 #ifndef VMSNAP_RESTORE_RECORD_H
 #define VMSNAP_RESTORE_RECORD_H
 
+#include <limits.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -25,16 +26,32 @@
 
 struct record_header;
 
+/* What it says but for the blocks and the states. */
+struct record_facts {
+    char magic[8];
+    uint32_t version;
+    uint32_t n_blocks;
+    uint64_t total_bytes;
+    uint64_t n_clusters;
+    uint64_t states_at;
+    uint8_t image_id[16];
+    int32_t uffd; /* -1: none (any more) */
+    uint32_t fill;
+    char image_path[PATH_MAX]; /* absolute; empty: the image had no name */
+};
+
 struct record {
     struct record_header *header; /* mapped; NULL: there is none */
     uint64_t bytes;
-    int lock_fd;   /* -1: none */
-    int target_fd; /* its number in the VMM */
+    int lock_fd;               /* -1: none */
+    int target_fd;             /* its number in the VMM */
+    struct record_facts facts; /* our own copy, checked: the VMM may write to the mapped one */
 };
 
 /*
  * Makes the record in the VMM and locks it. `regions` are what blocks_match() will make blocks of.
- * The image's path is made absolute. Main thread; some hundred microseconds of injection. Exit code
+ * The image's path is made absolute; that of an image without a name (a descriptor's of a removed
+ * file) is left empty. Main thread; some hundred microseconds of injection. Exit code
  * 1, or as inject_memfd(). On failure *r is empty; the VMM may be left with an idle memfd.
  */
 int record_create(struct record *r, const struct target *t, const struct image *img,
@@ -47,11 +64,15 @@ void record_ready(struct record *r, int uffd);
 
 /* All memory is in and nothing is registered any more: a successor has only to clear up. */
 void record_released(struct record *r);
+
+/* The VMM's copy of the userfaultfd is closed: its number may soon be another's. */
+void record_uffd_closed(struct record *r);
 bool record_is_released(const struct record *r);
 
 /*
- * Finds, locks and checks the record of a VMM whose server has died. Exit code 10: it has none, or
- * it makes no sense, or was never ready; 11: somebody serves it.
+ * Finds, locks and checks the record of a VMM whose server has died; waits about a second for the
+ * lock. Exit code 10: it has none, or it makes no sense, or was never ready; 11: somebody serves
+ * it.
  */
 int record_open(struct record *r, const struct target *t, struct error *e);
 
@@ -60,7 +81,7 @@ void record_close(struct record *r);
 
 /* ---- what it says; after record_create() or record_open() ---- */
 
-const char *record_image_path(const struct record *r); /* checked: terminated */
+const char *record_image_path(const struct record *r); /* may be empty */
 const uint8_t *record_image_id(const struct record *r);
 bool record_fills(const struct record *r);
 int record_uffd(const struct record *r); /* the descriptor's number in the VMM */

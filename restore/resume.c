@@ -1,23 +1,50 @@
 #include "restore/resume.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/kernel.h"
+#include "common/log.h"
 #include "common/testhook.h"
 #include "restore/handoff.h"
 #include "restore/session.h"
 
+/* The path comes out of the VMM's process: whatever lies there must not be opened before it is
+ * known to be a file, since opening a device may do something. */
+static int open_recorded_image(struct session *s, struct error *e)
+{
+    const char *path = record_image_path(&s->record);
+    if (!path[0])
+        return error_set(e, VMSNAP_EXIT_FAILED, 0, "the image's place is not recorded");
+    CLEANUP_FD int place = open(path, O_PATH | O_CLOEXEC);
+    struct stat st;
+    if (place < 0 || fstat(place, &st))
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "opening image %s", path);
+    if (!S_ISREG(st.st_mode))
+        return error_set(e, VMSNAP_EXIT_IMAGE, EINVAL, "%s: not a regular file", path);
+    char name[32];
+    snprintf(name, sizeof(name), "/proc/self/fd/%d", place);
+    int fd = open(name, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "opening image %s", path);
+    log_info("the image is the recorded one, %s", path);
+    return image_open_fd(&s->img, fd, path, e);
+}
+
 static int take_image(struct session *s, struct error *e)
 {
-    const char *path = s->o->image_path ? s->o->image_path : record_image_path(&s->record);
-    int rc = image_open(&s->img, path, e);
+    const char *given = s->o->image_path;
+    int rc = given ? image_open(&s->img, given, e) : open_recorded_image(s, e);
     if (rc) {
-        if (!s->o->image_path)
+        if (!given)
             error_hint(e, "if the image has moved, name it: vmsnap restore --resume %d IMAGE",
                        (int)s->target->pid);
         return rc;
@@ -25,8 +52,8 @@ static int take_image(struct session *s, struct error *e)
     if (memcmp(image_get_header(s->img)->image_id, record_image_id(&s->record), 16) == 0)
         return 0;
     return error_set(e, VMSNAP_EXIT_MISMATCH, EINVAL,
-                     "%s is not the image that process %d was started from (or a copy of it)", path,
-                     (int)s->target->pid);
+                     "%s is not the image that process %d was started from (or a copy of it)",
+                     given ? given : record_image_path(&s->record), (int)s->target->pid);
 }
 
 static int take_blocks(struct session *s, struct error *e)
@@ -76,11 +103,8 @@ static void report_running(const struct session *s)
 /* All memory was in already: only the descriptors are left. */
 static int clear_up(struct session *s, struct error *e)
 {
-    int rc =
-        handoff_close_fd(s->target, record_uffd(&s->record), HANDOFF_UFFD, s->o->timeout_ms, e);
-    if (rc == 0)
-        rc = handoff_close_fd(s->target, s->record.target_fd, RECORD_LINK, s->o->timeout_ms, e);
-    return rc;
+    s->target_fd = record_uffd(&s->record);
+    return session_close_there(s, e);
 }
 
 /* A guest that is served must not lose its server to a Ctrl-C; who wants that kills it. */

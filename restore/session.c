@@ -80,16 +80,26 @@ static bool vmm_ended(const struct session *s)
     return s->vmm ? vmm_reap(s->vmm) : shows_its_end(s, 0);
 }
 
+int session_close_there(struct session *s, struct error *e)
+{
+    int rc = 0;
+    if (s->target_fd >= 0)
+        rc = handoff_close_fd(s->target, s->target_fd, HANDOFF_UFFD, s->o->timeout_ms, e);
+    if (rc == 0)
+        record_uffd_closed(&s->record);
+    TESTHOOK_POINT("restore-closing");
+    if (rc == 0)
+        rc = handoff_close_fd(s->target, s->record.target_fd, RECORD_LINK, s->o->timeout_ms, e);
+    return rc;
+}
+
 /* The registration is gone: the guest's memory is its own. */
 static void hand_off(struct session *s, struct handoff_collapse *collapse)
 {
     struct error e = {.guest = GUEST_RUNNING};
     record_released(&s->record);
     TESTHOOK_POINT("restore-released");
-    int rc = handoff_close_fd(s->target, s->target_fd, HANDOFF_UFFD, s->o->timeout_ms, &e);
-    TESTHOOK_POINT("restore-closing");
-    if (rc == 0)
-        rc = handoff_close_fd(s->target, s->record.target_fd, RECORD_LINK, s->o->timeout_ms, &e);
+    int rc = session_close_there(s, &e);
     /* Never fails the restore: all that is left is an idle descriptor in the VMM. A VMM on its way
      * out refuses what is asked of it before its end shows. */
     if (rc && !shows_its_end(s, END_SHOWS_MS)) {

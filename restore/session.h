@@ -30,7 +30,7 @@ struct session {
     struct record record;
     struct page_state state; /* lies in the record */
     struct server *server;
-    int target_fd;         /* the VMM's copy of the userfaultfd */
+    int target_fd;         /* the VMM's copy of the userfaultfd; -1: none */
     const json_t *machine; /* as compared; may be NULL */
     uint64_t began_ns;     /* the launch, or the takeover */
     uint64_t running_ns;   /* since then */
@@ -48,6 +48,9 @@ int session_serve(struct session *s, int uffd, bool fill, bool takes_over, struc
 /* Lets the fill go on, and returns when the VMM has ended, or (not `stays`) all is done. Reports.
  */
 void session_accompany(struct session *s);
+
+/* After the registration is gone: closes the VMM's copies of the userfaultfd and of the record. */
+int session_close_there(struct session *s, struct error *e);
 
 /* Ends the server and frees everything but the target and the VMM. Any state. */
 void session_close(struct session *s);

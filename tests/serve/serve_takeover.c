@@ -4,9 +4,13 @@
  *
  * With the rule broken on purpose (VMSNAP_BREAK=event-forgotten) this test has to fail.
  */
+#include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -161,6 +165,116 @@ static int run_refusals(const void *arg)
     return KTEST_PASS;
 }
 
+/* ---- a process that means harm ---- */
+
+#define VICTIM_BYTES 100000
+#define VICTIM_FD 99
+
+/* As soon as the record is there, another file stands in its place. */
+static void *swap_it(void *opaque)
+{
+    (void)opaque;
+    for (;;)
+        for (int fd = 3; fd < 20; fd++) {
+            int seals = fcntl(fd, F_GET_SEALS);
+            if (seals >= 0 && !(seals & F_SEAL_SEAL))
+                dup2(VICTIM_FD, fd);
+        }
+    return NULL;
+}
+
+static int swap_records(void *opaque)
+{
+    atomic_bool *ready = opaque;
+    pthread_t other;
+    if (pthread_create(&other, NULL, swap_it, NULL))
+        return 1;
+    atomic_store(ready, true);
+    swap_it(NULL);
+    return 0;
+}
+
+/* What stands where the record was made is neither cut nor mapped. */
+static int run_swapped(const void *arg)
+{
+    (void)arg;
+    struct kit_board *board = ktest_shared(sizeof(*board));
+    atomic_bool *ready = ktest_shared(sizeof(*ready));
+    board->n_threads = 1;
+    board->n_blocks = 1;
+    board->blocks[0] = (struct kit_block){.kind = KIT_ANON, .n_pages = 4096};
+    struct kit k;
+    KTEST_CHECK(kit_open(&k, board, false), "no process or image");
+    char victim[] = "/tmp/vmsnap-victim-XXXXXX";
+    int fd = mkostemp(victim, O_CLOEXEC);
+    KTEST_CHECK(fd >= 0 && ftruncate(fd, VICTIM_BYTES) == 0 && dup2(fd, VICTIM_FD) >= 0, "no file");
+    unlink(victim);
+    unsigned refused = 0;
+    for (int i = 0; i < 5; i++) {
+        struct error e = {0};
+        struct target t;
+        struct stat st;
+        atomic_store(ready, false);
+        pid_t pid = ktest_spawn(swap_records, ready);
+        KTEST_CHECK(KTEST_WAIT(atomic_load(ready)) && target_open(&t, pid, &e) == 0, "no process");
+        struct record r;
+        int rc = record_create(&r, &t, k.img, k.image_path, &k.blocks, true, 5000, &e);
+        if (rc == 0)
+            record_close(&r);
+        refused += rc != 0;
+        ktest_end(pid);
+        target_close(&t);
+        KTEST_CHECK(fstat(fd, &st) == 0 && st.st_size == VICTIM_BYTES, "the file has %lld bytes",
+                    (long long)st.st_size);
+        KTEST_CHECK(rc == 0 || e.exit_code == VMSNAP_EXIT_TARGET, "%s", e.message);
+    }
+    printf("    %u of 5 refused\n", refused);
+    close(fd);
+    close(VICTIM_FD);
+    kit_close(&k);
+    return KTEST_PASS;
+}
+
+/* A record of somebody's own making: what can be cut is not mapped, and what makes no sense is not
+ * believed. */
+static int hold_forgery(void *opaque)
+{
+    atomic_int *step = opaque;
+    int fd = memfd_create(RECORD_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0 || ftruncate(fd, 1 << 20))
+        return 1;
+    atomic_store(step, 1);
+    while (atomic_load(step) < 2)
+        usleep(1000);
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+        return 1;
+    atomic_store(step, 3);
+    for (;;)
+        pause();
+}
+
+static int run_forged(const void *arg)
+{
+    (void)arg;
+    atomic_int *step = ktest_shared(sizeof(*step));
+    pid_t pid = ktest_spawn(hold_forgery, step);
+    for (int i = 0; i < 2; i++) {
+        struct error e = {0};
+        struct target t;
+        struct record r;
+        KTEST_CHECK(KTEST_WAIT(atomic_load(step) == 1 + 2 * i) && target_open(&t, pid, &e) == 0,
+                    "no process");
+        int rc = record_open(&r, &t, &e);
+        printf("    %s\n", e.message);
+        KTEST_CHECK(rc && e.exit_code == VMSNAP_EXIT_TARGET, "forgery %d was taken", i);
+        KTEST_CHECK(strstr(e.message, i ? "makes no sense" : "not of vmsnap's making"), "why");
+        target_close(&t);
+        atomic_store(step, 2);
+    }
+    ktest_end(pid);
+    return KTEST_PASS;
+}
+
 static const struct shape reads = {KIT_READ, 30, NULL}, discards = {KIT_DISCARD, 30, NULL},
                           after_read = {KIT_DISCARD, 60, "serve-read:40"};
 
@@ -176,6 +290,8 @@ int main(int argc, char **argv)
         {"discards", run_shape, &discards},
         {"killed-after-read", run_shape, &after_read},
         {"refusals", run_refusals, NULL},
+        {"swapped", run_swapped, NULL},
+        {"forged", run_forged, NULL},
     };
     return ktest_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
 }
