@@ -1,6 +1,12 @@
 #include "common/thread.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdio.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 int thread_start(pthread_t *thread, void *(*run)(void *), void *opaque)
 {
@@ -16,4 +22,25 @@ int thread_start(pthread_t *thread, void *(*run)(void *), void *opaque)
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attributes);
     return -err;
+}
+
+int thread_session_nice(int nice_value)
+{
+    char text[16];
+    int len = snprintf(text, sizeof(text), "%d", nice_value);
+    int fd = open("/proc/self/autogroup", O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    int ret = write(fd, text, (size_t)len) == len ? 0 : -errno;
+    close(fd);
+    return ret;
+}
+
+int thread_go_first(int priority)
+{
+    struct sched_param real_time = {.sched_priority = priority};
+    if (sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &real_time) == 0)
+        return 0;
+    int err = errno;
+    return setpriority(PRIO_PROCESS, 0, -20) == 0 ? 0 : -err;
 }

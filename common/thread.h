@@ -12,4 +12,16 @@
 /* 0 or -errno. */
 int thread_start(pthread_t *thread, void *(*run)(void *), void *opaque);
 
+/*
+ * The nice value of this whole session towards others. Where autogroups are on (sched(7); Debian's
+ * default) the CPU is shared out between sessions first, and nice(2) counts within one only:
+ * against a VM that was started elsewhere it is without effect. Only for a session of our own, or
+ * it is the user's shell that gives way. -ENOENT: no autogroups here; or another -errno.
+ */
+int thread_session_nice(int nice_value);
+
+/* Puts the calling thread ahead of everything that is not real-time (SCHED_RR; bounded by the
+ * kernel's real-time throttling); without the right to that as far ahead as may be: then -errno. */
+int thread_go_first(int priority);
+
 #endif

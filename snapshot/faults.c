@@ -31,12 +31,10 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "common/clock.h"
@@ -49,6 +47,7 @@
 #include "snapshot/events.h"
 #include "snapshot/streams.h"
 
+#define FAULT_PRIORITY 1 /* the lowest real-time one */
 /* How long to keep reading after a fault: doubled while faults come within the longest of these,
  * halved when they do not. */
 #define BUSY_READ_MIN_NS 12500u
@@ -288,17 +287,6 @@ static void sleep_until_event(struct faults *f)
     }
 }
 
-/* Ahead of everything that is not real-time; the kernel's real-time throttling bounds it. */
-static void raise_priority(void)
-{
-    struct sched_param lowest_real_time = {.sched_priority = 1};
-    if (sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &lowest_real_time) &&
-        setpriority(PRIO_PROCESS, 0, -20))
-        log_info("the fault thread runs at normal priority (%s): on a busy host writes of the "
-                 "guest wait longer",
-                 strerror(errno));
-}
-
 /* How long to keep reading, when a fault has come this long after the last one was served. Not at
  * all where that takes the CPU from the compressors for which the guest waits. */
 static uint64_t busy_reading(struct faults *f, uint64_t gap_ns)
@@ -317,7 +305,11 @@ static void *fault_thread(void *opaque)
     struct faults *f = opaque;
     struct capture *c = f->capture;
     prctl(PR_SET_NAME, "vmsnap-fault");
-    raise_priority();
+    int ret = thread_go_first(FAULT_PRIORITY);
+    if (ret)
+        log_info("the fault thread runs at normal priority (%s): on a busy host writes of the "
+                 "guest wait longer",
+                 strerror(-ret));
     struct uffd_msg messages[EVENTS_BATCH];
     uint64_t busy_until = 0, last_served = 0, began = clock_monotonic_ns();
     while (!atomic_load(&f->stop)) {

@@ -67,7 +67,7 @@ static int take_over(int fd, json_t **summary, struct error *e)
 
 static _Noreturn void be_worker(struct guardian *g, pid_t parent, int result_fd)
 {
-    setpgid(0, 0);
+    setsid();
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent)
         _exit(VMSNAP_EXIT_FAILED); /* killed before we could be told */

@@ -9,8 +9,9 @@
  *   worker starved          no heartbeat for max_stall (at least 1 s): killed, then as above
  *   guardian killed         the worker gets SIGTERM and gives up in order
  *
- * The worker is in a process group of its own, so that a signal to the foreground group of a
- * terminal reaches the guardian alone, which passes SIGINT, SIGTERM and SIGUSR1 on.
+ * The worker is in a session of its own, so that a signal to the foreground group of a terminal
+ * reaches the guardian alone, which passes SIGINT, SIGTERM and SIGUSR1 on; and so that it can give
+ * way to the VM as a whole (thread_session_nice()).
  */
 #ifndef VMSNAP_SNAPSHOT_GUARDIAN_H
 #define VMSNAP_SNAPSHOT_GUARDIAN_H

@@ -12,6 +12,9 @@
 #include "snapshot/arm.h"
 
 #define TICK_MS 50
+#define WATCH_PRIORITY 2 /* ahead of the fault thread, which may hang */
+/* A write that waits so long waits for compressors that get no CPU. */
+#define URGENT_NS 100000000u
 
 /* An event of a shard that its fault thread has not read. */
 struct unread {
@@ -25,7 +28,7 @@ struct watch {
     struct guardian_board *board;
     int stop_event;
     pthread_t thread;
-    bool dropped;
+    bool dropped, urged;
     struct unread unread[SHARDS_MAX];
 };
 
@@ -52,6 +55,14 @@ static uint64_t unread_since(struct unread *u, struct shard *shard)
     return u->since_ns;
 }
 
+/* We give way to the guest (job_pause.c), but not to others when it waits for us. */
+static void urge_on(struct watch *w)
+{
+    if (!w->urged)
+        thread_session_nice(0);
+    w->urged = true;
+}
+
 /* True if a write is held, or an event unread, for too long in any shard. */
 static bool is_stalled(struct watch *w)
 {
@@ -62,6 +73,8 @@ static bool is_stalled(struct watch *w)
         uint64_t held = atomic_load(&c->shards[i].held_since_ns);
         uint64_t unread = unread_since(&w->unread[i], &c->shards[i]);
         uint64_t now = clock_monotonic_ns();
+        if (held && now > held + URGENT_NS)
+            urge_on(w);
         stalled |= (held && now > held + limit) || (unread && now > unread + limit);
     }
     return stalled;
@@ -89,6 +102,7 @@ static void *watch_thread(void *opaque)
 {
     struct watch *w = opaque;
     prctl(PR_SET_NAME, "vmsnap-watch");
+    thread_go_first(WATCH_PRIORITY);
     struct pollfd fds[2] = {{.fd = w->stop_event, .events = POLLIN},
                             {.fd = w->capture->target->pidfd, .events = POLLIN}};
     do {
