@@ -44,7 +44,7 @@ enum record_stage { RECORD_NEW, RECORD_READY, RECORD_RELEASED };
 struct record_header {
     struct record_facts facts;
     atomic_uint stage; /* enum record_stage */
-    uint32_t reserved;
+    atomic_uint guest; /* enum record_guest */
     struct uffd_msg messages[SERVER_MESSAGES];
     struct record_block blocks[];
 };
@@ -220,6 +220,11 @@ void record_released(struct record *r)
     atomic_store(&r->header->stage, RECORD_RELEASED);
 }
 
+void record_set_guest(struct record *r, enum record_guest guest)
+{
+    atomic_store(&r->header->guest, (unsigned)guest);
+}
+
 void record_uffd_closed(struct record *r)
 {
     r->facts.uffd = -1;
@@ -332,6 +337,14 @@ const uint8_t *record_image_id(const struct record *r)
 bool record_fills(const struct record *r)
 {
     return r->facts.fill;
+}
+
+enum record_guest record_get_guest(const struct record *r)
+{
+    unsigned guest = atomic_load(&r->header->guest);
+    return guest == RECORD_GUEST_LET_RUN || guest == RECORD_GUEST_LEFT_PAUSED
+               ? (enum record_guest)guest
+               : RECORD_GUEST_HELD;
 }
 
 int record_uffd(const struct record *r)

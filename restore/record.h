@@ -26,6 +26,13 @@
 
 struct record_header;
 
+/* What the restore has done to the guest: its own doing, not what others asked of the VMM since. */
+enum record_guest {
+    RECORD_GUEST_HELD = 0, /* not yet let run */
+    RECORD_GUEST_LET_RUN = 1,
+    RECORD_GUEST_LEFT_PAUSED = 2, /* on purpose */
+};
+
 /* What it says but for the blocks and the states. */
 struct record_facts {
     char magic[8];
@@ -62,6 +69,9 @@ int record_create(struct record *r, const struct target *t, const struct image *
  * its descriptor `uffd`. */
 void record_ready(struct record *r, int uffd);
 
+/* The VMM stays if we die (vmm_let_live()), and this has become of its guest. */
+void record_set_guest(struct record *r, enum record_guest guest);
+
 /* All memory is in and nothing is registered any more: a successor has only to clear up. */
 void record_released(struct record *r);
 
@@ -84,6 +94,7 @@ void record_close(struct record *r);
 const char *record_image_path(const struct record *r); /* may be empty */
 const uint8_t *record_image_id(const struct record *r);
 bool record_fills(const struct record *r);
+enum record_guest record_get_guest(const struct record *r);
 int record_uffd(const struct record *r); /* the descriptor's number in the VMM */
 
 /* The blocks as regions, for blocks_match(): *n of them, the caller's to free(). They have no

@@ -181,8 +181,12 @@ static int let_run(struct restore *r, struct error *e)
     int rc = server_begin_prefetch(r->session.server, e);
     if (rc == 0)
         vmm_let_live(&r->vmm);
+    TESTHOOK_POINT("restore-let-live");
     if (rc == 0 && !leaves_paused(r))
         rc = r->kind->resume(r->qmp, r->o->timeout_ms, e);
+    if (rc == 0)
+        record_set_guest(&r->session.record,
+                         leaves_paused(r) ? RECORD_GUEST_LEFT_PAUSED : RECORD_GUEST_LET_RUN);
     r->session.running_ns = clock_monotonic_ns() - r->vmm.launched_ns;
     return rc;
 }

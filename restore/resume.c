@@ -90,29 +90,52 @@ static int take_uffd(struct session *s, struct error *e)
     return rc;
 }
 
+static enum guest_state guest_of(const struct session *s)
+{
+    return record_get_guest(&s->record) == RECORD_GUEST_LET_RUN ? GUEST_RUNNING : GUEST_PAUSED;
+}
+
+/* Killed between the VMM's being let live and its guest's being let run. */
+static void warn_if_held(const struct session *s)
+{
+    if (record_get_guest(&s->record) == RECORD_GUEST_HELD)
+        log_warn(
+            "the restore of process %d died before it let the guest run, or just then: if it is "
+            "paused, 'cont' over its QMP lets it run",
+            (int)s->target->pid);
+}
+
 static void report_running(const struct session *s)
 {
     uint64_t now = clock_realtime_ns(), instant = image_get_trailer(s->img)->instant_ns;
     json_t *o = json_pack("{s:I, s:i, s:I, s:s, s:b}", "launch_to_running_ns",
                           (json_int_t)s->running_ns, "vmm_pid", (int)s->target->pid,
                           "clock_behind_ns", (json_int_t)(now > instant ? now - instant : 0),
-                          "guest_state", "running", "resumed", true);
+                          "guest_state", guest_state_name(guest_of(s)), "resumed", true);
     s->o->report(s->o->opaque, "running", o);
 }
 
 /* All memory was in already: only the descriptors are left. */
 static int clear_up(struct session *s, struct error *e)
 {
+    e->guest = guest_of(s);
     s->target_fd = record_uffd(&s->record);
-    return session_close_there(s, e);
+    int rc = session_close_there(s, e);
+    if (rc)
+        return rc;
+    warn_if_held(s);
+    s->complete_ns = clock_monotonic_ns() - s->began_ns;
+    session_summarize(s);
+    return 0;
 }
 
-/* A guest that is served must not lose its server to a Ctrl-C; who wants that kills it. */
+/* A guest that is served must not lose its server to a Ctrl-C, nor hang with it after a Ctrl-Z or a
+ * look at the terminal; who wants that sends SIGKILL or SIGSTOP. */
 static void outlive_signals(void)
 {
-    static const int deadly[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
-    for (size_t i = 0; i < sizeof(deadly) / sizeof(deadly[0]); i++)
-        signal(deadly[i], SIG_IGN);
+    static const int ignored[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGTTIN, SIGTTOU};
+    for (size_t i = 0; i < sizeof(ignored) / sizeof(ignored[0]); i++)
+        signal(ignored[i], SIG_IGN);
 }
 
 static int take_over(struct session *s, struct error *e)
@@ -125,14 +148,15 @@ static int take_over(struct session *s, struct error *e)
     int uffd = take_uffd(s, e);
     if (uffd < 0)
         return uffd;
+    outlive_signals();
     rc = session_serve(s, uffd, record_fills(&s->record), true, e);
     if (rc == 0)
         rc = server_begin_prefetch(s->server, e);
     if (rc)
         return rc;
-    outlive_signals();
     s->running_ns = clock_monotonic_ns() - s->began_ns;
     TESTHOOK_POINT("resume-serving");
+    warn_if_held(s);
     report_running(s);
     session_accompany(s);
     return 0;

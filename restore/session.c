@@ -29,8 +29,9 @@ int session_serve(struct session *s, int uffd, bool fill, bool takes_over, struc
 
 static json_t *describe_summary(const struct session *s)
 {
-    struct server_stats stats;
-    server_get_stats(s->server, &stats);
+    struct server_stats stats = {0};
+    if (s->server)
+        server_get_stats(s->server, &stats);
     const struct answer_counts *n = &stats.counts;
     json_t *o = json_pack(
         "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i}", "launch_to_running_ns",
@@ -52,7 +53,7 @@ static json_t *describe_summary(const struct session *s)
     return o;
 }
 
-static void report_summary(struct session *s)
+void session_summarize(struct session *s)
 {
     if (!s->summarized)
         s->o->report(s->o->opaque, "summary", describe_summary(s));
@@ -108,7 +109,7 @@ static void hand_off(struct session *s, struct handoff_collapse *collapse)
     }
     s->handed_off = true;
     progress_finish(&s->progress);
-    report_summary(s);
+    session_summarize(s);
     handoff_collapse_begin(collapse, s->target, s->img, &s->blocks);
 }
 
@@ -184,7 +185,7 @@ void session_accompany(struct session *s)
     progress_start(&s->progress, "filled", s->shows_progress);
     serve_to_the_end(s);
     progress_finish(&s->progress);
-    report_summary(s);
+    session_summarize(s);
 }
 
 void session_close(struct session *s)

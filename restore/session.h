@@ -49,6 +49,9 @@ int session_serve(struct session *s, int uffd, bool fill, bool takes_over, struc
  */
 void session_accompany(struct session *s);
 
+/* Reports the summary, once. Without a server it is all zeros. */
+void session_summarize(struct session *s);
+
 /* After the registration is gone: closes the VMM's copies of the userfaultfd and of the record. */
 int session_close_there(struct session *s, struct error *e);
 

@@ -68,7 +68,7 @@ def check_whole(t, place, what):
     place.connect()
     place.wait_for_writes(2000)
     links = [os.readlink(f"/proc/{place.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{place.pid}/fd")]
-    t.check(not any("userfaultfd" in link or "vmsnap" in link for link in links),
+    t.check(not any("userfaultfd" in link or "memfd:vmsnap" in link for link in links),
             f"{what}: its descriptors: {links}")
     flags = set(place.mapping()[1]["VmFlags"].split())
     t.check(not {"um", "uw", "ui"} & flags, f"{what}: its memory is registered nowhere: {flags}")
@@ -91,6 +91,9 @@ def points(t):
                 t.equal(result.code, 10, f"nothing is left to do: {result.text()}")
             else:
                 t.equal(result.code, 0, f"{point}: {result.text()}")
+                t.equal(result.objects[-1]["type"], "summary", f"{point}: the last object")
+                t.check(all(o["guest_state"] == "running" for o in result.of_type("running")),
+                        f"{point}: {result.text()}")
             check_whole(inner, place, f"{kind}, {point}")
             inner.end()
         os.unlink(image)
@@ -120,11 +123,11 @@ def waits(t):
     reached("resume-serving")
     other = vmsnap(t, "restore", "--resume", str(pid))
     t.equal(other.code, 11, f"a second server: {other.text()}")
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTOU):
         serving.send_signal(number)
     go()
     done = finish(t, serving)
-    t.equal(done.code, 0, f"it outlives SIGINT and SIGTERM: {done.text()}")
+    t.equal(done.code, 0, f"it outlives the signals: {done.text()}")
     check_whole(t, place, "taken over many times")
 
 
@@ -149,11 +152,58 @@ def image_moved(t):
     nobody = vmsnap(t, "restore", "--resume", str(os.getpid()))
     t.equal(nobody.code, 10, f"nobody restores this process: {nobody.text()}")
     t.equal(vmsnap(t, "restore", "--resume", str(pid), "--paused").code, 2, "--paused")
+    t.equal(vmsnap(t, "restore", "--resume", str(pid), "--report", t.path("r")).code, 2, "--report")
     t.equal(vmsnap(t, "restore").code, 2, "no image")
     done = vmsnap(t, "restore", "--resume", str(pid), image + ".moved")
     t.equal(done.code, 0, f"the moved image: {done.text()}")
     t.check(done.summary["pages_filled"] + done.summary["pages_prefetched"] > 0, f"{done.summary}")
     check_whole(t, place, "moved")
+
+
+@case("minivm.resume.never-run", "kernel", 60)
+def never_run(t):
+    """The restorer was killed just before it let the guest run: said, and the guest is paused; with --paused
+    it is so on purpose."""
+    image = take_image(t)
+    for point, args in (("restore-let-live", ()), ("restore-running", ("--paused",))):
+        inner = t.sub()
+        place = MiniVmPlace(inner, *SIZES)
+        pid = restore_and_kill(inner, image, place, point, *args)
+        done = vmsnap(inner, "restore", "--resume", str(pid))
+        t.equal(done.code, 0, f"{point}: {done.text()}")
+        t.equal(done.of_type("running")[0]["guest_state"], "paused", f"{point}: guest_state")
+        t.equal("'cont'" in done.err, not args, f"{point}: what to do: {done.err}")
+        place.connect()
+        t.equal(place.stats()["wrong_pages"], 0, "wrong pages that it found")
+        before = place.writes()
+        time.sleep(0.3)
+        t.equal(place.writes(), before, f"{point}: the guest is paused")
+        place.cont()
+        check_whole(inner, place, point)
+        inner.end()
+
+
+@case("minivm.resume.nameless", "kernel", 60)
+def nameless(t):
+    """An image without a name is restored, and given to the successor."""
+    image = take_image(t)
+    place = MiniVmPlace(t, *SIZES)
+    fd = os.open(image, os.O_RDONLY)
+    os.link(image, image + ".kept")
+    os.unlink(image)
+    log, _, _ = pause_log(t)
+    process = start_vmsnap(t, "restore", f"/dev/fd/{fd}", "--", *place.argv(), pass_fds=(fd,),
+                           hooks={"kill_at": "restore-running", "pause_log": log})
+    wait_until(lambda: os.path.exists(log), 20, "the guest runs")
+    process.wait(10)
+    place.pid = minivm_of(place)
+    t.defer(kill, place.pid)
+    lost = vmsnap(t, "restore", "--resume", str(place.pid))
+    t.equal(lost.code, 1, f"no image: {lost.text()}")
+    t.check("--resume" in lost.error["hint"], f"what to do: {lost.error}")
+    done = vmsnap(t, "restore", "--resume", str(place.pid), image + ".kept")
+    t.equal(done.code, 0, f"the image: {done.text()}")
+    check_whole(t, place, "without a name")
 
 
 if __name__ == "__main__":
