@@ -65,15 +65,19 @@ int events_read(struct events *v, struct uffd_msg *messages)
     return n;
 }
 
-/* The kernel refuses until the event's sender has run, so it is given the CPU. */
+/* The kernel refuses until the event is read and its sender has run, so that is given the CPU: by
+ * sleeping, for a real-time thread that only reads the faults which keep coming would never let
+ * it. */
 int events_drain(struct events *v)
 {
     struct uffd_msg messages[EVENTS_BATCH];
-    int n = events_read(v, messages);
+    int n = events_read(v, messages), n_faults = 0;
     for (int i = 0; i < n; i++)
-        if (messages[i].event == UFFD_EVENT_PAGEFAULT)
+        if (messages[i].event == UFFD_EVENT_PAGEFAULT) {
             uffd_wake(v->shard->uffd, messages[i].arg.pagefault.address & ~4095ull, 4096);
-    if (n == 0)
+            n_faults++;
+        }
+    if (n >= 0 && n_faults == n) /* no event of the layout */
         poll(NULL, 0, 1);
     return n < 0 ? n : 0;
 }

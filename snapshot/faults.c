@@ -102,9 +102,11 @@ static void fill_hole(struct faults *f, uint64_t hva, uint64_t bytes)
         at += done;
         if (ret == -EEXIST) {
             at += IMAGE_PAGE_BYTES;
+            ret = 0;
         } else if (ret == -EAGAIN) {
-            events_drain(&f->events);
-        } else if (ret) {
+            ret = events_drain(&f->events);
+        }
+        if (ret) {
             capture_fail(f->capture, CAPTURE_PROTECT, ret, hva + at);
             return;
         }
