@@ -62,6 +62,7 @@ int job_arm_live(struct job *j, struct error *e)
 {
     struct source *s = j->source;
     struct live *l = &j->live;
+    progress_start(&j->progress, "saved", false); /* for SIGUSR1, whatever is waited for */
     *l = (struct live){
         .capture = &j->capture, .tick = tick, .opaque = j, .timeout_ms = s->timeout_ms};
     int ret = live_choose(l, j->options->live, j->options->precopy > 0, e);
