@@ -131,6 +131,11 @@ static int attach(struct job *j, struct error *e)
     struct source *s = j->source;
     struct capture *c = &j->capture;
     unsigned n_shards = j->options->n_shards ? j->options->n_shards : SHARDS_DEFAULT;
+    if (n_shards > SHARDS_MAX) {
+        error_set(e, VMSNAP_EXIT_USAGE, 0, "%u userfaultfds are too many: %u at most", n_shards,
+                  SHARDS_MAX);
+        return -EINVAL;
+    }
     /* Said beforehand: it must be undone even if we die half-way through. */
     j->unmerged = true;
     atomic_store(&j->board->unmerged, true);
