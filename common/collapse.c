@@ -48,7 +48,7 @@ static void adapt(struct collapse_run *run, uint64_t ns, unsigned n)
 {
     unsigned batch = collapse_batch(run);
     bool slow = ns > (uint64_t)SLOW_NS * n;
-    if (slow && batch < COLLAPSE_MOST)
+    if (slow && batch < COLLAPSE_MOST && !run->keep_few)
         batch *= 2;
     else if (!slow && batch > FEWEST)
         batch /= 2;

@@ -6,7 +6,9 @@
  *
  * MADV_COLLAPSE asks neither the system's setting nor the memory's advice (but for MADV_NOHUGEPAGE,
  * and "deny" of shmem): the caller knows what had huge pages. And it makes memory real that is a
- * hole in the range: the caller looks first.
+ * hole in the range: the caller looks first. What is discarded after that look and before the
+ * kernel comes to it (a balloon that inflates just then) is made real again, until it is discarded
+ * anew.
  */
 #ifndef VMSNAP_COMMON_COLLAPSE_H
 #define VMSNAP_COMMON_COLLAPSE_H
@@ -46,6 +48,7 @@ bool collapse_is_possible(void);
 struct collapse_run {
     unsigned batch;     /* for the next call; 0: the first */
     unsigned no_memory; /* failures in a row */
+    bool keep_few;      /* never more than the fewest: what was looked up may change */
     uint64_t n_calls, n_failed, busy_ns, longest_ns;
 };
 

@@ -4,11 +4,13 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/collapse.h"
 #include "common/kernel.h"
 
 #define PAGE_BYTES 4096u
 #define UNIT_PAGES (COLLAPSE_BYTES / PAGE_BYTES)
+#define FILE_VALID_NS 50000000u /* holes may be punched meanwhile */
 
 /* /proc/PID/pagemap, /proc/kpageflags: kernel doc admin-guide/mm/pagemap. */
 #define PAGEMAP_PRESENT (1ull << 63)
@@ -32,14 +34,22 @@ void collapse_look_close(struct collapse_look *k)
     k->kpageflags_fd = -1;
 }
 
-/* SEEK_HOLE walks a file up to its next hole, under the inode's lock: so it is not asked again
- * about what it has walked. */
+void collapse_look_forget(struct collapse_look *k)
+{
+    k->file_of = NULL;
+}
+
+/* SEEK_HOLE walks a file up to its next hole, under the inode's lock: so for a while it is not
+ * asked again about what it has walked. */
 static bool file_is_whole(struct collapse_look *k, const struct region *r, uint64_t hva)
 {
     uint64_t offset = r->fd_offset + (hva - r->hva);
-    if (k->file_of != r || offset < k->file_from || offset >= k->file_to) {
+    uint64_t now = clock_monotonic_ns();
+    if (k->file_of != r || offset < k->file_from || offset >= k->file_to ||
+        now - k->file_ns > FILE_VALID_NS) {
         off_t hole = lseek(r->fd, (off_t)offset, SEEK_HOLE);
         k->file_of = r;
+        k->file_ns = now;
         k->file_from = offset;
         k->file_to = hole < 0 ? offset : (uint64_t)hole;
     }

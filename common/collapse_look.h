@@ -23,12 +23,16 @@ struct collapse_look {
     const struct target *target;
     int kpageflags_fd; /* -1: not needed, there is PAGEMAP_SCAN */
     const struct region *file_of;
-    uint64_t file_from, file_to; /* no hole in that part of its file, when last asked */
+    uint64_t file_from, file_to; /* no hole in that part of its file, when last asked, */
+    uint64_t file_ns;            /* which was then */
 };
 
 /* 0 or -errno: the kernel can't tell (EACCES: not root; ENOENT: built without). */
 int collapse_look_open(struct collapse_look *k, const struct target *t);
 void collapse_look_close(struct collapse_look *k);
+
+/* What is known of a file is asked anew; after 50 ms it is anyway. */
+void collapse_look_forget(struct collapse_look *k);
 
 /*
  * The 2 MiB at `hva`, aligned, in a region of 4 KiB pages of the target, private anonymous or

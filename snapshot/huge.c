@@ -12,16 +12,22 @@
  *
  * A collapse copies 2 MiB while the process's mmap_lock is held for writing and the page is away:
  * who writes there waits, and so does any thread of the VMM that takes a page fault (collapse.h,
- * also for how many are done in one call). So after each call we sleep for as long as it took. The
+ * also for how many are done in one call). So after each call we sleep for as long as it took, and
+ * after a few that took very long give up: khugepaged may do it when the host has less to do. The
  * thread keeps normal priority: with that of the compressors they would preempt it in the midst,
  * with the lock held.
  *
  * If a call fails, its units are done one by one, since it does not say for which of them it did.
  * What is pinned for the moment (EAGAIN; I/O in flight, say) is tried again at the end, twice.
+ *
+ * A call cannot be broken off. Who ends the thread waits for it for two seconds, and if it hangs
+ * then leaves it alone with all that it may still use: but for atomics nothing of that is looked at
+ * again.
  */
 #include "snapshot/huge.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,7 +47,10 @@
 #define ROUNDS 3
 #define ROUND_PAUSE_NS 50000000u
 #define REST_MIN_NS 200000u
-#define REST_MAX_NS 5000000u
+#define SLOW_CALL_NS 200000000u
+#define SLOW_CALLS 3u /* then it is given up */
+#define NOTE_TICK_UNITS 1024u
+#define STOP_LIMIT_S 2
 
 enum unit_state {
     UNIT_SMALL, /* was not huge */
@@ -62,14 +71,16 @@ struct huge {
     struct huge_range *ranges;
     uint32_t n_ranges;
     uint8_t *states;
-    uint64_t n_before, n_after;
+    uint64_t n_before;
     struct collapse_run run;
+    unsigned n_slow;
     uint64_t n_holes, wall_ns;
     pthread_t thread;
     bool started;
+    bool left_alone; /* it hangs in a call: it and this outlive us */
     atomic_bool stop;
-    atomic_uint_fast64_t n_settled;
-    int done_event;
+    atomic_uint_fast64_t n_settled, n_again;
+    int done_event, stop_event;
 };
 
 /* ---- before ---- */
@@ -105,9 +116,18 @@ static int add_ranges(struct huge *h, const struct region *regions, uint32_t n_r
     return 0;
 }
 
-static int note_all(struct huge *h)
+/* Half of it would look like all of it. */
+static void note_none(struct huge *h)
+{
+    h->n_before = 0;
+    for (uint32_t i = 0; i < h->n_ranges; i++)
+        memset(h->ranges[i].states, UNIT_SMALL, h->ranges[i].n_units);
+}
+
+static int note_all(struct huge *h, int (*tick)(void *), void *opaque)
 {
     struct collapse_look look;
+    uint64_t n_looked = 0;
     int ret = collapse_look_open(&look, h->target);
     for (uint32_t i = 0; i < h->n_ranges; i++)
         for (uint64_t unit = 0; !ret && unit < h->ranges[i].n_units; unit++) {
@@ -117,27 +137,33 @@ static int note_all(struct huge *h)
                 h->ranges[i].states[unit] = UNIT_HUGE;
                 h->n_before++;
             }
+            if (!ret && tick && ++n_looked % NOTE_TICK_UNITS == 0 && tick(opaque))
+                ret = -EINTR;
         }
     collapse_look_close(&look);
+    if (ret)
+        note_none(h);
     return ret;
 }
 
 int huge_note(struct huge **out, const struct target *t, const struct region *regions,
-              uint32_t n_regions)
+              uint32_t n_regions, int (*tick)(void *), void *opaque)
 {
     struct huge *h = calloc(1, sizeof(*h));
     *out = h;
     if (!h)
         return -ENOMEM;
     h->target = t;
-    h->done_event = -1;
+    h->done_event = h->stop_event = -1;
     if (add_ranges(h, regions, n_regions)) {
         huge_free(h);
         *out = NULL;
         return -ENOMEM;
     }
     uint64_t from = clock_monotonic_ns();
-    int ret = note_all(h);
+    int ret = note_all(h, tick, opaque);
+    if (ret == -EINTR)
+        return ret;
     if (ret)
         log_info("huge pages: cannot tell which there are (%s): those that are split stay so",
                  strerror(-ret));
@@ -150,17 +176,19 @@ int huge_note(struct huge **out, const struct target *t, const struct region *re
 
 /* ---- after ---- */
 
+/* Ends at once when the thread is to stop. */
 static void rest(const struct huge *h, uint64_t ns)
 {
-    struct timespec t = {.tv_nsec = (long)ns};
-    if (!atomic_load(&((struct huge *)h)->stop))
-        nanosleep(&t, NULL);
+    struct timespec t = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+    struct pollfd stop = {.fd = h->stop_event, .events = POLLIN};
+    ppoll(&stop, 1, &t, NULL);
 }
 
 static void settle(struct huge *h, uint8_t *unit, enum unit_state state)
 {
     *unit = (uint8_t)state;
     atomic_fetch_add(&h->n_settled, 1);
+    atomic_fetch_add(&h->n_again, state == UNIT_AGAIN);
 }
 
 /* Looks at a unit that was huge and settles it if there is nothing to be done. True: it is in
@@ -191,6 +219,19 @@ static unsigned count_pieces(struct huge *h, struct collapse_look *look,
     return n;
 }
 
+/* After a call that took that long. False: such calls do the VMM more harm than small pages do. */
+static bool rest_after(struct huge *h, uint64_t took_ns)
+{
+    h->n_slow += took_ns > SLOW_CALL_NS;
+    if (h->n_slow == SLOW_CALLS) {
+        log_info("huge pages: %u calls took more than %u ms each: the rest is left to khugepaged",
+                 SLOW_CALLS, SLOW_CALL_NS / 1000000u);
+        return false;
+    }
+    rest(h, took_ns < REST_MIN_NS ? REST_MIN_NS : took_ns);
+    return true;
+}
+
 /* One call for `n` units. False: no use in going on. */
 static bool call(struct huge *h, const struct huge_range *range, uint64_t unit, unsigned n,
                  enum collapse_result *result)
@@ -203,8 +244,7 @@ static bool call(struct huge *h, const struct huge_range *range, uint64_t unit, 
     uint64_t took = clock_monotonic_ns() - from;
     for (unsigned i = 0; i < n && *result == COLLAPSE_DONE; i++)
         settle(h, &range->states[unit + i], UNIT_AGAIN);
-    rest(h, took < REST_MIN_NS ? REST_MIN_NS : took > REST_MAX_NS ? REST_MAX_NS : took);
-    return go_on;
+    return rest_after(h, took) && go_on;
 }
 
 /* Puts `n` units together. False: no use in going on. */
@@ -239,6 +279,7 @@ static bool look_after(struct huge *h, struct collapse_look *look, const struct 
 static bool make_round(struct huge *h, struct collapse_look *look, bool *left)
 {
     *left = false;
+    collapse_look_forget(look);
     for (uint32_t i = 0; i < h->n_ranges; i++) {
         const struct huge_range *range = &h->ranges[i];
         for (uint64_t unit = 0; unit < range->n_units; unit++) {
@@ -250,13 +291,6 @@ static bool make_round(struct huge *h, struct collapse_look *look, bool *left)
         }
     }
     return true;
-}
-
-static void count_after(struct huge *h)
-{
-    for (uint32_t i = 0; i < h->n_ranges; i++)
-        for (uint64_t unit = 0; unit < h->ranges[i].n_units; unit++)
-            h->n_after += h->ranges[i].states[unit] == UNIT_AGAIN;
 }
 
 static void *huge_thread(void *opaque)
@@ -283,7 +317,8 @@ int huge_start(struct huge *h)
     if (!collapse_is_possible())
         log_info("huge pages: this kernel cannot put them together (needs Linux 6.1)");
     h->done_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int ret = h->done_event < 0 ? -errno : thread_start(&h->thread, huge_thread, h);
+    h->stop_event = h->done_event < 0 ? -1 : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int ret = h->stop_event < 0 ? -errno : thread_start(&h->thread, huge_thread, h);
     h->started = ret == 0;
     return ret;
 }
@@ -293,14 +328,26 @@ int huge_event_fd(const struct huge *h)
     return h->started ? h->done_event : -1;
 }
 
+void huge_expect_discards(struct huge *h)
+{
+    h->run.keep_few = true;
+}
+
 void huge_stop(struct huge *h)
 {
     if (!h || !h->started)
         return;
     atomic_store(&h->stop, true);
-    pthread_join(h->thread, NULL);
+    eventfd_write(h->stop_event, 1);
+    struct timespec limit;
+    clock_gettime(CLOCK_REALTIME, &limit);
+    limit.tv_sec += STOP_LIMIT_S;
     h->started = false;
-    count_after(h);
+    h->left_alone = pthread_timedjoin_np(h->thread, NULL, &limit) != 0;
+    if (h->left_alone) {
+        log_info("huge pages: a call hangs in the kernel; its thread ends with this process");
+        return;
+    }
     log_info(
         "huge pages: %.1f MiB before, %.1f MiB after; %llu calls in %.1f ms (%.1f ms in them, the "
         "longest %.1f ms), %llu failed, %llu of the pages have holes now",
@@ -322,7 +369,7 @@ uint64_t huge_bytes_settled(const struct huge *h)
 
 uint64_t huge_bytes_after(const struct huge *h)
 {
-    return h->n_after * COLLAPSE_BYTES;
+    return atomic_load(&((struct huge *)h)->n_again) * COLLAPSE_BYTES;
 }
 
 void huge_free(struct huge *h)
@@ -330,8 +377,12 @@ void huge_free(struct huge *h)
     if (!h)
         return;
     huge_stop(h);
+    if (h->left_alone)
+        return;
     if (h->done_event >= 0)
         close(h->done_event);
+    if (h->stop_event >= 0)
+        close(h->stop_event);
     free(h->states);
     free(h->ranges);
     free(h);

@@ -63,9 +63,9 @@ void job_show_progress(struct job *j);
 /* Which huge pages there are, before anything is protected. */
 int job_note_huge(struct job *j, struct error *e);
 
-/* The image has its name: waits until they are put together again. A signal, or the VM's end, ends
- * that and no more. */
-void job_wait_for_huge(struct job *j);
+/* The image has its name: waits until they are put together again, 10 s at most, and not at all if
+ * the image went to stdout. A signal, or the VM's end, ends that and no more. */
+void job_finish_huge(struct job *j);
 
 /* The guest runs: protects, and with --precopy saves, so that as little as can be is left to the
  * pause. */

@@ -312,11 +312,13 @@ static int finish(struct job *j, struct error *e)
     ret = sink_commit(j->sink, e);
     if (ret)
         return ret;
+    /* In this order: a finished image is not to end by a signal of the guardian's. */
+    atomic_store(&j->board->finishing, false);
     atomic_store(&j->board->published, true);
     j->board->temporary[0] = '\0';
     TESTHOOK_POINT("snapshot-committed");
     j->finished_ns = clock_monotonic_ns();
-    job_wait_for_huge(j);
+    job_finish_huge(j);
     return 0;
 }
 

@@ -137,7 +137,7 @@ static int put_together(const void *arg)
     uint64_t before = huge_bytes(&t, b);
     KTEST_SKIP_IF(before == 0, "transparent huge pages are off here");
     KTEST_CHECK(before == 4 * COLLAPSE_BYTES, "%llu bytes are huge", (unsigned long long)before);
-    KTEST_CHECK(huge_note(&h, &t, &r, 1) == 0, "no memory");
+    KTEST_CHECK(huge_note(&h, &t, &r, 1, NULL, NULL) == 0, "no memory");
     KTEST_CHECK(huge_bytes_before(h) == before, "%llu noted",
                 (unsigned long long)huge_bytes_before(h));
     atomic_store(&b->at, 2);
@@ -176,7 +176,7 @@ static int ends_with_the_process(const void *arg)
     KTEST_CHECK(target_open(&t, pid, &e) == 0, "%s", e.message);
     struct region r = {
         .hva = b->hva, .bytes = BYTES, .page_bytes = PAGE, .kind = REGION_ANON, .fd = -1};
-    KTEST_CHECK(huge_note(&h, &t, &r, 1) == 0, "no memory");
+    KTEST_CHECK(huge_note(&h, &t, &r, 1, NULL, NULL) == 0, "no memory");
     KTEST_SKIP_IF(huge_bytes_before(h) == 0, "transparent huge pages are off here");
     ktest_end(pid);
     KTEST_CHECK(huge_start(h) == 0, "it does not start");

@@ -116,6 +116,26 @@ def interrupted(t):
         vm.wait_for_writes(1000)
 
 
+@case("minivm.huge.stdout", "kernel", 60)
+def stdout(t):
+    """Who reads an image from stdout waits for the command's end: it does not wait for huge pages, and
+    for a call that hangs for two seconds only."""
+    vm = start_vm(t)
+    image = t.path("image")
+    log, reached, go = pause_log(t)
+    with open(image, "wb") as out:
+        process = start_vmsnap(t, "snapshot", "-v", "--qmp", vm.control, "-", stdout=out,
+                               hooks={"pause_at": "huge-collapsing", "pause_log": log})
+    reached("huge-collapsing")
+    result = finish(t, process, timeout=9)
+    go()
+    t.equal(result.code, 0, result.text())
+    t.check("hangs in the kernel" in result.err, f"the thread is left alone: {result.text()}")
+    t.check(result.summary["huge_bytes_after"] < result.summary["huge_bytes_before"], "and says so")
+    t.equal(vmsnap(t, "verify", image).code, 0, "the image is whole")
+    vm.wait_for_writes(1000)
+
+
 @case("minivm.huge.vmm-ends", "kernel", 60)
 def vmm_ends(t):
     vm = start_vm(t)
