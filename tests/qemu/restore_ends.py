@@ -353,7 +353,8 @@ def stale_directories(t):
         t.defer(lambda: os.path.lexists(path) and t.run(["rm", "-r", path]))
         return path
     killed, vmm, stale, _ = held()
-    for pid in (*keepers(image), killed.pid, vmm):
+    keeper = wait_until(lambda: keepers(image), 5, "the keeper has its name")
+    for pid in (*keeper, killed.pid, vmm):
         os.kill(pid, signal.SIGKILL)
     killed.wait(10)
     t.check(os.path.exists(f"{stale}/qmp"), "nobody was left to remove it")
