@@ -14,7 +14,7 @@
 #define TICK_MS 50
 #define WATCH_PRIORITY 2 /* ahead of the fault thread, which may hang */
 /* A write that waits so long waits for compressors that get no CPU. */
-#define URGENT_NS 100000000u
+#define URGENT_NS 20000000u
 
 /* An event of a shard that its fault thread has not read. */
 struct unread {
