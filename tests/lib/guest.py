@@ -92,6 +92,8 @@ class Guest:
         self.memory_mib, self.machine, self.cpus = memory_mib, machine, cpus
         self.accel, self.ram, self.boot, self.work = accel, ram, boot, work
         self.user, self.sandbox, self.extra, self.thp = user, sandbox, list(extra), thp
+        if ram.startswith("shm"): # its QEMU makes the file, whoever starts that
+            t.defer(_remove, self.shm_path())
         self.devices = devices if boot == "linux" else ()
         self.append = append
         self.boot_pages, self.initrd = boot_pages, initrd or guest_file("initramfs.gz")
@@ -128,8 +130,7 @@ class Guest:
         return ["-object", backend, "-machine", f"{machine},memory-backend=ram", "-m", size]
 
     def shm_path(self):
-        path = f"/dev/shm/vmsnap-test-{os.getpid()}-{self.name}"
-        return path
+        return f"/dev/shm/vmsnap-test-{os.getpid()}-{self.name}"
 
     def _boot_arguments(self):
         if self.boot == "firmware":
@@ -240,8 +241,6 @@ class Guest:
             raise Failed("no guest: run tools/guest.sh first")
         self.t.say(f"{self.name}: {self.accel} {self.machine} {self.cpus} vCPU {self.memory_mib} MiB "
                    f"{self.ram} {self.work if self.boot == 'linux' else self.boot}")
-        if self.ram.startswith("shm"):
-            self.t.defer(_remove, self.shm_path())
         with open(self.stderr_path, "ab") as err:
             self.process = self.t.spawn(self.wrapper() + self.argv(), user=self.user, stderr=err,
                                         stdout=subprocess.DEVNULL)
