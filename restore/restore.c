@@ -179,8 +179,10 @@ static bool leaves_paused(const struct restore *r)
 static int let_run(struct restore *r, struct error *e)
 {
     int rc = server_begin_prefetch(r->session.server, e);
-    if (rc == 0)
+    if (rc == 0) {
         vmm_let_live(&r->vmm);
+        signals_guest_runs(r->signals);
+    }
     TESTHOOK_POINT("restore-let-live");
     if (rc == 0 && !leaves_paused(r))
         rc = r->kind->resume(r->qmp, r->o->timeout_ms, e);

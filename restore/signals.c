@@ -5,6 +5,8 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,13 +15,19 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/clock.h"
 #include "common/thread.h"
+
+#define END_GRACE_MS 2000 /* as vmm_end() */
 
 struct signals {
     struct vmm *vmm;
     int signal_fd, stop_fd;
     pthread_t thread;
     atomic_int caught;
+    atomic_bool guest_runs;
+    uint64_t
+        kill_at_ns; /* the VMM has had its time to end; 0: nobody told it to, or it was killed */
 };
 
 static bool is_stopped(int pid)
@@ -63,19 +71,38 @@ static void pass_on(struct signals *s, int sig)
     }
     if (atomic_load(&s->caught) == 0) {
         atomic_store(&s->caught, sig);
+        s->kill_at_ns = clock_monotonic_ns() + END_GRACE_MS * 1000000ull;
         vmm_signal(s->vmm, sig);
     } else {
         vmm_signal(s->vmm, SIGKILL);
     }
 }
 
+/*
+ * Until the guest runs the main thread may be waiting for the VMM, and a VMM that is ending need
+ * not answer (QEMU 7.2 was seen to hang in its own end when a command came in just then): as in
+ * vmm_end(), it is killed after a while. A guest that has run takes the time it wants.
+ */
+static int kill_in_ms(const struct signals *s)
+{
+    if (s->kill_at_ns == 0 || atomic_load(&s->guest_runs))
+        return -1;
+    return clock_ms_until(s->kill_at_ns);
+}
+
 static void *run_signals(void *opaque)
 {
     struct signals *s = opaque;
     for (;;) {
+        int left = kill_in_ms(s);
+        if (left == 0) {
+            vmm_signal(s->vmm, SIGKILL);
+            s->kill_at_ns = 0;
+            left = -1;
+        }
         struct pollfd fds[2] = {{.fd = s->signal_fd, .events = POLLIN},
                                 {.fd = s->stop_fd, .events = POLLIN}};
-        if (poll(fds, 2, -1) < 0)
+        if (poll(fds, 2, left) <= 0)
             continue;
         if (fds[1].revents)
             return NULL;
@@ -118,6 +145,11 @@ int signals_start(struct signals **out, struct vmm *v, struct error *e)
     }
     *out = s;
     return 0;
+}
+
+void signals_guest_runs(struct signals *s)
+{
+    atomic_store(&s->guest_runs, true);
 }
 
 int signals_caught(const struct signals *s)

@@ -17,6 +17,10 @@ struct signals;
  * started later, and starts a thread that takes them. Before any other thread. */
 int signals_start(struct signals **out, struct vmm *v, struct error *e);
 
+/* From now on the VMM takes the time it wants to end; before, it is killed two seconds after the
+ * first signal. */
+void signals_guest_runs(struct signals *s);
+
 /* The first signal that came to end us, or 0. */
 int signals_caught(const struct signals *s);
 

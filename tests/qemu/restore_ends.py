@@ -15,9 +15,9 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import Failed, case, is_alive, main, tool, wait_until  # noqa: E402
+from case import Failed, case, descendants, is_alive, main, tool, wait_until  # noqa: E402
 from guest import Guest  # noqa: E402
-from vmsnap import (Restore, environment, json_lines, pause_log, snapshot,  # noqa: E402
+from vmsnap import (Restore, environment, finish, json_lines, pause_log, snapshot,  # noqa: E402
                     start_vmsnap)
 
 
@@ -251,6 +251,24 @@ def detached_lets_go(t):
     t.equal(failed.returncode, 16, "exit status of a restore that fails")
     t.check("-nonsense" in failed.stderr, f"QEMU's own words: {failed.stderr}")
     t.check('"exit_code":16' in failed.stderr, f"the error: {failed.stderr}")
+
+
+@case("qemu.restore-ends.stubborn", "qemu", 60)
+def stubborn(t):
+    """A VMM that does not obey SIGTERM while it starts is killed soon, whatever --timeout says."""
+    _, image = make_image(t)
+    ready = t.path("ready")
+    line = ("import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+            "open(sys.argv[1], 'w').close(); time.sleep(300)")
+    process = start_vmsnap(t, "restore", "--timeout", "200s", image, "--",
+                           sys.executable, "-c", line, ready)
+    wait_until(lambda: os.path.exists(ready), 20, "the VMM starts")
+    vmms = [pid for pid in descendants(process.pid) if is_alive(pid)]
+    t.check(vmms, "there is a VMM")
+    process.terminate()
+    result = finish(t, process, 30)
+    t.equal(result.code, 143, f"exit status: {result.text()}")
+    t.check(not any(is_alive(pid) for pid in vmms), "the VMM is gone")
 
 
 def read(path):
