@@ -12,6 +12,7 @@
 
 #define REDRAW_NS 200000000u
 #define SAMPLE_NS 100000000u
+#define LEFT_MAX_S 359999.0 /* beyond it nothing is foretold */
 
 static volatile sig_atomic_t requested;
 
@@ -52,17 +53,24 @@ static void sample_rate(struct progress *p, uint64_t now, uint64_t done_bytes)
     p->sample_bytes = done_bytes;
 }
 
+int64_t progress_left_ns(const struct progress *p, uint64_t done_bytes, uint64_t total_bytes)
+{
+    if (done_bytes >= total_bytes)
+        return 0;
+    double seconds =
+        p->bytes_per_s >= 1 ? (double)(total_bytes - done_bytes) / p->bytes_per_s : LEFT_MAX_S;
+    return seconds < LEFT_MAX_S ? (int64_t)(seconds * 1e9) : -1;
+}
+
 void progress_text(char *out, size_t size, const struct progress *p, uint64_t done_bytes,
                    uint64_t total_bytes, uint64_t faults)
 {
     char done[FORMAT_MAX], total[FORMAT_MAX], rate[FORMAT_MAX], left[FORMAT_MAX + 16] = "";
     unsigned percent =
         total_bytes ? (unsigned)(100.0 * (double)done_bytes / (double)total_bytes) : 100;
-    if (p->bytes_per_s >= 1 && done_bytes < total_bytes) {
-        double seconds = (double)(total_bytes - done_bytes) / p->bytes_per_s;
-        if (seconds < 359999)
-            snprintf(left, sizeof(left), ", %.0f s left", ceil(seconds));
-    }
+    int64_t left_ns = progress_left_ns(p, done_bytes, total_bytes);
+    if (left_ns > 0)
+        snprintf(left, sizeof(left), ", %.0f s left", ceil((double)left_ns / 1e9));
     snprintf(out, size, "%s %s of %s (%u %%), %s/s, %" PRIu64 " fault%s%s", p->what,
              format_bytes(done, done_bytes), format_bytes(total, total_bytes), percent,
              format_bytes(rate, (uint64_t)p->bytes_per_s), faults, faults == 1 ? "" : "s", left);
@@ -78,16 +86,24 @@ static void print(const char *before, const char *text, const char *after)
         return; /* nowhere left to say it */
 }
 
-void progress_update(struct progress *p, uint64_t done_bytes, uint64_t total_bytes, uint64_t faults)
+void progress_answer(const char *text)
+{
+    if (!requested)
+        return;
+    requested = 0;
+    print("vmsnap: ", text, "\n");
+}
+
+bool progress_update(struct progress *p, uint64_t done_bytes, uint64_t total_bytes, uint64_t faults)
 {
     uint64_t now = clock_monotonic_ns();
     sample_rate(p, now, done_bytes);
-    bool redraw = p->redraw && now - p->last_ns >= REDRAW_NS;
-    if (!redraw && !requested)
-        return;
+    bool redraw = p->redraw && now - p->last_ns >= REDRAW_NS, asked = requested;
+    if (!redraw && !asked)
+        return false;
     char text[256];
     progress_text(text, sizeof(text), p, done_bytes, total_bytes, faults);
-    if (requested) {
+    if (asked) {
         requested = 0;
         print(p->drawn ? "\r\033[Kvmsnap: " : "vmsnap: ", text, "\n");
         p->drawn = false;
@@ -97,6 +113,7 @@ void progress_update(struct progress *p, uint64_t done_bytes, uint64_t total_byt
         p->last_ns = now;
         p->drawn = true;
     }
+    return asked;
 }
 
 void progress_finish(struct progress *p)

@@ -24,15 +24,22 @@ struct progress {
 /* `what` must outlive it. `redraw`: whether there is a line at all without being asked. */
 void progress_start(struct progress *p, const char *what, bool redraw);
 
-/* Call as often as is convenient: it prints only when it is time to, or when it was asked. */
-void progress_update(struct progress *p, uint64_t done_bytes, uint64_t total_bytes,
+/* Call as often as is convenient: it prints only when it is time to, or when it was asked (true).
+ */
+bool progress_update(struct progress *p, uint64_t done_bytes, uint64_t total_bytes,
                      uint64_t faults);
+
+/* At the present rate; -1: it can't be told. */
+int64_t progress_left_ns(const struct progress *p, uint64_t done_bytes, uint64_t total_bytes);
 
 /* Clears the line. */
 void progress_finish(struct progress *p);
 
 /* Asks for one line at the next progress_update(). May be called in a signal handler. */
 void progress_request(void);
+
+/* If one was asked for: prints this text instead, where there are no figures yet. */
+void progress_answer(const char *text);
 
 /* Makes SIGUSR1 call progress_request() (with SA_RESTART). */
 void progress_catch_signal(void);

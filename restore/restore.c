@@ -242,6 +242,7 @@ static int bring_up(struct restore *r, struct error *e)
         uint64_t began_ns = clock_monotonic_ns();
         int rc = steps[i].run(r, e);
         log_debug("%s: %" PRIu64 " us", steps[i].what, (clock_monotonic_ns() - began_ns) / 1000);
+        progress_answer("the guest does not run yet; the VMM comes up");
         int sig = signals_caught(r->signals);
         if (sig) {
             e->hint[0] = '\0';

@@ -23,8 +23,9 @@ struct restore_options {
 
     /*
      * Called on the main thread. `report` gets "running" when the guest runs (or is loaded, with
-     * `paused`), "summary" when the last page is in, and in the foreground "exit" at the end; it
-     * steals the object. `trouble`: what went wrong while serving, without ending it. `detached`
+     * `paused`), "progress" about once a second while memory comes in and when SIGUSR1 asks for it,
+     * "summary" when the last page is in, and in the foreground "exit" at the end; it steals the
+     * object. `trouble`: what went wrong while serving, without ending it. `detached`
      * (only with `detach`): in the server's own process, once the caller's has been told that the
      * guest runs; `report` and `trouble` are called there from then on.
      */

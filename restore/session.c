@@ -22,6 +22,9 @@ int session_serve(struct session *s, int uffd, bool fill, bool takes_over, struc
                                    .fill = fill,
                                    .messages = record_messages(&s->record),
                                    .takes_over = takes_over};
+    s->fills = fill;
+    if (takes_over)
+        fill_progress_take_over(&s->progress, s->img, &s->state);
     return server_start(&s->server, &config, e);
 }
 
@@ -108,25 +111,25 @@ static void hand_off(struct session *s, struct handoff_collapse *collapse)
         s->o->trouble(s->o->opaque, &e);
     }
     s->handed_off = true;
-    progress_finish(&s->progress);
+    progress_finish(&s->progress.line);
+    s->progress.line.redraw = false;
     session_summarize(s);
     handoff_collapse_begin(collapse, s->target, s->img, &s->blocks);
 }
 
-static uint64_t bytes_to_fill(const struct session *s)
-{
-    return image_get_trailer(s->img)->pages_stored * IMAGE_PAGE_BYTES;
-}
-
 static void show_progress(struct session *s)
 {
-    if (s->handed_off)
-        return;
     struct server_stats stats;
     server_get_stats(s->server, &stats);
-    const struct answer_counts *n = &stats.counts;
-    uint64_t pages = n->pages_on_demand + n->pages_prefetched + n->pages_filled;
-    progress_update(&s->progress, pages * IMAGE_PAGE_BYTES, bytes_to_fill(s), stats.demand_faults);
+    if (!fill_progress_update(&s->progress, &stats, s->complete_ns > 0))
+        return;
+    json_t *o = fill_progress_describe(&s->progress, &stats);
+    if (o) {
+        json_object_set_new(o, "elapsed_ns",
+                            json_integer((json_int_t)(clock_monotonic_ns() - s->began_ns)));
+        json_object_set_new(o, "vmm_pid", json_integer(s->target->pid));
+    }
+    s->o->report(s->o->opaque, "progress", o);
 }
 
 /* Acts on the server's stage. True while huge pages are left to collapse. */
@@ -182,9 +185,9 @@ static void serve_to_the_end(struct session *s)
 void session_accompany(struct session *s)
 {
     server_begin_fill(s->server);
-    progress_start(&s->progress, "filled", s->shows_progress);
+    fill_progress_start(&s->progress, s->img, s->shows_progress, s->fills);
     serve_to_the_end(s);
-    progress_finish(&s->progress);
+    progress_finish(&s->progress.line);
     session_summarize(s);
 }
 

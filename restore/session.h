@@ -11,9 +11,9 @@
 #include <stdint.h>
 
 #include "common/image_reader.h"
-#include "common/progress.h"
 #include "common/target.h"
 #include "restore/blocks.h"
+#include "restore/fill_progress.h"
 #include "restore/page_state.h"
 #include "restore/record.h"
 #include "restore/restore.h"
@@ -37,7 +37,8 @@ struct session {
     bool stays;            /* until the VMM's end, not only until the last page is in */
     bool shows_progress;
 
-    struct progress progress;
+    bool fills; /* not only what is touched */
+    struct fill_progress progress;
     uint64_t complete_ns; /* since began_ns; 0: not yet */
     bool handed_off, summarized;
 };

@@ -164,6 +164,7 @@ static _Noreturn void run_child(const struct relaunch *l, int stderr_fd, int rep
         fail_start(report_fd, START_DIRECTORY);
     if (l->environment)
         environ = l->environment;
+    unsetenv("NOTIFY_SOCKET"); /* ours: a VMM must not tell the service manager that it is ready */
     if (l->executable)
         execv(l->executable, l->argv);
     else

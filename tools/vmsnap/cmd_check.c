@@ -8,6 +8,7 @@
 #include "tools/vmsnap/commands.h"
 #include "tools/vmsnap/defaults.h"
 #include "tools/vmsnap/hazard_option.h"
+#include "tools/vmsnap/service.h"
 
 #define KERNEL_ITEMS_MAX 64
 
@@ -72,6 +73,18 @@ static void say_image_item(void *opaque, const struct restore_check_item *item)
                       item->reason);
 }
 
+/* Asked for with an image: it is of use to a unit that restores one. */
+static void check_service(struct check_list *list)
+{
+    const char *library;
+    if (service_possible(&library))
+        check_ok(list, "service-manager", "a unit of Type=notify is told when the guest runs (%s)",
+                 library);
+    else
+        check_note(list, "service-manager",
+                   "a unit of Type=notify would not be told when the guest runs: %s", library);
+}
+
 static int run(const struct command_line *line, struct error *e)
 {
     struct check_list list = {0};
@@ -88,6 +101,7 @@ static int run(const struct command_line *line, struct error *e)
         int rc = restore_check(line->operand[0], line->rest, say_image_item, &list, e);
         if (rc)
             return rc;
+        check_service(&list);
     }
     return check_finish(&list);
 }

@@ -14,6 +14,7 @@
 #include "tools/vmsnap/defaults.h"
 #include "tools/vmsnap/hazard_option.h"
 #include "tools/vmsnap/report.h"
+#include "tools/vmsnap/service.h"
 
 enum { PREFETCH_HOT, PREFETCH_NONE };
 static const char *const prefetch_orders[] = {"hot", "none", NULL};
@@ -143,14 +144,63 @@ static void print_summary(const json_t *o)
                    format_duration(p99, get_number(o, "fault_p99_ns")));
 }
 
+/* To the service manager: texts without anything that came from the image. */
+static void tell_running(const json_t *o)
+{
+    if (args.detach)
+        service_ready_as((pid_t)get_number(o, "vmm_pid"));
+    else
+        service_ready("guest %s; memory comes in as it is touched", get_text(o, "guest_state"));
+}
+
+static void tell_progress(const json_t *o)
+{
+    char done[FORMAT_MAX], total[FORMAT_MAX], rate[FORMAT_MAX];
+    service_status("filled %s of %s, %s/s", format_bytes(done, get_number(o, "done_bytes")),
+                   format_bytes(total, get_number(o, "total_bytes")),
+                   format_bytes(rate, get_number(o, "bytes_per_second")));
+}
+
+static void tell_summary(const json_t *o)
+{
+    bool whole = json_is_integer(json_object_get(o, "complete_ns"));
+    service_status(whole ? "all memory is in" : "memory is not all in");
+}
+
+static void tell_exit(const json_t *o)
+{
+    service_stopping("the VMM has ended with status %d", (int)get_number(o, "exit_status"));
+}
+
+/* What each kind of object is besides a line of JSON. */
+static const struct {
+    const char *type;
+    void (*print)(const json_t *object);
+    void (*tell)(const json_t *object);
+    bool for_file; /* no result: only a detached server writes it down */
+} reports[] = {
+    {"running", print_running, tell_running, false},
+    {"progress", NULL, tell_progress, true},
+    {"summary", print_summary, tell_summary, false},
+    {"exit", NULL, tell_exit, false},
+};
+
 static void on_report(void *opaque, const char *type, json_t *object)
 {
     (void)opaque;
-    if (strcmp(type, "running") == 0)
-        print_running(object);
-    else if (strcmp(type, "summary") == 0)
-        print_summary(object);
-    report_object(type, object);
+    bool for_file = false;
+    for (size_t i = 0; i < sizeof(reports) / sizeof(reports[0]); i++) {
+        if (strcmp(type, reports[i].type) != 0)
+            continue;
+        for_file = reports[i].for_file;
+        if (reports[i].print)
+            reports[i].print(object);
+        reports[i].tell(object);
+    }
+    if (for_file && !detached)
+        json_decref(object);
+    else
+        report_object(type, object);
 }
 
 /* The detached server has no stderr: its errors stand among its other lines. */
@@ -170,6 +220,7 @@ static void on_detached(void *opaque)
 {
     (void)opaque;
     detached = true;
+    service_leave();
     report_setup(report_file != NULL, true);
     report_to_stream(report_file);
 }
@@ -223,6 +274,8 @@ static int run(const struct command_line *line, struct error *e)
         if (!report_file)
             return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't write %s", args.report_path);
     }
+    service_open();
+    service_status("the VMM comes up");
     struct restore_options o = {
         .image_path = line->operand[0],
         .vmm_argv = line->rest,

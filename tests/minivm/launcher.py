@@ -1,0 +1,220 @@
+#!/usr/bin/python3
+"""What a launcher of many guests asks for: clones of one image side by side, progress, a word to the service
+manager."""
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+from case import case, is_alive, main, wait_until  # noqa: E402
+from minivm import MiniVm, MiniVmPlace, end_and_wait  # noqa: E402
+from vmsnap import Restore, pause_log, start_vmsnap, vmsnap  # noqa: E402
+
+SIZES = ("--memory", "64M", "--populate", "48M", "--rate", "20000")
+CLONES = 8
+MIB = 1 << 20
+PROGRESS = {"type", "schema_version", "done_bytes", "total_bytes", "bytes_per_second", "remaining_ns",
+            "elapsed_ns", "demand_faults", "pages_on_demand", "pages_prefetched", "pages_filled",
+            "pages_discarded", "clusters_damaged", "vmm_pid"}
+
+
+def take_image(t):
+    source = MiniVm(t, *SIZES)
+    image = t.path("image")
+    source.wait_for_writes(2000)
+    t.equal(vmsnap(t, "snapshot", "--qmp", source.control, image).code, 0, "snapshot")
+    end_and_wait(source)
+    return image
+
+
+def read(path):
+    with open(path, encoding="utf-8") as f:
+        return f.read()
+
+
+def parent(pid):
+    return int(read(f"/proc/{pid}/stat").rsplit(")", 1)[1].split()[1])
+
+
+def status_bytes(pid, field):
+    for line in read(f"/proc/{pid}/status").split("\n"):
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(field)
+
+
+def digest(path):
+    with open(path, "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
+@case("minivm.launcher.clones", "kernel", 60)
+def clones(t):
+    """Many guests from one image at once, each with a command line of its own: all are right, each goes its own
+    way, and what a restore takes does not grow with their number."""
+    image = take_image(t)
+    before = digest(image)
+    places = [MiniVmPlace(t, *SIZES) for _ in range(CLONES)]
+    restores = [Restore(t, image, place, "--threads", "1") for place in places]
+    for restored in restores:
+        restored.wait_running()
+    for restored in restores:
+        summary = restored.wait_complete()
+        t.equal(summary["clusters_damaged"], 0, "clusters_damaged")
+    t.equal(len({r.pid for r in restores}), CLONES, "processes")
+    for restored, place in zip(restores, places):
+        server = restored.process.pid
+        peak, names = status_bytes(server, "VmHWM"), os.listdir(f"/proc/{server}/fd")
+        t.check(peak <= 64 * MIB, f"a server's memory: {peak / MIB:.1f} MiB")
+        t.check(len(names) <= 32, f"a server's descriptors: {names}")
+        place.wait_for_writes(1000)
+        place.stop()
+        place.check_right("a clone")
+    states = {hashlib.sha256(b"".join(place.peek(page) for page in range(1, place.pages, 64))).digest()
+              for place in places}
+    t.check(len(states) > 1, "the clones have gone different ways")
+    for restored in restores:
+        t.equal(restored.end().code, 0, "exit status")
+    t.equal(digest(image), before, "the image")
+
+
+def report_lines(path, kind):
+    with contextlib.suppress(FileNotFoundError):
+        return [o for o in map(json.loads, read(path).splitlines()) if o["type"] == kind]
+    return []
+
+
+@case("minivm.launcher.progress", "kernel", 60)
+def progress(t):
+    """SIGUSR1 asks for progress at any time: in the foreground a line on stderr, of a detached server an object
+    in its report."""
+    image = take_image(t)
+    log, reached, go = pause_log(t)
+    foreground = Restore(t, image, MiniVmPlace(t, *SIZES), "--no-fill",
+                         hooks={"pause_at": "restore-launched", "pause_log": log})
+    reached("restore-launched")
+    foreground.process.send_signal(signal.SIGUSR1)
+    go()
+    foreground.wait_running()
+    t.check("does not run yet" in foreground.result().err, f"before: {foreground.result().err}")
+    foreground.process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: "vmsnap: filled " in foreground.result().err, 10, "a line of progress")
+    t.equal(foreground.result().of_type("progress"), [], "stdout is for results")
+    t.equal(foreground.end().code, 0, "exit status")
+
+    whole = Restore(t, image, MiniVmPlace(t, *SIZES)).wait_running()
+    whole.wait_complete()
+    whole.process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: "(100 %)" in whole.result().err, 10, "a line when all is in")
+    t.equal(whole.end().code, 0, "exit status")
+
+    path, place = t.path("report"), MiniVmPlace(t, *SIZES)
+    detached = Restore(t, image, place, "--detach", "--no-fill", "--prefetch", "none", "--report", path)
+    detached.wait_running()
+    t.equal(detached.process.wait(10), 0, "exit status of --detach")
+    server = parent(detached.pid)
+    for n in (1, 2):
+        place.wait_for_writes(100)
+        os.kill(server, signal.SIGUSR1)
+        wait_until(lambda wanted=n: len(report_lines(path, "progress")) == wanted, 10, f"object {n}")
+    first, second = report_lines(path, "progress")
+    t.equal(set(second), PROGRESS, "its keys")
+    t.equal(second["vmm_pid"], detached.pid, "vmm_pid")
+    t.check(0 < first["done_bytes"] <= second["done_bytes"] <= second["total_bytes"], f"{first}, {second}")
+    t.check(40 * MIB <= second["total_bytes"] <= 64 * MIB, f"{second}")
+    t.check(all(isinstance(v, (int, str)) or v is None for v in second.values()), f"{second}")
+    os.kill(server, signal.SIGUSR1) # asked once, answered once
+    place.qmp.command("quit")
+    wait_until(lambda: not is_alive(server), 10, "the server has gone")
+    t.equal(len(report_lines(path, "summary")), 1, "summaries")
+
+
+class Manager:
+    """Stands for a service manager: what is sent to its socket, as texts."""
+
+    def __init__(self, t):
+        self.path = t.path("notify")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.path)
+        self._socket.settimeout(0.05)
+        t.defer(self._socket.close)
+        self.told = []
+        os.environ["NOTIFY_SOCKET"] = self.path
+        t.defer(os.environ.pop, "NOTIFY_SOCKET")
+
+    def listen(self):
+        """Takes what is there; a barrier's descriptor is closed by not being taken."""
+        with contextlib.suppress(socket.timeout):
+            while True:
+                self.told.append(self._socket.recv(4096).decode())
+        return self.told
+
+    def wait_for(self, t, text):
+        try:
+            wait_until(lambda: any(text in told.split("\n") for told in self.listen()), 20, text)
+        finally:
+            t.say(f"told: {self.told}")
+
+
+def need_library(t):
+    try:
+        ctypes.CDLL("libsystemd.so.0")
+    except OSError:
+        t.skip("there is no libsystemd.so.0 here")
+
+
+@case("minivm.launcher.readiness", "kernel", 60)
+def readiness(t):
+    """READY=1 comes when the guest runs and not before; the VMM can't send it; of --detach the VMM becomes
+    the unit's main process."""
+    need_library(t)
+    image, manager = take_image(t), Manager(t)
+    log, reached, go = pause_log(t)
+    place = MiniVmPlace(t, *SIZES)
+    held = Restore(t, image, place, hooks={"pause_at": "restore-let-live", "pause_log": log})
+    reached("restore-let-live")
+    time.sleep(0.1)
+    told = manager.listen()
+    t.check(told and not any("READY" in text for text in told), f"not ready yet: {told}")
+    go()
+    held.wait_running()
+    manager.wait_for(t, "READY=1")
+    held.wait_complete()
+    manager.wait_for(t, "STATUS=all memory is in")
+    environ = read(f"/proc/{held.pid}/environ")
+    t.check("NOTIFY_SOCKET" not in environ and "PATH=" in environ, f"the VMM's environment: {environ}")
+    t.equal(held.end().code, 0, "exit status")
+    manager.wait_for(t, "STOPPING=1")
+
+    manager.told.clear()
+    place = MiniVmPlace(t, *SIZES)
+    process = start_vmsnap(t, "restore", "--detach", image, "--", *place.argv())
+    manager.wait_for(t, "READY=1")
+    pid = json.loads(process.stdout.readline())["vmm_pid"]
+    t.equal([text for text in manager.told if "READY" in text], [f"MAINPID={pid}\nREADY=1"], "of --detach")
+    t.equal(process.wait(10), 0, "exit status of --detach")
+    place.connect()
+    place.qmp.command("quit")
+
+
+@case("minivm.launcher.nobody-listens", "kernel", 30)
+def nobody_listens(t):
+    """A service manager that is not there is no reason to fail."""
+    image = take_image(t)
+    os.environ["NOTIFY_SOCKET"] = t.path("nobody")
+    t.defer(os.environ.pop, "NOTIFY_SOCKET")
+    restored = Restore(t, image, MiniVmPlace(t, *SIZES)).wait_running()
+    restored.wait_complete()
+    t.equal(restored.end().code, 0, "exit status")
+
+
+if __name__ == "__main__":
+    main()
