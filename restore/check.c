@@ -12,6 +12,7 @@
 #include "common/json_text.h"
 #include "restore/attach.h"
 #include "restore/image_owner.h"
+#include "restore/qemu/generation_id.h"
 #include "restore/vmm_kind.h"
 
 struct check {
@@ -116,6 +117,17 @@ static void check_accelerator(struct check *c)
     say_result(c, "accelerator", rc, &e, name);
 }
 
+/* Whether a guest can tell that it is one of several; refuses nothing. */
+static void check_generation_id(struct check *c)
+{
+    if (c->kind != &vmm_kind_qemu)
+        return;
+    enum generation_id id = generation_id_of(c->description, c->launch.argv);
+    struct restore_check_item item = {
+        .name = "vmgenid", .ok = id == GENERATION_ID_RENEWED, .reason = generation_id_words(id)};
+    c->item(c->opaque, &item);
+}
+
 static int check_hazards(struct check *c, struct error *e)
 {
     size_t most, count;
@@ -154,6 +166,7 @@ int restore_check(const char *image_path, char *const *vmm_argv,
             check_owner(&c, image_path);
         if (check_plan(&c, vmm_argv)) {
             check_executable(&c);
+            check_generation_id(&c);
             rc = check_hazards(&c, e);
         }
     }

@@ -215,6 +215,7 @@ static json_t *describe_running(const struct restore *r)
                           "clock_behind_ns", (json_int_t)(now > instant ? now - instant : 0),
                           "guest_state", leaves_paused(r) ? "paused" : "running");
     add_copy(o, "accelerator", r->actual);
+    add_copy(o, "generation_id_renewed", r->actual);
     add_copy(o, "vm_name", r->description);
     return o;
 }

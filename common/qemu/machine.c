@@ -87,6 +87,22 @@ static int describe_property(json_t *to, struct qom *m, const char *property, co
     return r;
 }
 
+/* What a vmgenid shows its guest; left out without one. */
+static int describe_generation_id(json_t *to, struct qom *m, struct error *e)
+{
+    size_t i;
+    bool found = false;
+    const json_t *device;
+    json_array_foreach(json_object_get(to, "devices"), i, device)
+    {
+        found |= strcmp(json_text(device, "type", ""), "vmgenid") == 0;
+    }
+    if (!found)
+        return 0;
+    int r = describe_text(to, m, "query-vm-generation-id", "guid", "generation_id", e);
+    return r == -EPROTO ? 0 : r; /* nothing depends on it */
+}
+
 static int describe_hardware(json_t *to, struct qom *m, struct error *e)
 {
     bool kvm = false;
@@ -102,6 +118,8 @@ static int describe_hardware(json_t *to, struct qom *m, struct error *e)
         json_object_set_new(to, "cpus", part);
     if (r == 0 && (r = machine_describe_devices(&part, m, e)) == 0)
         json_object_set_new(to, "devices", part);
+    if (r == 0)
+        r = describe_generation_id(to, m, e);
     if (r == 0 && (r = machine_describe_pci(&part, m, e)) == 0)
         json_object_set_new(to, "pci", part);
     if (r == 0 && (r = machine_describe_disks(&part, m, e)) == 0)

@@ -12,6 +12,7 @@
  *   memory       {size, max-size, slots}
  *   cpus         machine_cpu.h
  *   devices, pci, disks   machine_devices.h
+ *   generation_id  what a vmgenid device shows the guest; left out without one
  *   launch       launch.h
  *
  * docs/format.md lists every key.

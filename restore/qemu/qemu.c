@@ -2,19 +2,39 @@
 #include <stdlib.h>
 
 #include "common/cleanup.h"
+#include "common/log.h"
 #include "common/qemu/machine.h"
 #include "common/qemu/ramblock.h"
+#include "restore/qemu/generation_id.h"
 #include "restore/qemu/load.h"
 #include "restore/qemu/plan.h"
 #include "restore/qemu/refuse.h"
 #include "restore/qemu/stream.h"
 #include "restore/vmm_kind.h"
 
+/* Says whether the guest can know that it is another one, and notes it for the object "running". */
+static void compare_generation_id(const json_t *description, json_t *actual)
+{
+    enum generation_id id = generation_id_compare(description, actual);
+    bool known = id == GENERATION_ID_RENEWED || id == GENERATION_ID_FIXED;
+    json_object_set_new(actual, "generation_id_renewed",
+                        known ? json_boolean(id == GENERATION_ID_RENEWED) : json_null());
+    if (id == GENERATION_ID_FIXED)
+        log_warn("the guest's generation id (vmgenid) is the one that it had: it can't tell that "
+                 "it was restored; guid=auto on the command line gives it a new one");
+    else
+        log_info("%s", generation_id_words(id));
+}
+
 static int qemu_compare(json_t **actual, const json_t *description, struct qmp *q,
                         const struct target *t, int timeout_ms, struct error *e)
 {
     int rc = machine_describe(actual, q, t, timeout_ms, e);
-    return rc ? rc : machine_compare(description, *actual, e);
+    if (rc == 0)
+        rc = machine_compare(description, *actual, e);
+    if (rc == 0)
+        compare_generation_id(description, *actual);
+    return rc;
 }
 
 static int qemu_find_memory(struct region_set *out, const json_t *actual, struct qmp *q,

@@ -15,10 +15,10 @@ SNAPSHOT = """pause_ns stop_ns state_ns arm_ns cont_ns wall_ns throttled_ns ram_
     pages_total pages_zero pages_stored pages_from_faults pages_poisoned write_faults fault_p50_ns
     fault_p99_ns fault_max_ns buffer_peak_bytes image longest_gap_ns image_id instant vm_name
     accelerator warnings huge_bytes_before huge_bytes_after"""
-RUNNING = "launch_to_running_ns vmm_pid clock_behind_ns"
+RUNNING = "launch_to_running_ns vmm_pid clock_behind_ns generation_id_renewed"
 RESTORE = """launch_to_running_ns demand_faults fault_p50_ns fault_p99_ns fault_max_ns
     pages_prefetched pages_filled complete_ns vmm_pid"""
-INFO = "format_version image_id ram_bytes regions hot_pages base"
+INFO = "format_version image_id ram_bytes regions hot_pages base vmgenid"
 VERIFY = "pages_checked pages_damaged"
 CHECK = "name ok reason allow"
 

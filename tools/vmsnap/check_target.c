@@ -10,11 +10,13 @@
 #include "common/format.h"
 #include "common/image_format.h"
 #include "common/qemu/hazards.h"
+#include "common/qemu/machine.h"
 #include "common/qemu/ramblock.h"
 #include "common/qmp.h"
 #include "common/target.h"
 #include "common/vm_status.h"
 #include "common/vmm/vmm_control.h"
+#include "restore/qemu/generation_id.h"
 
 /* q: of a QEMU, else NULL. */
 static void check_hazards(struct check_list *list, const struct hazard_scope *scope, struct qmp *q,
@@ -147,6 +149,26 @@ static void check_memory(struct check_list *list, struct qmp *q, const struct ta
     region_set_free(&blocks);
 }
 
+/* Whether a guest restored from it could tell. */
+static void check_generation_id(struct check_list *list, struct qmp *q, const struct target *t,
+                                int timeout_ms)
+{
+    struct error e = {0};
+    json_t *described = NULL;
+    if (vmm_control_greets(q))
+        return;
+    if (machine_describe(&described, q, t, timeout_ms, &e)) {
+        check_failed(list, "machine", &e);
+        return;
+    }
+    enum generation_id id = generation_id_of(described, NULL);
+    if (id == GENERATION_ID_RENEWED)
+        check_ok(list, "vmgenid", "%s", generation_id_words(id));
+    else
+        check_note(list, "vmgenid", "%s", generation_id_words(id));
+    json_decref(described);
+}
+
 void check_vm(struct check_list *list, const char *qmp_path, int pid, int timeout_ms)
 {
     struct error e = {0};
@@ -166,8 +188,10 @@ void check_vm(struct check_list *list, const char *qmp_path, int pid, int timeou
         check_ok(list, "qmp", "%s answers", qmp_path);
         bool good = check_status(list, q, timeout_ms);
         if (check_access(list, &t, peer)) {
-            if (good)
+            if (good) {
                 check_memory(list, q, &t, timeout_ms);
+                check_generation_id(list, q, &t, timeout_ms);
+            }
             target_close(&t);
         }
     }

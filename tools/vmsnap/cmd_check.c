@@ -68,6 +68,8 @@ static void say_image_item(void *opaque, const struct restore_check_item *item)
     struct check_list *list = opaque;
     if (item->ok)
         check_ok(list, item->name, "%s", item->reason);
+    else if (item->exit_code == 0)
+        check_note(list, item->name, "%s", item->reason);
     else
         check_refused(list, item->name, (enum vmsnap_exit)item->exit_code, item->allow, "%s",
                       item->reason);

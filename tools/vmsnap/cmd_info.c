@@ -10,6 +10,7 @@
 #include "common/image_reader.h"
 #include "common/log.h"
 #include "common/region.h"
+#include "restore/qemu/generation_id.h"
 #include "tools/vmsnap/commands.h"
 #include "tools/vmsnap/report.h"
 #include "tools/vmsnap/terminal.h"
@@ -82,6 +83,14 @@ static void add_recorded(json_t *o, const json_t *description, const char *key)
     json_object_set(o, key, value ? value : json_null());
 }
 
+/* What a restore with the recorded line gives the guest; NULL: no QEMU's image. */
+static const char *vmgenid_name(const json_t *description)
+{
+    const char *vmm = json_string_value(json_object_get(description, "vmm"));
+    return vmm && strcmp(vmm, "qemu") == 0 ? generation_id_name(generation_id_of(description, NULL))
+                                           : NULL;
+}
+
 static json_t *regions_json(const struct image *img)
 {
     json_t *list = json_array();
@@ -133,6 +142,8 @@ static json_t *summary_json(const struct image *img, const json_t *description, 
     json_object_set_new(o, "instant", json_string(format_instant(instant, t->instant_ns)));
     for (size_t i = 0; i < sizeof(recorded) / sizeof(recorded[0]); i++)
         add_recorded(o, description, recorded[i]);
+    const char *vmgenid = vmgenid_name(description);
+    json_object_set_new(o, "vmgenid", vmgenid ? json_string(vmgenid) : json_null());
     json_t *argv = json_object_get(launch, "argv");
     json_object_set(o, "command_line", argv ? argv : json_null());
     add_number(o, "ram_bytes", count_ram_bytes(img));
@@ -189,6 +200,8 @@ static void print_source(const json_t *description)
         line_of("machine", "%s, accelerator %s", machine, accelerator);
     else /* a VMM of somebody's own names none */
         line_of("accelerator", "%s", accelerator);
+    if (vmgenid_name(description))
+        line_of("vmgenid", "%s", generation_id_words(generation_id_of(description, NULL)));
 }
 
 static void print_sizes(const struct image *img)
