@@ -6,9 +6,10 @@
 
 #include "common/testhook.h"
 #include "common/uffd.h"
+#include "restore/damage.h"
 
 /* What is reported once per kind. */
-enum { SAID_NO_ROOM, SAID_VANISHED, SAID_STRAY };
+enum { SAID_NO_ROOM, SAID_VANISHED, SAID_STRAY, SAID_WAITS };
 
 int answerer_init(struct answerer *a, int uffd)
 {
@@ -30,23 +31,6 @@ void answerer_free(struct answerer *a)
 
 /* ---- what can't be answered ---- */
 
-static void report_damage(struct answerer *a, const struct block *b, uint64_t cluster, int err,
-                          const char *cause)
-{
-    if (page_state_get(a->state, cluster) == CLUSTER_DAMAGED)
-        return;
-    page_state_set(a->state, cluster, CLUSTER_DAMAGED);
-    a->counts.clusters_damaged++;
-    struct error e = {.guest = GUEST_RUNNING};
-    error_set(&e, err == -EBADMSG ? VMSNAP_EXIT_IMAGE : VMSNAP_EXIT_FAILED, 0,
-              "memory block '%s' at offset 0x%" PRIx64 " can't be restored: %s", b->region.name,
-              block_cluster_offset(b, cluster), cause);
-    error_hint(&e,
-               "the guest runs until it touches that memory, then it waits; 'vmsnap verify' lists "
-               "what else is damaged");
-    trouble_add(a->troubles, &e);
-}
-
 static void report_stray(struct answerer *a, uint64_t hva)
 {
     struct error e = {.guest = GUEST_WAITING};
@@ -55,6 +39,18 @@ static void report_stray(struct answerer *a, uint64_t hva)
               " that is in no block of the image: it moved its memory",
               hva);
     trouble_add_once(a->troubles, &e, SAID_STRAY);
+}
+
+/* The damage was told before; now somebody has come to it. */
+static void report_wait(struct answerer *a, const struct block *b, uint64_t offset)
+{
+    struct error e = {.guest = GUEST_WAITING};
+    error_set(&e, VMSNAP_EXIT_IMAGE, 0,
+              "the guest waits for memory block '%s' at offset 0x%" PRIx64
+              ", which can't be restored",
+              b->region.name, offset);
+    damage_hint(a, &e);
+    trouble_add_once(a->troubles, &e, SAID_WAITS);
 }
 
 static void report_no_room(struct answerer *a, const struct block *b, int err)
@@ -88,16 +84,32 @@ static void wake_page(struct answerer *a, const struct block *b, uint64_t offset
     uffd_wake(a->installer.uffd, b->region.hva + offset, b->region.page_bytes);
 }
 
-static uint64_t clip(const struct block *b, uint64_t offset, uint64_t len)
-{
-    return offset + len > b->bytes ? b->bytes - offset : len;
-}
-
 static void settle(struct answerer *a, uint64_t cluster, uint64_t n, int rc)
 {
     enum cluster_state to = rc == -ENOENT ? CLUSTER_GONE : CLUSTER_DONE;
     for (uint64_t i = 0; i < n; i++)
         page_state_set(a->state, cluster + i, to);
+}
+
+enum answer answer_settled(struct answerer *a, const struct block *b, uint64_t offset, uint64_t len,
+                           int rc)
+{
+    enum answer answer = answer_from(a, b, rc);
+    if (answer == ANSWERED)
+        settle(a, block_cluster_at(b, offset),
+               (len + IMAGE_CLUSTER_BYTES - 1) / IMAGE_CLUSTER_BYTES, rc);
+    return answer;
+}
+
+/* Content that can't be had is asked for by a fault. */
+static enum answer answer_damaged(struct answerer *a, const struct block *b, uint64_t offset)
+{
+    if (!a->poisons)
+        return NEVER;
+    enum answer answer = damage_poison(a, b, block_cluster_at(b, offset));
+    if (answer == ANSWERED) /* it may be one that is present: EEXIST wakes nobody */
+        wake_page(a, b, offset);
+    return answer;
 }
 
 /* Decodes the unit that starts at `first` into a->unit, unless it is there already. */
@@ -112,7 +124,7 @@ static int decode_unit(struct answerer *a, const struct block *b, uint64_t first
             image_read_cluster(a->img, first + i, a->codec, a->unit + i * IMAGE_CLUSTER_BYTES, &e);
         if (rc == 0)
             continue;
-        report_damage(a, b, first + i, rc, e.message);
+        damage_report(a, b, first + i, rc, e.message, true);
         return rc;
     }
     a->unit_first = first;
@@ -132,7 +144,7 @@ static enum answer answer_pending(struct answerer *a, const struct block *b, uin
                                   bool write)
 {
     uint64_t start = offset - offset % b->unit_bytes;
-    uint64_t len = clip(b, start, b->unit_bytes);
+    uint64_t len = block_clip(b, start, b->unit_bytes);
     uint64_t first = block_cluster_at(b, start);
     uint64_t n = (len + IMAGE_CLUSTER_BYTES - 1) / IMAGE_CLUSTER_BYTES;
     uint64_t present = 0;
@@ -142,13 +154,12 @@ static enum answer answer_pending(struct answerer *a, const struct block *b, uin
                            write ? INSTALL_ZERO_OWN : INSTALL_ZERO_SHARED, &present);
     } else {
         if (decode_unit(a, b, first, n))
-            return NEVER;
+            return answer_damaged(a, b, offset);
         rc = install_data(&a->installer, b, start, a->unit, len, &present);
     }
-    enum answer answer = answer_from(a, b, rc);
+    enum answer answer = answer_settled(a, b, start, len, rc);
     if (answer != ANSWERED)
         return answer;
-    settle(a, first, n, rc);
     a->counts.pages_on_demand += (len - present) / IMAGE_PAGE_BYTES;
     if (present > 0) /* EEXIST wakes nobody */
         wake_page(a, b, offset);
@@ -215,7 +226,9 @@ enum answer answer_fault(struct answerer *a, uint64_t hva, bool write)
     case CLUSTER_GONE:
         return ANSWERED;
     case CLUSTER_DAMAGED:
-        break;
+        if (!a->poisons)
+            report_wait(a, b, offset);
+        return answer_damaged(a, b, offset);
     }
     return NEVER;
 }
@@ -236,25 +249,31 @@ static enum answer install_part(struct answerer *a, const struct job *job,
 {
     const struct block *b = job->block;
     uint64_t offset = block_cluster_offset(b, job->cluster + from);
-    uint64_t len = clip(b, offset, (uint64_t)(to - from) * IMAGE_CLUSTER_BYTES);
+    uint64_t len = block_clip(b, offset, (uint64_t)(to - from) * IMAGE_CLUSTER_BYTES);
     uint64_t present = 0;
     int rc = job->zero ? install_zeros(&a->installer, b, offset, len, INSTALL_ZERO_OWN, &present)
                        : install_data(&a->installer, b, offset,
                                       data + (size_t)from * IMAGE_CLUSTER_BYTES, len, &present);
-    enum answer answer = answer_from(a, b, rc);
-    if (answer == ANSWERED) {
-        settle(a, job->cluster + from, to - from, rc);
+    enum answer answer = answer_settled(a, b, offset, len, rc);
+    if (answer == ANSWERED)
         count_job(a, job, (len - present) / IMAGE_PAGE_BYTES);
-    }
     return answer;
+}
+
+/* A cluster that a worker could not read; a fault may have been there before it. */
+static enum answer answer_bad_job(struct answerer *a, const struct job *job)
+{
+    enum cluster_state state = page_state_get(a->state, job->damaged);
+    if (state != CLUSTER_PENDING && state != CLUSTER_DAMAGED)
+        return ANSWERED;
+    damage_report(a, job->block, job->damaged, job->status, job->cause, false);
+    return a->poisons ? damage_poison(a, job->block, job->damaged) : ANSWERED;
 }
 
 enum answer answer_job(struct answerer *a, const struct job *job, const unsigned char *data)
 {
-    if (job->status) {
-        report_damage(a, job->block, job->damaged, job->status, job->cause);
-        return ANSWERED;
-    }
+    if (job->status)
+        return answer_bad_job(a, job);
     for (uint32_t from = 0; from < job->n_clusters;) {
         uint32_t to = from;
         while (to < job->n_clusters &&
@@ -271,6 +290,11 @@ enum answer answer_job(struct answerer *a, const struct job *job, const unsigned
         from = to + 1;
     }
     return ANSWERED;
+}
+
+bool answerer_is_incomplete(const struct answerer *a)
+{
+    return a->counts.clusters_damaged > 0 && !a->poisons;
 }
 
 /* ---- events ---- */

@@ -15,7 +15,8 @@
 
 struct answer_counts {
     uint64_t pages_on_demand, pages_prefetched, pages_filled, pages_discarded;
-    uint64_t clusters_damaged;
+    uint64_t clusters_damaged; /* found so, poisoned or not */
+    uint64_t pages_poisoned;   /* for damage; not those that were poisoned at the instant */
 };
 
 struct answerer {
@@ -25,6 +26,7 @@ struct answerer {
     const struct blocks *blocks;
     struct page_state *state;
     struct trouble_list *troubles; /* where damage is reported */
+    bool poisons;                  /* what is damaged is poisoned; else whoever touches it waits */
     struct codec *codec;
     unsigned char *unit; /* decoded content, of the largest unit */
     uint64_t unit_first; /* the cluster that `unit` starts with; UINT64_MAX: nothing valid */
@@ -47,6 +49,15 @@ enum answer answer_fault(struct answerer *a, uint64_t hva, bool write);
 
 /* A job of the fill workers. */
 enum answer answer_job(struct answerer *a, const struct job *job, const unsigned char *data);
+
+/* The end of an installing call that returned `rc` (install.h): what [offset, offset + len) is
+ * then.
+ */
+enum answer answer_settled(struct answerer *a, const struct block *b, uint64_t offset, uint64_t len,
+                           int rc);
+
+/* Some of what was looked at can't be had, and is not poisoned either. */
+bool answerer_is_incomplete(const struct answerer *a);
 
 /* An event: the guest gave [start, end) back, or the process unmapped or moved it. */
 void answer_discard(struct answerer *a, uint64_t start, uint64_t end);

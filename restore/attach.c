@@ -95,12 +95,13 @@ static int empty_block(const struct attach *a, const struct block *b, struct err
 
 /* ---- registering ---- */
 
-static uint64_t wanted_features(const struct attach *a)
+static uint64_t wanted_features(void)
 {
     uint64_t features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP |
                         UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_MISSING_SHMEM |
                         UFFD_FEATURE_MISSING_HUGETLBFS;
-    return has_poison(a->img) ? features | UFFD_FEATURE_POISON : features;
+    /* Also for --on-damage poison, and that of a later takeover. */
+    return kernel_probe()->poison ? features | UFFD_FEATURE_POISON : features;
 }
 
 static int register_blocks(const struct attach *a, struct error *e)
@@ -210,7 +211,7 @@ int attach_memory(struct attach *a, struct error *e)
     if (rc)
         return rc;
     TESTHOOK_POINT("restore-attached");
-    rc = uffd_enable(a->uffd, wanted_features(a));
+    rc = uffd_enable(a->uffd, wanted_features());
     if (rc)
         rc = error_set(e, VMSNAP_EXIT_KERNEL, -rc,
                        "this kernel's userfaultfd lacks a feature that "

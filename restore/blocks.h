@@ -50,6 +50,12 @@ static inline uint64_t block_cluster_at(const struct block *b, uint64_t offset)
     return b->first_cluster + offset / IMAGE_CLUSTER_BYTES;
 }
 
+/* `len`, or what there is of the block from `offset` on. */
+static inline uint64_t block_clip(const struct block *b, uint64_t offset, uint64_t len)
+{
+    return offset + len > b->bytes ? b->bytes - offset : len;
+}
+
 /* The largest unit of all blocks. */
 uint64_t blocks_max_unit(const struct blocks *b);
 

@@ -150,3 +150,18 @@ int install_discarded(const struct installer *ins, const struct block *b, uint64
                      b->region.page_bytes, present, &settled);
     return rc == 0 && settled == 0 ? -ENOENT : rc;
 }
+
+int install_poison(const struct installer *ins, const struct block *b, uint64_t offset,
+                   uint64_t len, uint64_t *poisoned)
+{
+    uint64_t page = b->region.page_bytes, tried = 0, settled = 0, present = 0;
+    int rc = 0;
+    for (uint64_t at = 0; at < len && rc == 0; at += page) {
+        if (classify(ins, b, offset + at) == PAGE_SKIP)
+            continue;
+        rc = put_run(ins, b, PAGE_POISON, offset + at, NULL, page, &present, &settled);
+        tried += page;
+    }
+    *poisoned = settled - present;
+    return rc == 0 && tried > 0 && settled == 0 ? -ENOENT : rc;
+}

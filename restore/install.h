@@ -49,6 +49,14 @@ int install_data(const struct installer *ins, const struct block *b, uint64_t of
 int install_zeros(const struct installer *ins, const struct block *b, uint64_t offset, uint64_t len,
                   enum install_zero how, uint64_t *present);
 
+/*
+ * Poisons the pages of [offset, offset + len) that are neither discarded nor present, and wakes who
+ * waits for them: they get a SIGBUS, a vCPU a machine check. For content that can't be had. Returns
+ * as install_data() does; *poisoned: how many bytes. Needs kernel_features.poison.
+ */
+int install_poison(const struct installer *ins, const struct block *b, uint64_t offset,
+                   uint64_t len, uint64_t *poisoned);
+
 /* One page that the guest gave back and now touches: zeros, whatever the image says. */
 int install_discarded(const struct installer *ins, const struct block *b, uint64_t offset,
                       uint64_t *present);

@@ -38,6 +38,7 @@
 #include "common/qmp.h"
 #include "common/testhook.h"
 #include "restore/attach.h"
+#include "restore/damage.h"
 #include "restore/detach.h"
 #include "restore/image_owner.h"
 #include "restore/pidfile.h"
@@ -81,6 +82,8 @@ static int open_image(struct restore *r, struct error *e)
 static int plan(struct restore *r, struct error *e)
 {
     int rc = kernel_require(e);
+    if (rc == 0)
+        rc = damage_check_kernel(r->o->poison_damage, e);
     if (rc == 0)
         rc = attach_check_kernel(r->session.img, e);
     if (rc == 0 && !r->o->vmm_argv)

@@ -17,6 +17,7 @@ struct restore_options {
     bool paused;        /* load, do not run */
     bool detach;
     const char *pidfile; /* the VMM's pid goes here; may be NULL */
+    bool poison_damage;  /* what the image can't give any more is poisoned; else a guest waits */
     int timeout_ms;      /* for each wait on the VMM */
     bool progress;       /* a progress line on stderr, if the VMM leaves the terminal alone */
     const char *const *allowed; /* hazard names, NULL-terminated */

@@ -14,6 +14,7 @@
 #include "common/kernel.h"
 #include "common/log.h"
 #include "common/testhook.h"
+#include "restore/damage.h"
 #include "restore/handoff.h"
 #include "restore/session.h"
 
@@ -168,6 +169,8 @@ int resume_run(const struct restore_options *o, pid_t pid, struct error *e)
     struct session s = {.o = o, .target = &target, .began_ns = clock_monotonic_ns()};
     s.shows_progress = o->progress;
     int rc = kernel_require(e);
+    if (rc == 0)
+        rc = damage_check_kernel(o->poison_damage, e);
     if (rc == 0)
         rc = target_open(&target, pid, e);
     if (rc)

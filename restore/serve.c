@@ -16,7 +16,8 @@
  * costs more than the fault itself), then sleep in poll.
  *
  * A cluster that can't be read (damaged image, I/O error) is marked and reported; a fault in it is
- * never answered: the guest waits, which it can survive, rather than reads a wrong byte.
+ * never answered: the guest waits, which it can survive, rather than reads a wrong byte. Or, where
+ * that was asked for, its pages are poisoned.
  */
 #include "restore/serve.h"
 
@@ -229,7 +230,7 @@ static bool advance_stage(struct server *s)
             s->has_job = true;
             return true;
         }
-        set_stage(s, s->answerer.counts.clusters_damaged ? SERVER_INCOMPLETE : SERVER_FILLED);
+        set_stage(s, answerer_is_incomplete(&s->answerer) ? SERVER_INCOMPLETE : SERVER_FILLED);
         return true;
     case SERVER_FILLED:
         if (!atomic_load(&s->release_wanted))
@@ -338,7 +339,8 @@ static int init_server(struct server *s)
                                     .img = s->config.img,
                                     .blocks = s->config.blocks,
                                     .state = s->config.state,
-                                    .troubles = &s->troubles};
+                                    .troubles = &s->troubles,
+                                    .poisons = s->config.poison_damage};
     int rc = answerer_init(&s->answerer, s->config.uffd);
     if (rc == 0)
         rc = queue_init(&s->queue, (uint32_t)n_slots, slot);

@@ -27,6 +27,7 @@ struct server_config {
     unsigned n_threads;       /* fill workers; 0: as many as there are CPUs */
     bool prefetch_hot;
     bool fill;
+    bool poison_damage; /* needs kernel_features.poison; else a guest waits at what is damaged */
     /* SERVER_MESSAGES places where the kernel's messages are read to; the caller's. A server that
      * takes over from one that died looks at what that one had read there. */
     struct uffd_msg *messages;
@@ -49,8 +50,8 @@ void server_clear_event(struct server *s);
 
 enum server_stage {
     SERVER_FILLING,
-    SERVER_FILLED,     /* every page is in (or was given back by the guest) */
-    SERVER_INCOMPLETE, /* all that can be read is in; the damaged rest is served for ever */
+    SERVER_FILLED,     /* every page is in, was given back by the guest, or is poisoned */
+    SERVER_INCOMPLETE, /* all that can be read is in; the damaged rest stays registered */
     SERVER_RELEASED,   /* unregistered: the guest's memory is its own */
 };
 enum server_stage server_stage(const struct server *s);

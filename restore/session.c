@@ -20,6 +20,7 @@ int session_serve(struct session *s, int uffd, bool fill, bool takes_over, struc
                                    .n_threads = s->o->n_threads,
                                    .prefetch_hot = s->o->prefetch_hot,
                                    .fill = fill,
+                                   .poison_damage = s->o->poison_damage,
                                    .messages = record_messages(&s->record),
                                    .takes_over = takes_over};
     s->fills = fill;
@@ -37,14 +38,15 @@ static json_t *describe_summary(const struct session *s)
         server_get_stats(s->server, &stats);
     const struct answer_counts *n = &stats.counts;
     json_t *o = json_pack(
-        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i}", "launch_to_running_ns",
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i}", "launch_to_running_ns",
         (json_int_t)s->running_ns, "demand_faults", (json_int_t)stats.demand_faults, "fault_p50_ns",
         (json_int_t)histogram_quantile(&stats.faults, 0.5), "fault_p99_ns",
         (json_int_t)histogram_quantile(&stats.faults, 0.99), "fault_max_ns",
         (json_int_t)stats.faults.max_ns, "pages_on_demand", (json_int_t)n->pages_on_demand,
         "pages_prefetched", (json_int_t)n->pages_prefetched, "pages_filled",
         (json_int_t)n->pages_filled, "pages_discarded", (json_int_t)n->pages_discarded,
-        "clusters_damaged", (json_int_t)n->clusters_damaged, "vmm_pid", (int)s->target->pid);
+        "clusters_damaged", (json_int_t)n->clusters_damaged, "pages_poisoned",
+        (json_int_t)n->pages_poisoned, "vmm_pid", (int)s->target->pid);
     json_t *accelerator = json_object_get(s->machine, "accelerator");
     if (o) {
         json_object_set_new(o, "complete_ns",

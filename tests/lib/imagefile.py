@@ -66,3 +66,21 @@ class ImageFile:
             self.set(block, where, 0)
             self.set(block, where, checksum(bytes(block)))
         return bytes(self.header) + bytes(self.records) + tail + bytes(self.trailer)
+
+
+def stored_clusters(data):
+    """{cluster: (offset, length) in the file of its record} of those that hold anything."""
+    index = ImageFile(data).section(INDEX)
+    entries = struct.unpack(f"<{len(index) // 8}Q", index)
+    return {c: (e >> 16, 24 + (e & 0xffff)) for c, e in enumerate(entries) if e > 1}
+
+
+def damage_cluster(path, cluster):
+    """Flips a bit in the record of a cluster of the image in a file; the record's file offset."""
+    with open(path, "r+b") as f:
+        offset, length = stored_clusters(f.read())[cluster]
+        f.seek(offset + length - 3)
+        byte = f.read(1)[0]
+        f.seek(offset + length - 3)
+        f.write(bytes([byte ^ 0x10]))
+    return offset

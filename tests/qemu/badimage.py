@@ -168,6 +168,29 @@ def newer_format(t):
                 f"the version is named: {result.error}")
 
 
+@case("qemu.badimage.poison", "qemu", 60)
+def poison(t):
+    """A guest under TCG touches memory that was poisoned: QEMU can't tell it and ends with SIGBUS, as
+    docs/restore.md says. It reads no wrong byte before that."""
+    try:
+        from imagefile import damage_cluster, stored_clusters
+    except ImportError:
+        t.skip("no xxhash module for Python")
+    guest, data = small_image(t)
+    guest.stop()
+    bad = write(t, "bad", data)
+    clusters = sorted(c for c in stored_clusters(data) if c < 32 << 20 >> 14)
+    damage_cluster(bad, clusters[len(clusters) // 2])
+    target = Guest(t, name="re", **guest.shape())
+    restored = Restore(t, bad, target, "--on-damage", "poison")
+    restored.process.wait(30)
+    result = restored.result()
+    target.check_no_errors()
+    t.equal(result.code, 128 + 7, f"QEMU's end: {result.text()}")
+    t.equal(result.error["exit_code"], 13, f"the damage is told: {result.text()}")
+    t.equal(result.summary["pages_poisoned"], 4, "pages_poisoned")
+
+
 def does_not_fit(t, image, shape, what, code=15, extra=()):
     target = Guest(t, name="re", **shape)
     result = vmsnap(t, "restore", image, "--", *target.argv(), *extra)

@@ -1,9 +1,11 @@
 /*
  * A cluster that can't be read is never answered: who touches it waits, all others go on, the error
- * names the place, and the memory stays registered for good.
+ * names the place, and the memory stays registered for good. Or, where that is asked for, it is
+ * poisoned: its pages, no others, and not those that were given back.
  */
 #include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "common/kernel.h"
@@ -26,10 +28,10 @@ static bool damage(const struct kit *k, uint64_t cluster)
     return ok;
 }
 
-static int open_damaged(struct kit *k, struct kit_board *board)
+static int open_damaged(struct kit *k, struct kit_board *board, enum kit_memory kind)
 {
     board->n_blocks = 1;
-    board->blocks[0] = (struct kit_block){.kind = KIT_ANON, .n_pages = 4096};
+    board->blocks[0] = (struct kit_block){.kind = kind, .n_pages = 4096};
     KTEST_CHECK(kit_open(k, board, false), "no process or image");
     KTEST_CHECK(damage(k, k->blocks.items[0].first_cluster + DAMAGED_PAGE / IMAGE_CLUSTER_PAGES),
                 "can't damage the image");
@@ -55,7 +57,7 @@ static int on_demand(const void *arg)
     board->work = KIT_TOUCH;
     board->touch_page = DAMAGED_PAGE;
     struct kit k;
-    if (open_damaged(&k, board))
+    if (open_damaged(&k, board, KIT_ANON))
         return KTEST_FAIL;
     KTEST_CHECK(kit_serve(&k, false, false), "no server");
     kit_go(&k);
@@ -73,7 +75,7 @@ static int by_the_fill(const void *arg)
     struct kit_board *board = ktest_shared(sizeof(*board));
     board->n_threads = 1;
     struct kit k;
-    if (open_damaged(&k, board))
+    if (open_damaged(&k, board, KIT_ANON))
         return KTEST_FAIL;
     KTEST_CHECK(kit_serve(&k, true, true), "no server");
     KTEST_CHECK(kit_wait_stage(&k, SERVER_INCOMPLETE), "stage %d", (int)server_stage(k.server));
@@ -93,6 +95,79 @@ static int by_the_fill(const void *arg)
     return KTEST_PASS;
 }
 
+/* ---- poison ---- */
+
+struct poison_shape {
+    enum kit_memory kind;
+    bool fill;       /* the fill finds it, else a fault */
+    bool given_back; /* one of its pages is discarded before */
+};
+
+static int check_poisoned(struct kit *k, uint64_t n_wanted, uint64_t n_bus)
+{
+    const struct kit_board *board = k->board;
+    struct server_stats s;
+    KTEST_CHECK(board->wrong == 0, "%llu wrong pages", (unsigned long long)board->wrong);
+    KTEST_CHECK(board->bus_errors == n_bus, "%llu times SIGBUS",
+                (unsigned long long)board->bus_errors);
+    KTEST_CHECK(board->pages_read == board->blocks[0].n_pages - n_bus, "%llu pages read",
+                (unsigned long long)board->pages_read);
+    server_get_stats(k->server, &s);
+    KTEST_CHECK(s.counts.clusters_damaged == 1 && s.counts.pages_poisoned == n_wanted,
+                "%llu damaged, %llu pages poisoned", (unsigned long long)s.counts.clusters_damaged,
+                (unsigned long long)s.counts.pages_poisoned);
+    return check_error(k);
+}
+
+/* Every page is read, of which exactly those of the damaged unit give a memory error. By the fill
+ * it comes to its end, and what is poisoned stays so after the registration is gone. */
+static bool has_huge_pages(void)
+{
+    void *p = mmap(NULL, 4096 * IMAGE_PAGE_BYTES, PROT_READ | PROT_WRITE,
+                   MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+    if (p != MAP_FAILED)
+        munmap(p, 4096 * IMAGE_PAGE_BYTES);
+    return p != MAP_FAILED;
+}
+
+static int poisoned(const void *arg)
+{
+    const struct poison_shape *shape = arg;
+    KTEST_SKIP_IF(!kernel_probe()->poison, "this kernel can't poison");
+    KTEST_SKIP_IF(shape->kind == KIT_HUGETLB && !has_huge_pages(), "no huge pages here");
+    struct kit_board *board = ktest_shared(sizeof(*board));
+    uint64_t unit_pages = shape->kind == KIT_HUGETLB ? 512 : IMAGE_CLUSTER_PAGES;
+    board->n_threads = 1;
+    board->damaged_first = DAMAGED_PAGE / unit_pages * unit_pages;
+    board->n_damaged = unit_pages;
+    board->given_back = shape->given_back ? DAMAGED_PAGE : 0;
+    struct kit k;
+    int rc = open_damaged(&k, board, shape->kind);
+    if (rc)
+        return rc;
+    k.poison_damage = true;
+    KTEST_CHECK(kit_serve(&k, false, shape->fill), "no server");
+    if (shape->fill) {
+        KTEST_CHECK(kit_wait_stage(&k, SERVER_FILLED), "stage %d", (int)server_stage(k.server));
+        server_release(k.server);
+        KTEST_CHECK(kit_wait_stage(&k, SERVER_RELEASED), "stage %d", (int)server_stage(k.server));
+    }
+    KTEST_CHECK(kit_run(&k), "the process hangs");
+    uint64_t n = unit_pages - shape->given_back;
+    rc = check_poisoned(&k, n, n);
+    kit_close(&k);
+    return rc;
+}
+
+static const struct poison_shape anon_fault = {.kind = KIT_ANON},
+                                 anon_given_back = {.kind = KIT_ANON, .given_back = true},
+                                 anon_fill = {.kind = KIT_ANON, .fill = true},
+                                 shared_fault = {.kind = KIT_MEMFD},
+                                 shared_fill = {.kind = KIT_MEMFD, .fill = true},
+                                 private_file = {.kind = KIT_PRIVATE_FILE, .fill = true},
+                                 huge_fault = {.kind = KIT_HUGETLB},
+                                 huge_fill = {.kind = KIT_HUGETLB, .fill = true};
+
 int main(int argc, char **argv)
 {
     struct error e = {0};
@@ -103,6 +178,14 @@ int main(int argc, char **argv)
     static const struct ktest_case cases[] = {
         {"on-demand", on_demand, NULL},
         {"by-the-fill", by_the_fill, NULL},
+        {"poison-anon-on-demand", poisoned, &anon_fault},
+        {"poison-anon-given-back", poisoned, &anon_given_back},
+        {"poison-anon-by-the-fill", poisoned, &anon_fill},
+        {"poison-shared-on-demand", poisoned, &shared_fault},
+        {"poison-shared-by-the-fill", poisoned, &shared_fill},
+        {"poison-private-file", poisoned, &private_file},
+        {"poison-huge-on-demand", poisoned, &huge_fault},
+        {"poison-huge-by-the-fill", poisoned, &huge_fill},
     };
     return ktest_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
 }

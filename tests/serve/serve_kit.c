@@ -186,6 +186,7 @@ bool kit_serve(struct kit *k, bool prefetch_hot, bool fill)
                                    .n_threads = 2,
                                    .prefetch_hot = prefetch_hot,
                                    .fill = fill,
+                                   .poison_damage = k->poison_damage,
                                    .messages = record_messages(&k->record)};
     if (server_start(&k->server, &config, &e) || server_begin_prefetch(k->server, &e))
         return complain(&e);

@@ -59,8 +59,10 @@ struct kit_board {
     uint32_t n_blocks;
     enum kit_before before;
     enum kit_work work;
-    bool split;    /* many small mappings instead of one */
-    bool poisoned; /* page KIT_POISONED_PAGE of block 0 is */
+    bool split;                        /* many small mappings instead of one */
+    bool poisoned;                     /* page KIT_POISONED_PAGE of block 0 is */
+    uint64_t damaged_first, n_damaged; /* pages of block 0 that must give a SIGBUS too */
+    uint64_t given_back;               /* page of block 0 that is discarded at first; 0: none */
     unsigned n_threads, n_rounds;
     uint64_t touch_page;
 
@@ -83,6 +85,7 @@ struct kit {
     struct page_state state; /* in the record */
     struct attach attach;
     struct server *server;
+    bool poison_damage; /* for kit_serve() */
 };
 
 /* What a page of the image holds; zeros for some, and for whole clusters. */

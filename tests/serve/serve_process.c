@@ -110,7 +110,10 @@ static void on_bus_error(int number)
 
 static bool is_poisoned(uint32_t block, uint64_t page)
 {
-    return board->poisoned && block == 0 && page == KIT_POISONED_PAGE;
+    if (block != 0 || (board->given_back && page == board->given_back))
+        return false;
+    return (board->poisoned && page == KIT_POISONED_PAGE) ||
+           page - board->damaged_first < board->n_damaged;
 }
 
 /* A poisoned page must give SIGBUS, and nothing else may. */
@@ -133,6 +136,8 @@ static void check_page(uint32_t block, uint64_t page)
         return;
     }
     kit_page(block, page, expected);
+    if (board->given_back && block == 0 && page == board->given_back)
+        memset(expected, 0, PAGE);
     if (memcmp(page_at(block, page), expected, PAGE) != 0)
         atomic_fetch_add(&board->wrong, 1);
     atomic_fetch_add(&board->pages_read, 1);
@@ -226,6 +231,8 @@ static void *run_worker(void *opaque)
     while (!atomic_load(&board->go))
         usleep(500);
     uint64_t seed = thread + 1;
+    if (board->given_back && thread == 0)
+        discard(0, board->given_back);
     if (board->work == KIT_READ)
         read_all(&seed);
     else if (board->work == KIT_DISCARD)

@@ -19,8 +19,11 @@
 enum { PREFETCH_HOT, PREFETCH_NONE };
 static const char *const prefetch_orders[] = {"hot", "none", NULL};
 
+enum { ON_DAMAGE_STOP, ON_DAMAGE_POISON };
+static const char *const damage_ways[] = {"stop", "poison", NULL};
+
 static struct {
-    int prefetch, timeout_ms;
+    int prefetch, on_damage, timeout_ms;
     int resume_pid; /* 0: no takeover */
     unsigned n_threads;
     bool print_command, no_fill, paused, detach;
@@ -67,6 +70,13 @@ static const struct option_spec options[] = {
      .kind = OPTION_FLAG,
      .to.flag = &args.no_fill,
      .help = "serve only what the guest touches; the server stays as long as the guest"},
+    {.name = "on-damage",
+     .kind = OPTION_CHOICE,
+     .to.choice = &args.on_damage,
+     .choices = damage_ways,
+     .argument = "WAY",
+     .help = "where the image is damaged: stop, the guest waits when it touches that memory "
+             "(default), or poison: it gets a machine check"},
     {.name = "threads",
      .kind = OPTION_COUNT,
      .to.count = &args.n_threads,
@@ -135,6 +145,9 @@ static void print_summary(const json_t *o)
     char complete[FORMAT_MAX], p99[FORMAT_MAX];
     uint64_t faults = get_number(o, "demand_faults");
     bool whole = json_is_integer(json_object_get(o, "complete_ns"));
+    uint64_t poisoned = get_number(o, "pages_poisoned");
+    if (poisoned > 0)
+        report_line("%" PRIu64 " pages are poisoned: the image is damaged there", poisoned);
     report_closing("%s%s; %" PRIu64 " pages prefetched, %" PRIu64 " filled, %" PRIu64
                    " on demand in %" PRIu64 " fault%s, p99 %s",
                    whole ? "all memory is in after " : "memory is not all in",
@@ -281,6 +294,7 @@ static int run(const struct command_line *line, struct error *e)
         .vmm_argv = line->rest,
         .prefetch_hot = args.prefetch == PREFETCH_HOT,
         .no_fill = args.no_fill,
+        .poison_damage = args.on_damage == ON_DAMAGE_POISON,
         .n_threads = args.n_threads ? args.n_threads : default_threads(),
         .paused = args.paused,
         .detach = args.detach,

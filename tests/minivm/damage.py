@@ -1,0 +1,114 @@
+#!/usr/bin/python3
+"""An image is damaged, or can't be read, while its guest runs: `restore --on-damage`."""
+
+import os
+import shutil
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+from case import case, main  # noqa: E402
+from minivm import PAGE, MiniVm, MiniVmPlace, end_and_wait  # noqa: E402
+from vmsnap import Restore, vmsnap  # noqa: E402
+
+try:
+    from imagefile import damage_cluster, stored_clusters
+except ImportError: # no python3-xxhash
+    damage_cluster = None
+
+CLUSTER = 4 * PAGE
+CPUS = 2
+SIZES = ("--memory", "24M", "--populate", "16M", "--cpus", str(CPUS))
+
+
+def take_image(t, *options):
+    t.need(damage_cluster, "no xxhash module for Python")
+    source = MiniVm(t, *SIZES, *options)
+    image = t.path("image")
+    source.wait_for_writes(4000)
+    t.equal(vmsnap(t, "snapshot", "--qmp", source.control, image).code, 0, "snapshot")
+    end_and_wait(source)
+    return image
+
+
+def damage_middle(t, image):
+    """A copy of the image with one cluster of the populated memory damaged: (path, cluster, file
+    offset)."""
+    bad = image + ".bad"
+    shutil.copyfile(image, bad)
+    with open(image, "rb") as f:
+        clusters = sorted(stored_clusters(f.read()))
+    cluster = clusters[len(clusters) // 2]
+    offset = damage_cluster(bad, cluster)
+    t.say(f"cluster {cluster} is damaged, at {offset} in the file")
+    return bad, cluster, offset
+
+
+def content_of(t, image):
+    raw = image + ".raw"
+    t.equal(vmsnap(t, "export", "--format", "raw", "--region", "ram", image, raw).code, 0, "export")
+    with open(raw, "rb") as f:
+        return f.read()
+
+
+def unreadable_pages(t, place, wanted):
+    """Reads all of the guest's memory: the pages that can't be read. All others are right, less those
+    of the vCPUs' states, which the VMM writes."""
+    found, fd = set(), os.open(f"/proc/{place.pid}/mem", os.O_RDONLY)
+    for page in range(place.pages):
+        try:
+            there = os.pread(fd, PAGE, place.ram["hva"] + page * PAGE)
+        except OSError:
+            found.add(page)
+            continue
+        right = wanted[page * PAGE:(page + 1) * PAGE].ljust(PAGE, b"\0")
+        t.check(there == right or page < CPUS, f"page {page} is right")
+    os.close(fd)
+    return found
+
+
+def check_error(t, error, cluster, offset):
+    t.equal(error["exit_code"], 13, "exit_code")
+    for text in (f"0x{cluster * CLUSTER:x}", f"file offset {offset}", "'ram'"):
+        t.check(text in error["message"], f"'{text}' in '{error['message']}'")
+
+
+def poison_one(t, kind):
+    image = take_image(t, "--kind", kind)
+    bad, cluster, offset = damage_middle(t, image)
+    place = MiniVmPlace(t, *SIZES, "--kind", kind)
+    restored = Restore(t, bad, place, "--paused", "--on-damage", "poison").wait_running()
+    summary = restored.wait_complete()
+    t.equal((summary["clusters_damaged"], summary["pages_poisoned"]), (1, 4), "in the summary")
+    t.check(summary["complete_ns"], f"all that can be had is in: {summary}")
+    check_error(t, restored.result().error, cluster, offset)
+    t.check("poisoned" in restored.result().error["hint"], "what became of it")
+    links = [os.readlink(f"/proc/{place.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{place.pid}/fd")]
+    t.check(not any("userfaultfd" in link for link in links), f"its descriptors: {links}")
+    t.equal(unreadable_pages(t, place, content_of(t, image)),
+            set(range(4 * cluster, 4 * cluster + 4)), "poisoned pages")
+    restored.end()
+
+
+@case("minivm.damage.poison", "kernel", 60)
+def poison(t):
+    """Exactly the pages of the damaged cluster are poisoned; the restore comes to its end."""
+    for kind in ("anon", "memfd"):
+        poison_one(t.sub(), kind)
+
+
+@case("minivm.damage.poison-refused", "kernel", 60)
+def poison_refused(t):
+    """A kernel that can't poison: refused before anything is started, and on a takeover too."""
+    image = take_image(t)
+    place = MiniVmPlace(t, *SIZES)
+    for what in ([image, "--", *place.argv()], ["--resume", str(os.getpid())]):
+        result = vmsnap(t, "restore", "--on-damage", "poison", *what, hooks={"mask_features": "poison"})
+        t.equal(result.code, 12, f"exit status: {result.text()}")
+        t.check("6.6" in result.error["message"], f"why: {result.error}")
+    t.check(not os.path.exists(place.control), "nothing was started")
+    t.equal(vmsnap(t, "restore", "--on-damage", "panic", image).code, 2, "no such way")
+
+
+if __name__ == "__main__":
+    main()
