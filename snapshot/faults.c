@@ -19,8 +19,11 @@
  * to the compressors only after the guest's thread goes on, since waking a compressor is a system
  * call too.
  *
- * While nothing else waits it also saves the neighbours of the last fault. A fault right behind
- * what was saved so is a sequential writer: it is outrun, by twice as much each time.
+ * While nothing else waits it also saves the neighbours of the last fault. A fault among them or
+ * right behind is a sequential writer: it is outrun, by twice as much each time. Else they are
+ * released only after the next fault: an unprotect makes KVM call back every vCPU that is in the
+ * guest, the one too that has just returned there, and takes from it what it had mapped. After a
+ * fault its vCPU is still on its way.
  *
  * The thread runs as SCHED_RR where that is allowed: on a host whose CPUs are all busy (with our
  * own compressors, to begin with) that cut the 99th percentile of a fault from 2-4 ms to 15-75 us.
@@ -56,6 +59,11 @@
 #define AHEAD_MAX_CLUSTERS 128u
 #define LOOSEN_MAX_CLUSTERS 64u /* before the instant */
 
+struct span {
+    const struct cluster_range *range;
+    uint64_t from, to;
+};
+
 struct faults {
     struct capture *capture;
     struct shard *shard;
@@ -72,6 +80,7 @@ struct faults {
     struct copier copier;
     struct streams written; /* before the instant, */
     struct streams saved;   /* and after it */
+    struct span neighbours; /* of the last fault: saved, but not released. None: from == to */
 };
 
 /* Unprotects; true unless the snapshot has failed. */
@@ -210,22 +219,45 @@ static void serve_fault(struct faults *f, const struct uffd_msg *m)
     atomic_fetch_add(&c->write_faults, 1);
 }
 
-/* Saves and releases AROUND_CLUSTERS, as far as buffers are plentiful. False: no more of this. */
-static bool save_block(struct faults *f, const struct cluster_range *range, uint64_t from)
+/* The first cluster of [from, to) that is not released, or `to`. */
+static uint64_t first_held(const struct capture *c, uint64_t from, uint64_t to)
 {
-    uint64_t to = from + AROUND_CLUSTERS, end = range->first + range->n_clusters;
-    if (to > end)
-        to = end;
-    bool copied;
-    if (!copier_save(&f->copier, range, from, to, COPIER_TRY, &copied))
-        return false;
-    return !copied || release(f, range, from, to);
+    while (from < to && cluster_state(&c->map, from) == CLUSTER_RELEASED)
+        from++;
+    return from;
+}
+
+static void release_neighbours(struct faults *f)
+{
+    struct span *s = &f->neighbours;
+    uint64_t from = first_held(f->capture, s->from, s->to);
+    if (from < s->to)
+        release(f, s->range, from, s->to);
+    s->from = s->to;
 }
 
 static bool fault_waits(const struct faults *f)
 {
     struct pollfd p = {.fd = f->shard->uffd, .events = POLLIN};
     return poll(&p, 1, 0) != 0;
+}
+
+/* Saves AROUND_CLUSTERS, as far as buffers are plentiful and no fault waits, and releases them now
+ * or after the next fault. False: no more of this. */
+static bool save_block(struct faults *f, const struct cluster_range *range, uint64_t from, bool now)
+{
+    uint64_t to = from + AROUND_CLUSTERS, end = range->first + range->n_clusters, at = from;
+    if (to > end)
+        to = end;
+    while (at < to && !fault_waits(f) &&
+           copier_save(&f->copier, range, at, at + 1, COPIER_TRY, NULL))
+        at++;
+    if (!now || at < to) {
+        f->neighbours = (struct span){range, from, at};
+        return at == to;
+    }
+    from = first_held(f->capture, from, to);
+    return from == to || release(f, range, from, to);
 }
 
 /* Saves what lies round a fault, and ahead of it if it belongs to a stream, until another fault
@@ -240,7 +272,8 @@ static void save_around(struct faults *f, uint64_t hva)
     uint64_t at = cluster - (cluster - range->first) % AROUND_CLUSTERS;
     if (at + stream->ahead < end)
         end = at + stream->ahead;
-    while (at < end && !fault_waits(f) && save_block(f, range, at))
+    bool goes_on = stream->ahead > AROUND_CLUSTERS;
+    while (at < end && save_block(f, range, at, goes_on))
         at += AROUND_CLUSTERS;
     stream->next = at;
 }
@@ -258,8 +291,10 @@ static void serve_batch(struct faults *f, const struct uffd_msg *messages, int n
         if (f->events.phase == PHASE_AFTER)
             histogram_add(&f->latency, clock_monotonic_ns() - f->emptied_ns);
     }
-    if (last && !capture_failed(c))
+    if (last && !capture_failed(c)) {
+        release_neighbours(f);
         save_around(f, last);
+    }
     copier_hand_on(&f->copier);
     atomic_store(&f->shard->held_since_ns,
                  0); /* only now: new faults wait for the neighbours' copies */
@@ -353,7 +388,8 @@ int faults_start(struct faults **out, struct capture *c, struct shard *shard, st
     f->capture = f->events.capture = f->copier.capture = c;
     f->shard = f->events.shard = shard;
     f->written = (struct streams){.first = 1, .most = LOOSEN_MAX_CLUSTERS};
-    f->saved = (struct streams){.first = AROUND_CLUSTERS, .most = AHEAD_MAX_CLUSTERS};
+    f->saved = (struct streams){
+        .first = AROUND_CLUSTERS, .most = AHEAD_MAX_CLUSTERS, .behind = AROUND_CLUSTERS};
     f->busy_read_ns = BUSY_READ_MIN_NS;
     f->control = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int ret = f->control < 0 ? -errno : thread_start(&f->thread, fault_thread, f);

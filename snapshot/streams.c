@@ -4,7 +4,8 @@ struct stream *streams_find(struct streams *t, uint64_t cluster)
 {
     for (unsigned i = 0; i < STREAMS_MAX; i++) {
         struct stream *s = &t->table[i];
-        if (s->ahead == 0 || cluster - s->next >= t->first) /* behind it: a huge number */
+        if (s->ahead == 0 ||
+            cluster + t->behind - s->next >= t->first + t->behind) /* before it: a huge number */
             continue;
         s->ahead = s->ahead < t->most / 2 ? s->ahead * 2 : t->most;
         return s;

@@ -19,10 +19,11 @@ struct stream {
     uint32_t ahead; /* how many clusters to do now, the written one included; 0: no stream */
 };
 
-/* All zero but for the first two: no streams yet. */
+/* All zero but for the first three: no streams yet. */
 struct streams {
-    uint32_t first; /* a new writer's `ahead`; one that writes so close behind `next` goes on */
-    uint32_t most;  /* the largest `ahead` */
+    uint32_t first;  /* a new writer's `ahead`; one that writes so close behind `next` goes on */
+    uint32_t most;   /* the largest `ahead` */
+    uint32_t behind; /* one that writes so close before `next` goes on as well */
     struct stream table[STREAMS_MAX];
     unsigned replaced; /* in turns */
 };

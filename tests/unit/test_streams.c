@@ -67,6 +67,16 @@ Test(streams, as_close_behind_as_a_first_step_is_in_sequence_and_no_further)
     cr_assert_eq(extent(&t, 114), 4, "one before");
 }
 
+Test(streams, one_within_what_was_done_before_is_in_sequence_if_so_wanted)
+{
+    struct streams t = {.first = 4, .most = 128, .behind = 4};
+    extent(&t, 100);
+    cr_assert_eq(extent(&t, 100), 8, "four before where it was expected");
+    cr_assert_eq(extent(&t, 103), 4, "five before");
+    cr_assert_eq(extent(&t, 115), 4, "seven behind");
+    cr_assert_eq(extent(&t, 121), 8, "two behind");
+}
+
 Test(streams, where_not_all_was_done_it_is_expected_at_the_end_of_what_was)
 {
     struct streams t = {.first = 1, .most = 64};
