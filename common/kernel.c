@@ -55,7 +55,7 @@ static uint64_t mask_features(uint64_t bits)
     } masks[] = {
         {"wp-anon", UFFD_FEATURE_PAGEFAULT_FLAG_WP},
         {"wp-shmem", UFFD_FEATURE_WP_HUGETLBFS_SHMEM},
-        {"minor-shmem", UFFD_FEATURE_MINOR_SHMEM},
+        {"minor-shmem", UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_MINOR_HUGETLBFS},
         {"event-remove", UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP},
         {"wp-unpopulated", UFFD_FEATURE_WP_UNPOPULATED},
         {"poison", UFFD_FEATURE_POISON},
@@ -82,6 +82,7 @@ static void probe_userfaultfd(struct kernel_features *f)
     f->wp_anon = bits & UFFD_FEATURE_PAGEFAULT_FLAG_WP;
     f->wp_shmem = bits & UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
     f->minor_shmem = bits & UFFD_FEATURE_MINOR_SHMEM;
+    f->minor_hugetlb = bits & UFFD_FEATURE_MINOR_HUGETLBFS;
     f->event_remove = (bits & remove) == remove;
     f->poison = bits & UFFD_FEATURE_POISON;
 }
@@ -205,8 +206,8 @@ static const struct item_text item_texts[] = {
      true},
     {"kernel.wp-shmem", ITEM(wp_shmem), true, "write-protects shared memory and huge pages",
      "needs Linux 5.19", true},
-    {"kernel.minor-shmem", ITEM(minor_shmem), true, "restores shared memory on demand",
-     "needs Linux 5.13", true},
+    {"kernel.minor-shmem", ITEM(minor_shmem), false, "restores shared memory by several threads",
+     "one thread copies it (needs Linux 5.14)", true},
     {"kernel.event-remove", ITEM(event_remove), true, "sees memory that the VM gives back",
      "needs Linux 4.11", true},
     {"kernel.pagemap", ITEM(pagemap_entries), true, "tells absent memory from present memory",

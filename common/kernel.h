@@ -21,7 +21,8 @@ struct kernel_features {
     uint64_t uffd_features; /* bits of struct uffdio_api.features, masked ones removed */
     bool wp_anon;           /* UFFD_FEATURE_PAGEFAULT_FLAG_WP */
     bool wp_shmem;          /* UFFD_FEATURE_WP_HUGETLBFS_SHMEM (5.19+) */
-    bool minor_shmem;       /* UFFD_FEATURE_MINOR_SHMEM (5.13+) */
+    bool minor_shmem;       /* UFFD_FEATURE_MINOR_SHMEM (5.14+) */
+    bool minor_hugetlb;     /* UFFD_FEATURE_MINOR_HUGETLBFS (5.13+) */
     bool event_remove;      /* UFFD_FEATURE_EVENT_REMOVE and EVENT_UNMAP */
     bool poison;            /* UFFDIO_POISON (6.6+) */
     bool pagemap_scan;      /* PAGEMAP_SCAN (6.7+) */

@@ -168,9 +168,10 @@ static enum answer answer_pending(struct answerer *a, const struct block *b, uin
 
 /*
  * A fault in a unit that is done. Mostly its message was read late: the page is there. If not, in
- * shared memory a hole was punched (the guest gave the page back; that comes before the event, if
- * there is one): zeros. Nothing else takes pages away without an event, so that in private memory
- * an absent page is a fault of ours or the kernel's: then it waits, and the error says so.
+ * shared memory it was unmapped only, and the file still holds it; or a hole was punched (the guest
+ * gave the page back; that comes before the event, if there is one): zeros. Nothing else takes
+ * pages away without an event, so that in private memory an absent page is a fault of ours or the
+ * kernel's: then it waits, and the error says so.
  */
 static enum answer answer_done(struct answerer *a, const struct block *b, uint64_t offset)
 {
@@ -225,6 +226,7 @@ enum answer answer_fault(struct answerer *a, uint64_t hva, bool write)
         return answer_done(a, b, offset);
     case CLUSTER_GONE:
         return ANSWERED;
+    case CLUSTER_FILLING:
     case CLUSTER_DAMAGED:
         if (!a->poisons)
             report_wait(a, b, offset);

@@ -24,6 +24,7 @@
 #include "common/testhook.h"
 #include "common/uffd.h"
 #include "restore/presence.h"
+#include "restore/window.h"
 
 #ifndef MADV_DONTNEED_LOCKED
 #define MADV_DONTNEED_LOCKED 24 /* Linux 5.18; Debian 12's headers lack it */
@@ -95,11 +96,16 @@ static int empty_block(const struct attach *a, const struct block *b, struct err
 
 /* ---- registering ---- */
 
-static uint64_t wanted_features(void)
+static uint64_t wanted_features(const struct attach *a)
 {
     uint64_t features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP |
                         UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_MISSING_SHMEM |
                         UFFD_FEATURE_MISSING_HUGETLBFS;
+    for (uint32_t i = 0; i < a->blocks->count; i++)
+        if (a->blocks->items[i].window)
+            features |= a->blocks->items[i].region.page_bytes == IMAGE_PAGE_BYTES
+                            ? UFFD_FEATURE_MINOR_SHMEM
+                            : UFFD_FEATURE_MINOR_HUGETLBFS;
     /* Also for --on-damage poison, and that of a later takeover. */
     return kernel_probe()->poison ? features | UFFD_FEATURE_POISON : features;
 }
@@ -108,8 +114,10 @@ static int register_blocks(const struct attach *a, struct error *e)
 {
     for (uint32_t i = 0; i < a->blocks->count; i++) {
         const struct block *b = &a->blocks->items[i];
-        int rc =
-            uffd_register(a->uffd, b->region.hva, b->bytes, UFFDIO_REGISTER_MODE_MISSING, NULL);
+        uint64_t modes = UFFDIO_REGISTER_MODE_MISSING;
+        if (b->window) /* MINOR alone would read holes as zeros */
+            modes |= UFFDIO_REGISTER_MODE_MINOR;
+        int rc = uffd_register(a->uffd, b->region.hva, b->bytes, modes, NULL);
         if (rc == -EBUSY)
             return error_set(e, VMSNAP_EXIT_BUSY, EBUSY,
                              "memory block '%s' is under another userfaultfd already",
@@ -123,7 +131,7 @@ static int register_blocks(const struct attach *a, struct error *e)
 
 /* ---- writing what is present ---- */
 
-/* Writes the present ones of the cluster's `n` pages. */
+/* Writes the present ones of the cluster's `n` pages. With a window complete_cluster() does. */
 static int write_pages(const struct attach *a, const struct block *b, uint64_t cluster,
                        const unsigned char *content, const bool *present, size_t n, struct error *e)
 {
@@ -137,6 +145,8 @@ static int write_pages(const struct attach *a, const struct block *b, uint64_t c
                              "a page of memory block '%s' is poisoned in the image, but the VMM "
                              "that was started uses it already",
                              b->region.name);
+        if (b->window)
+            continue;
         size_t at = i * IMAGE_PAGE_BYTES;
         ssize_t done = target_write(a->target, hva + at, content + at, IMAGE_PAGE_BYTES);
         if (done != (ssize_t)IMAGE_PAGE_BYTES)
@@ -144,6 +154,29 @@ static int write_pages(const struct attach *a, const struct block *b, uint64_t c
                              "can't write memory block '%s' at offset 0x%" PRIx64, b->region.name,
                              block_cluster_offset(b, cluster) + at);
     }
+    return 0;
+}
+
+/*
+ * Of a block with a window all of the cluster is written, present or not, and is done with it: what
+ * is present may change from now on without our knowing, so that nobody may write there later. A
+ * poisoned page is among those that are absent (write_pages() has said so).
+ */
+static int complete_cluster(const struct attach *a, const struct block *b, uint64_t cluster,
+                            const unsigned char *content, size_t n, struct error *e)
+{
+    uint64_t poison = image_cluster_poison(a->img, cluster);
+    uint64_t offset = block_cluster_offset(b, cluster);
+    int rc = window_write(b, offset, content, n * IMAGE_PAGE_BYTES);
+    for (size_t i = 0; i < n && rc == 0; i++)
+        if (poison >> i & 1)
+            rc = uffd_poison(a->uffd, b->region.hva + offset + i * IMAGE_PAGE_BYTES,
+                             IMAGE_PAGE_BYTES, NULL);
+    if (rc)
+        return error_set(e, VMSNAP_EXIT_TARGET, -rc,
+                         "can't write memory block '%s' at offset 0x%" PRIx64, b->region.name,
+                         offset);
+    page_state_set(a->state, cluster, CLUSTER_DONE);
     return 0;
 }
 
@@ -159,7 +192,9 @@ static int write_cluster(const struct attach *a, const struct block *b, uint64_t
     int rc = image_read_cluster(a->img, cluster, codec, content, e);
     if (rc == 0)
         rc = write_pages(a, b, cluster, content, present, n, e);
-    if (rc == 0 && n_present == n)
+    if (rc == 0 && b->window)
+        rc = complete_cluster(a, b, cluster, content, n, e);
+    else if (rc == 0 && n_present == n)
         page_state_set(a->state, cluster, CLUSTER_DONE);
     return rc;
 }
@@ -211,7 +246,7 @@ int attach_memory(struct attach *a, struct error *e)
     if (rc)
         return rc;
     TESTHOOK_POINT("restore-attached");
-    rc = uffd_enable(a->uffd, wanted_features());
+    rc = uffd_enable(a->uffd, wanted_features(a));
     if (rc)
         rc = error_set(e, VMSNAP_EXIT_KERNEL, -rc,
                        "this kernel's userfaultfd lacks a feature that "

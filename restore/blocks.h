@@ -15,7 +15,8 @@ struct block {
     uint64_t bytes;         /* what is restored: the image's length of it */
     uint64_t first_cluster; /* the image's number of its first cluster */
     uint64_t n_clusters;
-    uint64_t unit_bytes; /* what is installed at once: a cluster, or the huge page */
+    uint64_t unit_bytes;   /* what is installed at once: a cluster, or the huge page */
+    unsigned char *window; /* our own mapping of it (window.h), filled through it; NULL: none */
 };
 
 struct blocks {

@@ -40,7 +40,11 @@ enum install_zero {
  * offset and len are multiples of the block's page size. Pages that are present already stay.
  * *present (may be NULL): bytes that were present. Returns 0 when all are settled; -EAGAIN: an
  * event must be read first, some may be in; -ENOENT: no page of it is ours (any longer); -ESRCH:
- * the process is gone; -ENOMEM, -ENOSPC: no room (memory cgroup, tmpfs).
+ * the process is gone; -ENOMEM, -ENOSPC, -EFAULT: no room (memory cgroup, tmpfs).
+ *
+ * Of a block with a window the clusters must not be done, and are once their content is complete,
+ * before any of it is mapped: -EAGAIN may come after that, and then the rest is mapped when it is
+ * touched.
  */
 int install_data(const struct installer *ins, const struct block *b, uint64_t offset,
                  const void *data, uint64_t len, uint64_t *present);
@@ -57,8 +61,16 @@ int install_zeros(const struct installer *ins, const struct block *b, uint64_t o
 int install_poison(const struct installer *ins, const struct block *b, uint64_t offset,
                    uint64_t len, uint64_t *poisoned);
 
-/* One page that the guest gave back and now touches: zeros, whatever the image says. */
+/* One page that the guest gave back and now touches: zeros, whatever the image says. With a window
+ * also any page of a cluster that is done: what the file holds, or zeros. */
 int install_discarded(const struct installer *ins, const struct block *b, uint64_t offset,
                       uint64_t *present);
+
+/*
+ * For a successor, before it serves: what a worker had claimed (CLUSTER_FILLING) and not brought to
+ * its end is emptied and pending again. Nothing of it was ever mapped, so that nothing of the
+ * guest's is lost. 0 or -errno.
+ */
+int install_forget_begun(const struct block *b, struct page_state *state);
 
 #endif

@@ -1,18 +1,22 @@
 /*
  * page_state.h - what has become of each page of the guest: one byte per cluster.
  *
- * state of a cluster | what the process has there           | leaves it
- * -------------------+--------------------------------------+------------------------------------
- * pending            | no page, but those already present   | all its pages installed: done
- * done               | every page, but discarded ones       | nobody: the guest owns it
+ * state of a cluster | what the process has there            | leaves it
+ * -------------------+---------------------------------------+-----------------------------------
+ * pending            | no page, but those already present    | all its pages installed: done
+ * filling            | no page; a worker writes the content  | the server takes the worker's job:
+ *                    | into the file behind shared memory    | done; a successor: pending
+ * done               | every page, but discarded ones; of    | nobody: the guest owns it
+ *                    | shared memory in the file at least    |
  * damaged            | as pending; its content can't be read | nobody: a fault in it waits
- * gone               | unmapped by the process              | nobody
+ * gone               | unmapped by the process               | nobody
  *
  * Beside the state stands a bit per page: discarded. The guest gave the page back (a balloon, free
  * page reporting), so that its content is zero from then on: it is never installed again.
  *
- * One thread writes: the server's. Before it starts, the thread that attaches. Others may look, to
- * save themselves work; only the server's look decides.
+ * The server's thread writes; before it starts, the thread that attaches. A worker changes one
+ * thing alone: it claims a pending cluster none of whose pages is discarded, and may give it back.
+ * Others may look, to save themselves work; only the server's look decides.
  */
 #ifndef VMSNAP_RESTORE_PAGE_STATE_H
 #define VMSNAP_RESTORE_PAGE_STATE_H
@@ -28,10 +32,11 @@ enum cluster_state {
     CLUSTER_DONE = 1,
     CLUSTER_DAMAGED = 2,
     CLUSTER_GONE = 3,
+    CLUSTER_FILLING = 4,
 };
 
 struct page_state {
-    _Atomic uint8_t *bytes; /* bits 0-1: enum cluster_state; bits 4-7: discarded pages */
+    _Atomic uint8_t *bytes; /* bits 0-2: enum cluster_state; bits 4-7: discarded pages */
     uint64_t n_clusters;
 };
 
@@ -43,6 +48,12 @@ void page_state_forgive(struct page_state *s);
 
 enum cluster_state page_state_get(const struct page_state *s, uint64_t cluster);
 void page_state_set(struct page_state *s, uint64_t cluster, enum cluster_state state);
+
+/* pending and nothing discarded -> filling. False: it is something else. Any thread. */
+bool page_state_claim(struct page_state *s, uint64_t cluster);
+/* filling -> pending. False: pages were discarded since the claim (page_state_discarded()), and
+ * what was written of them has to go first. */
+bool page_state_unclaim(struct page_state *s, uint64_t cluster, unsigned discarded);
 
 /* Bit i: page i of the cluster is discarded. */
 unsigned page_state_discarded(const struct page_state *s, uint64_t cluster);

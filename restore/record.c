@@ -27,7 +27,7 @@
 #include "common/inject.h"
 
 #define MAGIC "vmsnaprr"
-#define VERSION 2u
+#define VERSION 3u
 #define MAX_BLOCKS 4096u
 #define LOCK_WAIT_NS 1000000000ull
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
@@ -35,8 +35,8 @@
 struct record_block {
     char name[REGION_NAME_MAX];
     uint64_t hva, bytes, page_bytes;
-    uint32_t kind; /* enum region_kind */
-    uint32_t reserved;
+    uint32_t kind;       /* enum region_kind */
+    uint32_t has_window; /* registered for minor faults too, and filled through a window */
 };
 
 enum record_stage { RECORD_NEW, RECORD_READY, RECORD_RELEASED };
@@ -168,6 +168,7 @@ static void write_header(struct record *r, const struct image *img, const char *
         to->bytes = b->bytes;
         to->page_bytes = b->region.page_bytes;
         to->kind = b->region.kind;
+        to->has_window = b->window != NULL;
     }
 }
 
@@ -392,6 +393,14 @@ int record_regions(const struct record *r, struct region **out, uint32_t *n)
     *out = regions;
     *n = count;
     return 0;
+}
+
+bool record_has_window(const struct record *r, uint64_t hva)
+{
+    for (uint32_t i = 0; i < r->facts.n_blocks; i++)
+        if (r->header->blocks[i].hva == hva)
+            return r->header->blocks[i].has_window;
+    return false;
 }
 
 bool record_states(const struct record *r, uint64_t n_clusters, struct page_state *out)

@@ -101,6 +101,9 @@ int record_uffd(const struct record *r); /* the descriptor's number in the VMM *
  * descriptors. -EBADMSG, -ENOMEM. */
 int record_regions(const struct record *r, struct region **out, uint32_t *n);
 
+/* Whether the block at `hva` was filled through a window (window.h). */
+bool record_has_window(const struct record *r, uint64_t hva);
+
 /* The states of all clusters, in the record. False: the record is not for that many. */
 bool record_states(const struct record *r, uint64_t n_clusters, struct page_state *out);
 

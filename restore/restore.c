@@ -46,6 +46,7 @@
 #include "restore/signals.h"
 #include "restore/vmm.h"
 #include "restore/vmm_kind.h"
+#include "restore/window.h"
 
 struct restore {
     const struct restore_options *o;
@@ -142,6 +143,7 @@ static int make_record(struct restore *r, struct error *e)
 {
     struct session *s = &r->session;
     s->target = &r->vmm.target;
+    window_open_all(&s->blocks, s->target);
     int rc = record_create(&s->record, s->target, s->img, r->o->image_path, &s->blocks,
                            !r->o->no_fill, r->o->timeout_ms, e);
     if (rc == 0)

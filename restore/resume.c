@@ -16,7 +16,9 @@
 #include "common/testhook.h"
 #include "restore/damage.h"
 #include "restore/handoff.h"
+#include "restore/install.h"
 #include "restore/session.h"
+#include "restore/window.h"
 
 /* The path comes out of the VMM's process: whatever lies there must not be opened before it is
  * known to be a file, since opening a device may do something. */
@@ -57,6 +59,29 @@ static int take_image(struct session *s, struct error *e)
                      given ? given : record_image_path(&s->record), (int)s->target->pid);
 }
 
+/*
+ * What is registered for minor faults is filled through the file as before. What the server before
+ * us had begun to write there, and not marked as done, nobody has seen: away with it, and with what
+ * was given back under its hands.
+ */
+static int reopen_windows(struct session *s, struct error *e)
+{
+    int rc = 0;
+    for (uint32_t i = 0; i < s->blocks.count && rc == 0; i++) {
+        struct block *b = &s->blocks.items[i];
+        if (!record_has_window(&s->record, b->region.hva))
+            continue;
+        rc = window_reopen(b, s->target);
+        if (rc == 0)
+            rc = install_forget_begun(b, &s->state);
+        if (rc)
+            error_set(e, VMSNAP_EXIT_TARGET, -rc,
+                      "the memory of block '%s' of process %d can't be opened", b->region.name,
+                      (int)s->target->pid);
+    }
+    return rc;
+}
+
 static int take_blocks(struct session *s, struct error *e)
 {
     struct region *regions = NULL;
@@ -72,9 +97,10 @@ static int take_blocks(struct session *s, struct error *e)
         rc = error_set(e, VMSNAP_EXIT_MISMATCH, EINVAL,
                        "the record in process %d is of another number of clusters",
                        (int)s->target->pid);
-    if (rc == 0)
-        page_state_forgive(&s->state);
-    return rc;
+    if (rc)
+        return rc;
+    page_state_forgive(&s->state);
+    return reopen_windows(s, e);
 }
 
 /* Our copy of the VMM's userfaultfd. */

@@ -7,6 +7,7 @@
 #include "common/clock.h"
 #include "common/testhook.h"
 #include "restore/handoff.h"
+#include "restore/window.h"
 
 #define END_SHOWS_MS 500
 
@@ -104,6 +105,7 @@ static void hand_off(struct session *s, struct handoff_collapse *collapse)
 {
     struct error e = {.guest = GUEST_RUNNING};
     record_released(&s->record);
+    window_close_all(&s->blocks); /* nobody but the VMM has its memory */
     TESTHOOK_POINT("restore-released");
     int rc = session_close_there(s, &e);
     /* Never fails the restore: all that is left is an idle descriptor in the VMM. A VMM on its way
@@ -196,6 +198,7 @@ void session_accompany(struct session *s)
 void session_close(struct session *s)
 {
     server_stop(s->server);
+    window_close_all(&s->blocks);
     blocks_free(&s->blocks);
     if (s->record.header)
         record_close(&s->record);

@@ -7,6 +7,7 @@
 
 #include "common/clock.h"
 #include "common/image_writer.h"
+#include "restore/window.h"
 #include "tests/kernel/ktest.h"
 #include "tests/serve/serve_process.h"
 
@@ -167,6 +168,7 @@ bool kit_open(struct kit *k, struct kit_board *board, bool hot)
 bool kit_serve(struct kit *k, bool prefetch_hot, bool fill)
 {
     struct error e = {0};
+    window_open_all(&k->blocks, &k->target);
     if (record_create(&k->record, &k->target, k->img, k->image_path, &k->blocks, fill, 5000, &e))
         return complain(&e);
     record_states(&k->record, image_get_trailer(k->img)->n_clusters, &k->state);
@@ -224,6 +226,7 @@ void kit_close(struct kit *k)
 {
     ktest_end(k->pid);
     server_stop(k->server);
+    window_close_all(&k->blocks);
     blocks_free(&k->blocks);
     if (k->record.header)
         record_close(&k->record);

@@ -51,6 +51,7 @@ struct kit_block {
 enum kit_work {
     KIT_READ,    /* reads every page in random order, then writes and reads back */
     KIT_DISCARD, /* reads, discards and writes at random; knows what each page must hold */
+    KIT_UNMAP,   /* reads, changes and unmaps (MADV_DONTNEED): shared memory keeps its content */
     KIT_TOUCH,   /* reads page `touch_page` of block 0 */
 };
 

@@ -167,15 +167,17 @@ static void read_all(uint64_t *seed)
 /* ---- discarding ---- */
 
 /* What a page of a thread's own must hold. */
-enum holds { HOLDS_IMAGE, HOLDS_ZEROS, HOLDS_MARK };
+enum holds { HOLDS_IMAGE, HOLDS_ZEROS, HOLDS_MARK, HOLDS_CHANGED };
 
 static void check_holds(uint32_t block, uint64_t page, enum holds holds)
 {
     unsigned char expected[PAGE] = {0}, image[PAGE];
-    if (holds == HOLDS_IMAGE)
+    if (holds == HOLDS_IMAGE || holds == HOLDS_CHANGED)
         kit_page(block, page, expected);
     if (holds == HOLDS_MARK)
         expected[7] = 'w';
+    if (holds == HOLDS_CHANGED)
+        expected[7] ^= 'w';
     atomic_fetch_add(&board->pages_read, 1);
     const char *p = page_at(block, page);
     if (memcmp(p, expected, PAGE) == 0)
@@ -193,13 +195,14 @@ static void discard(uint32_t block, uint64_t page)
     atomic_fetch_add(&board->discards, 1);
 }
 
+static _Thread_local unsigned char holds[KIT_BLOCKS_MAX][KIT_DISCARD_PAGES];
+
 /*
  * Each thread owns every n-th page, so that neighbours in a cluster have different owners. It
  * reads, discards and writes its own, and knows what must be there.
  */
 static void discard_own(unsigned thread, uint64_t *seed)
 {
-    static _Thread_local unsigned char holds[KIT_BLOCKS_MAX][KIT_DISCARD_PAGES];
     for (unsigned round = 0; round < board->n_rounds; round++) {
         uint32_t block = (uint32_t)(next_random(seed) % board->n_blocks);
         uint64_t own = next_random(seed) % (KIT_DISCARD_PAGES / board->n_threads);
@@ -216,6 +219,24 @@ static void discard_own(unsigned thread, uint64_t *seed)
             break;
         }
         check_holds(block, page, (enum holds) * now);
+    }
+}
+
+/* A page of shared memory that was touched, is taken out of the page table, and comes again. */
+static void unmap_own(unsigned thread, uint64_t *seed)
+{
+    for (unsigned round = 0; round < board->n_rounds; round++) {
+        uint32_t block = (uint32_t)(next_random(seed) % board->n_blocks);
+        uint64_t own = next_random(seed) % (KIT_DISCARD_PAGES / board->n_threads);
+        uint64_t page = own * board->n_threads + thread;
+        unsigned char *now = &holds[block][page];
+        check_holds(block, page, (enum holds) * now);
+        if (*now == HOLDS_IMAGE && next_random(seed) % 2) {
+            page_at(block, page)[7] ^= 'w';
+            *now = HOLDS_CHANGED;
+        }
+        if (next_random(seed) % 2)
+            madvise(page_at(block, page), PAGE, MADV_DONTNEED);
     }
 }
 
@@ -237,6 +258,8 @@ static void *run_worker(void *opaque)
         read_all(&seed);
     else if (board->work == KIT_DISCARD)
         discard_own(thread, &seed);
+    else if (board->work == KIT_UNMAP)
+        unmap_own(thread, &seed);
     else
         check_page(0, board->touch_page);
     atomic_fetch_add(&board->finished, 1);

@@ -2,7 +2,7 @@
  * The server is killed again and again, and each time another takes over from the record in the
  * process: every thread that waits is served, no page is wrong, and what was given back stays so.
  *
- * With the rule broken on purpose (VMSNAP_BREAK=event-forgotten) this test has to fail.
+ * With a rule broken on purpose (VMSNAP_BREAK=event-forgotten or minor-refilled) it has to fail.
  */
 #include <fcntl.h>
 #include <pthread.h>
@@ -75,6 +75,11 @@ static void fill_board(struct kit_board *board, const struct shape *shape)
     board->work = shape->work;
     board->n_threads = 3;
     board->n_rounds = 6000;
+    if (shape->work == KIT_UNMAP) {
+        board->n_blocks = 1;
+        board->blocks[0] = (struct kit_block){.kind = KIT_MEMFD, .n_pages = KIT_DISCARD_PAGES};
+        return;
+    }
     board->n_blocks = discards ? 3 : 4;
     for (unsigned i = 0; i < board->n_blocks; i++)
         board->blocks[i] = (struct kit_block){.kind = kinds[i == 2 && discards ? 3 : i],
@@ -276,7 +281,8 @@ static int run_forged(const void *arg)
 }
 
 static const struct shape reads = {KIT_READ, 30, NULL}, discards = {KIT_DISCARD, 30, NULL},
-                          after_read = {KIT_DISCARD, 60, "serve-read:40"};
+                          after_read = {KIT_DISCARD, 60, "serve-read:40"},
+                          unmaps = {KIT_UNMAP, 30, NULL};
 
 int main(int argc, char **argv)
 {
@@ -289,6 +295,7 @@ int main(int argc, char **argv)
         {"reads", run_shape, &reads},
         {"discards", run_shape, &discards},
         {"killed-after-read", run_shape, &after_read},
+        {"unmaps", run_shape, &unmaps},
         {"refusals", run_refusals, NULL},
         {"swapped", run_swapped, NULL},
         {"forged", run_forged, NULL},

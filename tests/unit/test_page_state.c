@@ -65,3 +65,26 @@ Test(page_state, a_successor_tries_damaged_clusters_again)
     cr_assert_eq(page_state_get(&successor, 2), CLUSTER_DONE);
     cr_assert_eq(page_state_get(&successor, 4), CLUSTER_GONE);
 }
+
+Test(page_state, only_a_pending_cluster_of_which_nothing_is_discarded_is_claimed)
+{
+    cr_assert(page_state_claim(&s, 2));
+    cr_assert_eq(page_state_get(&s, 2), CLUSTER_FILLING);
+    cr_assert(!page_state_claim(&s, 2));
+    page_state_discard(&s, 3 * 4 + 2, 1);
+    cr_assert(!page_state_claim(&s, 3));
+    page_state_set(&s, 4, CLUSTER_DONE);
+    cr_assert(!page_state_claim(&s, 4));
+    cr_assert_eq(page_state_get(&s, 4), CLUSTER_DONE);
+}
+
+Test(page_state, a_claim_is_given_back_only_by_who_knows_what_was_discarded)
+{
+    cr_assert(page_state_claim(&s, 2));
+    page_state_discard(&s, 2 * 4 + 1, 2);
+    cr_assert(!page_state_unclaim(&s, 2, 0));
+    cr_assert_eq(page_state_get(&s, 2), CLUSTER_FILLING);
+    cr_assert(page_state_unclaim(&s, 2, 6));
+    cr_assert_eq(page_state_get(&s, 2), CLUSTER_PENDING);
+    cr_assert_eq(page_state_discarded(&s, 2), 6);
+}
