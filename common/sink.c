@@ -33,8 +33,6 @@
 #define CLOSE_GRACE_NS 1000000000ull
 /* With a limit on the rate: buffers are handed over at so much of a second's bytes. */
 #define PACE_PER_S 40u
-/* A thread that wakes up late may make up for this much. */
-#define PACE_SLACK_NS 20000000u
 #define PACE_ALIGN 4096u /* what O_DIRECT needs */
 
 void sink_wake(struct sink *s)
@@ -135,27 +133,13 @@ static struct sink_buffer *next_filled(struct sink *s, bool *last)
 /* How long the limit holds the next write back; 0 without one. */
 static int held_back_ms(const struct sink *s)
 {
-    uint64_t now = clock_monotonic_ns();
-    return s->bytes_per_s && now < s->next_write_ns
-               ? (int)((s->next_write_ns - now + 999999) / 1000000)
-               : 0;
-}
-
-/* A pause is not made up for: no second sees more than the limit. */
-static void note_write(struct sink *s, size_t bytes)
-{
-    if (!s->bytes_per_s)
-        return;
-    uint64_t now = clock_monotonic_ns();
-    if (s->next_write_ns + PACE_SLACK_NS < now)
-        s->next_write_ns = now - PACE_SLACK_NS;
-    s->next_write_ns += (uint64_t)((double)bytes * 1e9 / (double)s->bytes_per_s);
+    return (int)((pace_wait_ns(&s->pace, clock_monotonic_ns()) + 999999) / 1000000);
 }
 
 static void start_write(struct sink *s, struct sink_buffer *b)
 {
-    note_write(s, b->used_bytes);
     b->started_ns = clock_monotonic_ns();
+    pace_charge(&s->pace, b->started_ns, b->used_bytes);
     unsigned depth = s->in_flight + 1;
     if (depth > atomic_load_explicit(&s->stages.deepest, memory_order_relaxed))
         atomic_store_explicit(&s->stages.deepest, depth, memory_order_relaxed);
@@ -415,7 +399,7 @@ int sink_start(struct sink **out, const struct sink_ops *ops, void *end, const c
                        .end = end,
                        .temporary_path = temporary_path,
                        .depth = depth,
-                       .bytes_per_s = options->bytes_per_s,
+                       .pace = {.bytes_per_s = options->bytes_per_s},
                        .fill_bytes = choose_fill(options->bytes_per_s),
                        .event_fd = -1,
                        .reply_fd = -1,

@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "common/pace.h"
 #include "common/sink.h"
 
 struct sink_buffer {
@@ -55,10 +56,9 @@ struct sink {
     uint8_t *arena; /* all buffers */
     struct sink_buffer *buffers;
     unsigned n_buffers;
-    size_t fill_bytes;    /* a buffer is handed over when it holds that much */
-    uint64_t bytes_per_s; /* 0: no limit */
-    int event_fd;         /* wakes the I/O thread: a job, a cancel */
-    int reply_fd;         /* readable: something to reap; -1 without */
+    size_t fill_bytes; /* a buffer is handed over when it holds that much */
+    int event_fd;      /* wakes the I/O thread: a job, a cancel */
+    int reply_fd;      /* readable: something to reap; -1 without */
     pthread_t thread;
 
     /* Held while an append is given its place, waits included, so that its bytes stay together.
@@ -85,7 +85,7 @@ struct sink {
 
     /* The I/O thread's own. */
     unsigned in_flight;
-    uint64_t next_write_ns;      /* with a limit: not before this */
+    struct pace pace;            /* the limit on the rate */
     uint64_t lap_ns;             /* all its time before this is charged to a stage */
     struct stage_time *wait_for; /* what it waits for when it waits now */
 

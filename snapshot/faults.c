@@ -43,12 +43,12 @@
 #include "common/clock.h"
 #include "common/futex.h"
 #include "common/log.h"
+#include "common/streams.h"
 #include "common/testhook.h"
 #include "common/thread.h"
 #include "common/uffd.h"
 #include "snapshot/copier.h"
 #include "snapshot/events.h"
-#include "snapshot/streams.h"
 
 #define FAULT_PRIORITY 1 /* the lowest real-time one */
 /* How long to keep reading after a fault: doubled while faults come within the longest of these,

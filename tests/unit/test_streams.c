@@ -1,7 +1,7 @@
 /* How far to go ahead of a writer. */
 #include <criterion/criterion.h>
 
-#include "snapshot/streams.h"
+#include "common/streams.h"
 
 /* What a fault at `cluster` is answered with, all of it. */
 static uint32_t extent(struct streams *t, uint64_t cluster)
@@ -91,4 +91,17 @@ Test(streams, the_first_cluster_is_no_sequence)
 {
     struct streams t = {.first = 4, .most = 128};
     cr_assert_eq(streams_find(&t, 0)->ahead, 4);
+}
+
+Test(streams, what_was_asked_for_ahead_is_covered_and_nothing_else)
+{
+    struct streams t = {.first = 4, .most = 128};
+    extent(&t, 100); /* a new one: to 104, which nobody asked for */
+    cr_assert_not(streams_covers(&t, 101));
+    struct stream *s = streams_find(&t, 104);
+    s->next = 104 + s->ahead;
+    cr_assert(streams_covers(&t, 104));
+    cr_assert(streams_covers(&t, 111));
+    cr_assert_not(streams_covers(&t, 112));
+    cr_assert_not(streams_covers(&t, 103));
 }

@@ -1,4 +1,4 @@
-#include "snapshot/streams.h"
+#include "common/streams.h"
 
 struct stream *streams_find(struct streams *t, uint64_t cluster)
 {
@@ -13,4 +13,14 @@ struct stream *streams_find(struct streams *t, uint64_t cluster)
     struct stream *s = &t->table[t->replaced++ % STREAMS_MAX];
     s->ahead = t->first;
     return s;
+}
+
+bool streams_covers(const struct streams *t, uint64_t cluster)
+{
+    for (unsigned i = 0; i < STREAMS_MAX; i++) {
+        const struct stream *s = &t->table[i];
+        if (s->ahead > t->first && cluster < s->next && s->next - cluster <= s->ahead)
+            return true;
+    }
+    return false;
 }
