@@ -161,6 +161,8 @@ static enum answer answer_pending(struct answerer *a, const struct block *b, uin
     if (answer != ANSWERED)
         return answer;
     a->counts.pages_on_demand += (len - present) / IMAGE_PAGE_BYTES;
+    learn_note(a->learn, first, write);
+    ahead_note(a->ahead, b, first, n);
     if (present > 0) /* EEXIST wakes nobody */
         wake_page(a, b, offset);
     return ANSWERED;
@@ -239,10 +241,17 @@ enum answer answer_fault(struct answerer *a, uint64_t hva, bool write)
 
 static void count_job(struct answerer *a, const struct job *job, uint64_t pages)
 {
-    if (job->origin == JOB_PREFETCH)
+    switch (job->origin) {
+    case JOB_PREFETCH:
         a->counts.pages_prefetched += pages;
-    else
+        break;
+    case JOB_AHEAD:
+        a->counts.pages_ahead += pages;
+        break;
+    case JOB_FILL:
         a->counts.pages_filled += pages;
+        break;
+    }
 }
 
 /* Installs [from, to) of a job's clusters, which are all pending. */
@@ -253,7 +262,8 @@ static enum answer install_part(struct answerer *a, const struct job *job,
     uint64_t offset = block_cluster_offset(b, job->cluster + from);
     uint64_t len = block_clip(b, offset, (uint64_t)(to - from) * IMAGE_CLUSTER_BYTES);
     uint64_t present = 0;
-    int rc = job->zero ? install_zeros(&a->installer, b, offset, len, INSTALL_ZERO_OWN, &present)
+    enum install_zero how = job->own ? INSTALL_ZERO_OWN : INSTALL_ZERO_SHARED;
+    int rc = job->zero ? install_zeros(&a->installer, b, offset, len, how, &present)
                        : install_data(&a->installer, b, offset,
                                       data + (size_t)from * IMAGE_CLUSTER_BYTES, len, &present);
     enum answer answer = answer_settled(a, b, offset, len, rc);

@@ -9,12 +9,14 @@
 #include <stdint.h>
 
 #include "common/codec.h"
+#include "restore/ahead.h"
 #include "restore/install.h"
+#include "restore/learn.h"
 #include "restore/queue.h"
 #include "restore/trouble.h"
 
 struct answer_counts {
-    uint64_t pages_on_demand, pages_prefetched, pages_filled, pages_discarded;
+    uint64_t pages_on_demand, pages_prefetched, pages_ahead, pages_filled, pages_discarded;
     uint64_t clusters_damaged; /* found so, poisoned or not */
     uint64_t pages_poisoned;   /* for damage; not those that were poisoned at the instant */
 };
@@ -27,6 +29,8 @@ struct answerer {
     struct page_state *state;
     struct trouble_list *troubles; /* where damage is reported */
     bool poisons;                  /* what is damaged is poisoned; else whoever touches it waits */
+    struct ahead *ahead;           /* told what is demanded */
+    struct learn *learn;           /* that, too; may be NULL */
     struct codec *codec;
     unsigned char *unit; /* decoded content, of the largest unit */
     uint64_t unit_first; /* the cluster that `unit` starts with; UINT64_MAX: nothing valid */

@@ -9,6 +9,7 @@
 
 #include "common/codec.h"
 #include "common/futex.h"
+#include "common/pace.h"
 #include "common/thread.h"
 
 /* Clusters that travel together: 64 KiB, installed in about 21 us, is the longest that a fault then
@@ -18,26 +19,33 @@
 /* Below the guest's own threads: a busy guest keeps its CPUs. */
 #define WORKER_NICE 10
 
-enum stage { STAGE_HOT, STAGE_ALL, STAGE_STOP };
+enum stage { STAGE_PREFETCH, STAGE_ALL, STAGE_STOP };
 
 struct fill {
     struct fill_config config;
     pthread_t *threads;
     unsigned n_threads;
     atomic_uint stage; /* futex word: enum stage */
-    atomic_ullong hot_cursor;
-    atomic_uint hot_working; /* workers that are not through with the hot list */
+    atomic_ullong prefetch_cursor;
+    atomic_uint prefetch_working; /* workers that are not through with it */
     atomic_uint all_working;
+    pthread_mutex_t pace_lock; /* a leaf */
+    struct pace pace;
+    struct fill_stages stages;
     /* The background pass: a position is a unit of a block, counted over all blocks. */
     atomic_ullong cursor;
     uint64_t n_positions;
 };
 
+static uint64_t unit_clusters(const struct block *b)
+{
+    return b->unit_bytes / IMAGE_CLUSTER_BYTES;
+}
+
 /* The clusters that one position of the background pass covers. */
 static uint64_t position_clusters(const struct block *b)
 {
-    uint64_t unit = b->unit_bytes / IMAGE_CLUSTER_BYTES;
-    return unit > RUN_CLUSTERS ? unit : RUN_CLUSTERS;
+    return unit_clusters(b) > RUN_CLUSTERS ? unit_clusters(b) : RUN_CLUSTERS;
 }
 
 static uint64_t block_positions(const struct block *b)
@@ -60,6 +68,14 @@ static bool stopped(const struct fill *f)
 static bool is_zero(const struct image *img, uint64_t cluster)
 {
     return image_index_entry(img, cluster) == IMAGE_INDEX_ZERO;
+}
+
+static bool all_zero(const struct image *img, uint64_t cluster, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (!is_zero(img, cluster + i))
+            return false;
+    return true;
 }
 
 static bool is_pending(const struct fill *f, uint64_t cluster)
@@ -91,20 +107,69 @@ static void decode_job(const struct fill *f, struct codec *codec, struct job *jo
     }
 }
 
-/* Decodes [cluster, cluster + n) into a slot and submits it. False: stop. */
-static bool submit_run(struct fill *f, struct codec *codec, const struct block *b, uint64_t cluster,
-                       uint32_t n, enum job_origin origin)
+/* A worker, and up to when its time is charged to a stage. */
+struct worker {
+    struct fill *fill;
+    struct codec *codec;
+    uint64_t lap_ns;
+};
+
+/* Some clusters of one block that are brought in for one reason. */
+struct range {
+    const struct block *block;
+    uint64_t first, n;
+    enum job_origin origin;
+    bool own; /* zeros are about to be written */
+};
+
+static bool is_wanted(const struct fill *f, const struct range *r, uint64_t cluster)
 {
+    return r->origin == JOB_FILL ? needs_install(f, cluster) : is_pending(f, cluster);
+}
+
+/* ---- the limit on the rate ---- */
+
+static uint64_t held_back_ns(struct fill *f)
+{
+    pthread_mutex_lock(&f->pace_lock);
+    uint64_t ns = pace_wait_ns(&f->pace, clock_monotonic_ns());
+    pthread_mutex_unlock(&f->pace_lock);
+    return ns;
+}
+
+static void charge(struct fill *f, uint64_t bytes)
+{
+    pthread_mutex_lock(&f->pace_lock);
+    pace_charge(&f->pace, clock_monotonic_ns(), bytes);
+    pthread_mutex_unlock(&f->pace_lock);
+}
+
+/* ---- a run, a range ---- */
+
+/* Decodes [cluster, cluster + n) of a range, all of them zeros or none (but for a huge page), into
+ * a slot and submits it. False: stop. */
+static bool submit_run(struct worker *w, const struct range *r, uint64_t cluster, uint32_t n)
+{
+    struct fill *f = w->fill;
     struct queue *q = f->config.queue;
+    w->lap_ns = stage_lap(&f->stages.looking, w->lap_ns, 0);
     uint32_t slot = queue_take(q);
+    w->lap_ns = stage_lap(&f->stages.for_slots, w->lap_ns, 0);
     if (slot == POOL_NONE)
         return false;
     struct job *job = &q->jobs[slot];
-    *job = (struct job){.block = b, .cluster = cluster, .n_clusters = n, .origin = origin};
-    job->zero = n == 1 && is_zero(f->config.img, cluster);
+    *job = (struct job){.block = r->block,
+                        .cluster = cluster,
+                        .n_clusters = n,
+                        .origin = r->origin,
+                        .own = r->own,
+                        .zero = all_zero(f->config.img, cluster, n)};
     if (!job->zero)
-        decode_job(f, codec, job, queue_buffer(q, slot));
-    if (job->status == 0 || n == 1 || b->unit_bytes > IMAGE_CLUSTER_BYTES) {
+        decode_job(f, w->codec, job, queue_buffer(q, slot));
+    w->lap_ns = stage_lap(&f->stages.decoding, w->lap_ns, job->zero ? 0 : n * IMAGE_CLUSTER_BYTES);
+    if (job->status == 0 || n == 1 || r->block->unit_bytes > IMAGE_CLUSTER_BYTES) {
+        if (r->origin == JOB_FILL && !job->zero)
+            charge(f, (uint64_t)n * IMAGE_CLUSTER_BYTES);
         queue_submit(q, slot);
         return !stopped(f);
     }
@@ -112,36 +177,144 @@ static bool submit_run(struct fill *f, struct codec *codec, const struct block *
     queue_release(q, slot);
     bool go_on = true;
     for (uint32_t i = 0; i < n && go_on; i++)
-        go_on = submit_run(f, codec, b, cluster + i, 1, origin);
+        go_on = submit_run(w, r, cluster + i, 1);
     return go_on;
 }
 
-/* Submits what is to be installed of [first, first + n) in runs without gaps. A huge page goes as a
- * whole. */
-static bool submit_position(struct fill *f, struct codec *codec, const struct block *b,
-                            uint64_t first, uint64_t n)
+/* Submits what is wanted of a range in runs without gaps. A huge page goes as a whole: the range is
+ * one. */
+static bool submit_range(struct worker *w, const struct range *r)
 {
-    bool whole = b->unit_bytes > IMAGE_CLUSTER_BYTES;
-    for (uint64_t at = 0; at < n;) {
-        if (!needs_install(f, first + at)) {
+    const struct fill *f = w->fill;
+    uint64_t end = r->first + r->n;
+    for (uint64_t at = r->first; at < end;) {
+        if (!is_wanted(f, r, at)) {
             at++;
             continue;
         }
-        if (whole)
-            return submit_run(f, codec, b, first, (uint32_t)n, JOB_FILL);
-        uint64_t end = at + 1;
-        while (end < n && needs_install(f, first + end))
-            end++;
-        if (!submit_run(f, codec, b, first + at, (uint32_t)(end - at), JOB_FILL))
+        if (r->block->unit_bytes > IMAGE_CLUSTER_BYTES)
+            return submit_run(w, r, r->first, (uint32_t)r->n);
+        bool zero = is_zero(f->config.img, at);
+        uint64_t to = at + 1;
+        while (to < end && to - at < RUN_CLUSTERS && is_wanted(f, r, to) &&
+               is_zero(f->config.img, to) == zero)
+            to++;
+        if (!submit_run(w, r, at, (uint32_t)(to - at)))
             return false;
-        at = end;
+        at = to;
     }
     return true;
 }
 
-static bool fill_position(struct fill *f, struct codec *codec, uint64_t position)
+/* ---- ahead of a guest that reads in order ---- */
+
+/* A run that the server has asked for. */
+static bool bring_run(struct worker *w, uint64_t first)
 {
-    const struct blocks *blocks = f->config.blocks;
+    const struct block *b = blocks_find_cluster(w->fill->config.blocks, first);
+    if (!b || b->unit_bytes > IMAGE_CLUSTER_BYTES)
+        return true;
+    struct range r = {.block = b, .first = first, .n = AHEAD_RUN, .origin = JOB_AHEAD};
+    if (first + r.n > b->first_cluster + b->n_clusters) /* the block ends in it */
+        r.n = b->first_cluster + b->n_clusters - first;
+    return submit_range(w, &r);
+}
+
+/* All that is asked for at the moment. False: stop. */
+static bool bring_ahead(struct worker *w)
+{
+    uint64_t first;
+    while (ahead_take(w->fill->config.ahead, &first))
+        if (!bring_run(w, first))
+            return false;
+    return !stopped(w->fill);
+}
+
+/* ---- what is prefetched ---- */
+
+/* How many of the entries from `at` on are one range: clusters in a row that were first touched in
+ * the same way. */
+static uint64_t row_of(const uint64_t *entries, uint64_t n)
+{
+    uint64_t row = 1;
+    while (row < n && entries[row] == entries[0] + row)
+        row++;
+    return row;
+}
+
+static bool prefetch_row(struct worker *w, uint64_t entry, uint64_t n)
+{
+    uint64_t cluster = WORKSET_CLUSTER(entry);
+    const struct block *b = blocks_find_cluster(w->fill->config.blocks, cluster);
+    if (!b)
+        return true;
+    struct range r = {.block = b,
+                      .first = cluster,
+                      .n = n,
+                      .origin = JOB_PREFETCH,
+                      .own = (entry & WORKSET_WRITE) != 0};
+    if (b->unit_bytes > IMAGE_CLUSTER_BYTES) {
+        uint64_t in_block = cluster - b->first_cluster;
+        r.n = unit_clusters(b);
+        r.first = cluster - in_block % r.n;
+    } else if (cluster + n > b->first_cluster + b->n_clusters) {
+        r.n = b->first_cluster + b->n_clusters - cluster;
+        return submit_range(w, &r) && prefetch_row(w, entry + r.n, n - r.n);
+    }
+    return submit_range(w, &r);
+}
+
+static bool prefetch_some(struct worker *w, const uint64_t *entries, uint64_t n)
+{
+    for (uint64_t at = 0; at < n;) {
+        uint64_t row = row_of(entries + at, n - at);
+        if (!prefetch_row(w, entries[at], row))
+            return false;
+        at += row;
+    }
+    return true;
+}
+
+static bool run_prefetch(struct worker *w)
+{
+    struct fill *f = w->fill;
+    const struct prefetch *p = f->config.prefetch;
+    while (p) {
+        uint64_t at = atomic_fetch_add(&f->prefetch_cursor, RUN_CLUSTERS);
+        if (at >= p->n)
+            break;
+        uint64_t n = p->n - at < RUN_CLUSTERS ? p->n - at : RUN_CLUSTERS;
+        if (!bring_ahead(w) || !prefetch_some(w, p->entries + at, n))
+            return false;
+    }
+    queue_flush(f->config.queue);
+    if (atomic_fetch_sub(&f->prefetch_working, 1) == 1)
+        f->config.prefetched(f->config.opaque);
+    return true;
+}
+
+/* ---- the rest ---- */
+
+/* Waits until the limit on the rate lets one go on; what is asked for ahead is brought in
+ * meanwhile. False: stop. */
+static bool keep_pace(struct worker *w)
+{
+    struct fill *f = w->fill;
+    while (bring_ahead(w)) {
+        uint64_t ns = held_back_ns(f);
+        if (ns == 0)
+            return true;
+        queue_flush(f->config.queue);
+        w->lap_ns = stage_lap(&f->stages.looking, w->lap_ns, 0);
+        ahead_wait(f->config.ahead, (unsigned)(ns / 1000000 + 1));
+        w->lap_ns = stage_lap(&f->stages.held_back, w->lap_ns, 0);
+    }
+    return false;
+}
+
+static bool fill_position(struct worker *w, uint64_t position)
+{
+    const struct blocks *blocks = w->fill->config.blocks;
     for (uint32_t i = 0; i < blocks->count; i++) {
         const struct block *b = &blocks->items[i];
         uint64_t n = block_positions(b);
@@ -153,66 +326,41 @@ static bool fill_position(struct fill *f, struct codec *codec, uint64_t position
         uint64_t len = b->n_clusters - at;
         if (len > position_clusters(b))
             len = position_clusters(b);
-        return submit_position(f, codec, b, b->first_cluster + at, len);
+        const struct range r = {
+            .block = b, .first = b->first_cluster + at, .n = len, .origin = JOB_FILL};
+        return submit_range(w, &r);
     }
     return false;
 }
 
-static bool prefetch_entry(struct fill *f, struct codec *codec, const struct image_hot *hot)
+static void run_rest(struct worker *w)
 {
-    const struct block *b = blocks_find_cluster(f->config.blocks, hot->cluster);
-    if (!b || !is_pending(f, hot->cluster))
-        return true;
-    uint64_t unit = b->unit_bytes / IMAGE_CLUSTER_BYTES;
-    uint64_t first = hot->cluster - (hot->cluster - b->first_cluster) % unit;
-    return submit_run(f, codec, b, first, (uint32_t)unit, JOB_PREFETCH);
-}
-
-static bool run_hot_stage(struct fill *f, struct codec *codec)
-{
-    uint64_t n;
-    const struct image_hot *hot = image_hot_list(f->config.img, &n);
-    while (f->config.prefetch_hot) {
-        uint64_t at = atomic_fetch_add(&f->hot_cursor, 1);
-        if (at >= n)
-            break;
-        if (!prefetch_entry(f, codec, &hot[at]))
-            return false;
-    }
-    if (atomic_fetch_sub(&f->hot_working, 1) == 1)
-        f->config.prefetched(f->config.opaque);
-    return true;
-}
-
-static bool run_all_stage(struct fill *f, struct codec *codec)
-{
-    while (atomic_load(&f->stage) == STAGE_HOT)
-        futex_wait(&f->stage, STAGE_HOT, 1000);
+    struct fill *f = w->fill;
+    while (atomic_load(&f->stage) == STAGE_PREFETCH)
+        futex_wait(&f->stage, STAGE_PREFETCH, 1000);
+    w->lap_ns = clock_monotonic_ns();
     while (!stopped(f)) {
+        if (!keep_pace(w))
+            return;
         uint64_t at = atomic_fetch_add(&f->cursor, 1);
         if (at >= f->n_positions)
             break;
-        if (!fill_position(f, codec, at))
-            return false;
+        if (!fill_position(w, at))
+            return;
     }
     if (!stopped(f) && atomic_fetch_sub(&f->all_working, 1) == 1)
         f->config.finished(f->config.opaque);
-    return true;
 }
-
-struct worker {
-    struct fill *fill;
-    struct codec *codec;
-};
 
 static void *run_worker(void *opaque)
 {
-    struct worker w = *(struct worker *)opaque;
-    free(opaque);
+    struct worker *w = opaque;
     setpriority(PRIO_PROCESS, 0, WORKER_NICE); /* on Linux: of this thread alone */
-    if (run_hot_stage(w.fill, w.codec))
-        run_all_stage(w.fill, w.codec);
-    codec_free(w.codec);
+    w->lap_ns = clock_monotonic_ns();
+    if (run_prefetch(w))
+        run_rest(w);
+    codec_free(w->codec);
+    free(w);
     return NULL;
 }
 
@@ -240,6 +388,8 @@ int fill_start(struct fill **out, const struct fill_config *config)
     if (!f)
         return -ENOMEM;
     f->config = *config;
+    f->pace_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    f->pace.bytes_per_s = config->bytes_per_s;
     f->threads = calloc(config->n_threads, sizeof(*f->threads));
     if (!f->threads) {
         free(f);
@@ -247,7 +397,7 @@ int fill_start(struct fill **out, const struct fill_config *config)
     }
     for (uint32_t i = 0; i < config->blocks->count; i++)
         f->n_positions += block_positions(&config->blocks->items[i]);
-    atomic_init(&f->hot_working, config->n_threads);
+    atomic_init(&f->prefetch_working, config->n_threads);
     atomic_init(&f->all_working, config->n_threads);
     int rc = 0;
     for (unsigned i = 0; i < config->n_threads && rc == 0; i++) {
@@ -273,11 +423,17 @@ void fill_allow_all(struct fill *f)
     set_stage(f, STAGE_ALL);
 }
 
+const struct fill_stages *fill_stages(const struct fill *f)
+{
+    return &f->stages;
+}
+
 void fill_stop(struct fill *f)
 {
     if (!f)
         return;
     set_stage(f, STAGE_STOP);
+    ahead_wake(f->config.ahead);
     queue_cancel(f->config.queue);
     for (unsigned i = 0; i < f->n_threads; i++)
         pthread_join(f->threads[i], NULL);

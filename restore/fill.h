@@ -1,12 +1,16 @@
 /*
- * fill.h - the worker threads that bring memory in before it is touched: first the hot list (what
- * the guest wrote right after the instant, in its order), then everything else. They only read and
- * decode; the server installs. They run at low priority and are throttled by the queue.
+ * fill.h - the workers that bring memory in before it is touched: first what is prefetched
+ * (prefetch.h), then everything else; and at any time before that what a guest that reads in order
+ * is about to touch (ahead.h). They only read and decode; the server installs. They run at low
+ * priority and are throttled by the queue.
  */
 #ifndef VMSNAP_RESTORE_FILL_H
 #define VMSNAP_RESTORE_FILL_H
 
+#include "common/stage.h"
+#include "restore/ahead.h"
 #include "restore/page_state.h"
+#include "restore/prefetch.h"
 #include "restore/queue.h"
 
 struct fill;
@@ -16,9 +20,11 @@ struct fill_config {
     const struct blocks *blocks;
     const struct page_state *state; /* looked at, to skip what is in already */
     struct queue *queue;
+    struct ahead *ahead;
+    const struct prefetch *prefetch; /* NULL: nothing is prefetched */
     unsigned n_threads;
-    bool prefetch_hot;
-    /* Called once by a worker: the hot list has been handed to the queue. */
+    uint64_t bytes_per_s; /* of memory that everything else brings in, at most; 0: no limit */
+    /* Called once by a worker: all that is prefetched has been handed to the queue. */
     void (*prefetched)(void *opaque);
     /* Called once by the last worker: everything has been handed to the queue. */
     void (*finished)(void *opaque);
@@ -28,11 +34,21 @@ struct fill_config {
 /* The bytes a slot of the queue must have for these blocks. */
 uint64_t fill_slot_bytes(const struct blocks *blocks);
 
-/* Starts the workers; they begin with the hot list. 0 or -errno. */
+/* What the workers spent their time on, all of them together. */
+struct fill_stages {
+    struct stage_time decoding;  /* reading, checking, decoding; bytes of memory */
+    struct stage_time for_slots; /* waiting for the server to install */
+    struct stage_time held_back; /* by the limit on the rate */
+    struct stage_time looking;   /* for what is to be brought in */
+};
+
+/* Starts the workers; they begin with what is prefetched. 0 or -errno. */
 int fill_start(struct fill **out, const struct fill_config *config);
 
 /* Lets them go on with the rest. Any thread. */
 void fill_allow_all(struct fill *f);
+
+const struct fill_stages *fill_stages(const struct fill *f);
 
 /* Ends and joins the workers, finished or not, and frees. The queue is cancelled by it. */
 void fill_stop(struct fill *f);

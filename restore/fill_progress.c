@@ -34,7 +34,7 @@ void fill_progress_start(struct fill_progress *p, const struct image *img, bool 
 /* What was all zeros and demanded counts as well, so that it could come out too large. */
 static uint64_t done_bytes(const struct fill_progress *p, const struct answer_counts *n)
 {
-    uint64_t pages = n->pages_on_demand + n->pages_prefetched + n->pages_filled;
+    uint64_t pages = n->pages_on_demand + n->pages_prefetched + n->pages_ahead + n->pages_filled;
     uint64_t bytes = p->already_bytes + pages * IMAGE_PAGE_BYTES;
     return bytes < p->total_bytes ? bytes : p->total_bytes;
 }
@@ -57,13 +57,13 @@ json_t *fill_progress_describe(const struct fill_progress *p, const struct serve
     const struct answer_counts *n = &stats->counts;
     int64_t left_ns = progress_left_ns(&p->line, p->reported_bytes, p->total_bytes);
     json_t *o = json_pack(
-        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "done_bytes",
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "done_bytes",
         (json_int_t)p->reported_bytes, "total_bytes", (json_int_t)p->total_bytes,
         "bytes_per_second", (json_int_t)p->line.bytes_per_s, "demand_faults",
         (json_int_t)stats->demand_faults, "pages_on_demand", (json_int_t)n->pages_on_demand,
-        "pages_prefetched", (json_int_t)n->pages_prefetched, "pages_filled",
-        (json_int_t)n->pages_filled, "pages_discarded", (json_int_t)n->pages_discarded,
-        "clusters_damaged", (json_int_t)n->clusters_damaged);
+        "pages_prefetched", (json_int_t)n->pages_prefetched, "pages_ahead",
+        (json_int_t)n->pages_ahead, "pages_filled", (json_int_t)n->pages_filled, "pages_discarded",
+        (json_int_t)n->pages_discarded, "clusters_damaged", (json_int_t)n->clusters_damaged);
     if (o)
         json_object_set_new(o, "remaining_ns", left_ns < 0 ? json_null() : json_integer(left_ns));
     return o;

@@ -5,6 +5,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#define WAKE_JOBS 8u
+
 int queue_init(struct queue *q, uint32_t n_slots, uint64_t slot_bytes)
 {
     *q = (struct queue){.slot_bytes = slot_bytes, .wake_fd = -1};
@@ -13,7 +15,11 @@ int queue_init(struct queue *q, uint32_t n_slots, uint64_t slot_bytes)
         return -ENOMEM;
     int rc = pool_init(&q->slots, n_slots, slot_bytes, 0);
     if (rc == 0)
+        rc = ring_init(&q->first, n_slots);
+    if (rc == 0)
         rc = ring_init(&q->ready, n_slots);
+    /* No more than half: the other half must not wait for it. */
+    q->wake_at = n_slots / 2 < WAKE_JOBS ? n_slots / 2 : WAKE_JOBS;
     if (rc == 0) {
         q->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         rc = q->wake_fd < 0 ? -errno : 0;
@@ -28,6 +34,7 @@ void queue_free(struct queue *q)
     if (q->wake_fd >= 0)
         close(q->wake_fd);
     q->wake_fd = -1;
+    ring_free(&q->first);
     ring_free(&q->ready);
     pool_free(&q->slots);
     free(q->jobs);
@@ -57,18 +64,34 @@ void queue_wake(struct queue *q)
     (void)n;
 }
 
+static size_t n_ready(struct queue *q)
+{
+    /* The head first: it may only move on, and so the difference is never below what is there. */
+    size_t head = atomic_load_explicit(&q->ready.head, memory_order_relaxed);
+    return atomic_load_explicit(&q->ready.tail, memory_order_relaxed) - head;
+}
+
 void queue_submit(struct queue *q, uint32_t slot)
 {
-    ring_push(&q->ready, slot); /* can't be full: it has a place for every slot */
+    bool first = q->jobs[slot].origin == JOB_AHEAD;
+    ring_push(first ? &q->first : &q->ready, slot); /* can't be full: a place for every slot */
     /* Orders the push before the look; pairs with the fence in queue_sleep_begin(). */
     atomic_thread_fence(memory_order_seq_cst);
-    if (atomic_load_explicit(&q->sleeping, memory_order_relaxed))
+    if (atomic_load_explicit(&q->sleeping, memory_order_relaxed) &&
+        (first || n_ready(q) >= q->wake_at))
+        queue_wake(q);
+}
+
+void queue_flush(struct queue *q)
+{
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load_explicit(&q->sleeping, memory_order_relaxed) && n_ready(q) > 0)
         queue_wake(q);
 }
 
 bool queue_next(struct queue *q, uint32_t *slot)
 {
-    return ring_pop(&q->ready, slot);
+    return ring_pop(&q->first, slot) || ring_pop(&q->ready, slot);
 }
 
 void queue_sleep_begin(struct queue *q)

@@ -16,7 +16,8 @@
 #include "restore/blocks.h"
 
 enum job_origin {
-    JOB_PREFETCH, /* the hot list */
+    JOB_PREFETCH, /* the learned set, the hot list */
+    JOB_AHEAD,    /* before a guest that reads in order: goes before all others */
     JOB_FILL,
 };
 
@@ -27,6 +28,7 @@ struct job {
     uint32_t n_clusters;
     enum job_origin origin;
     bool zero;        /* all zeros: the slot's buffer is not filled */
+    bool own;         /* zeros in pages of their own: they are about to be written */
     int status;       /* 0, or -errno: the cluster could not be read, `cause` says why */
     uint64_t damaged; /* the cluster that could not be read */
     char cause[256];
@@ -35,9 +37,11 @@ struct job {
 struct queue {
     struct pool slots; /* buffers of slot_bytes */
     uint64_t slot_bytes;
-    struct job *jobs; /* one per slot */
+    struct job *jobs;  /* one per slot */
+    struct ring first; /* those that go before the others */
     struct ring ready;
-    int wake_fd; /* an eventfd: the server polls it while it sleeps */
+    unsigned wake_at; /* the server is woken for so many */
+    int wake_fd;      /* an eventfd: the server polls it while it sleeps */
     atomic_bool sleeping;
 };
 
@@ -51,8 +55,11 @@ static inline void *queue_buffer(struct queue *q, uint32_t slot)
 {
     return pool_memory(&q->slots, slot);
 }
-/* Hands a slot with its job to the server, waking it if it sleeps. */
+/* Hands a slot with its job to the server. If it sleeps it is woken, at once for JOB_AHEAD, else
+ * for several together: to wake it costs as much as to install two of them. */
 void queue_submit(struct queue *q, uint32_t slot);
+/* Wakes it for what is there: before a worker goes to sleep, or away. */
+void queue_flush(struct queue *q);
 /* Gives a slot back unused, or (server) when its job is installed. */
 void queue_release(struct queue *q, uint32_t slot);
 /* Lets all workers go. */

@@ -6,9 +6,9 @@
  *     start the VMM; it connects to our private socket
  *     compare the machine; match the memory blocks       the guest can't run: -S -incoming defer
  *     make its memory ours (attach.c)
- *     serve faults (serve.c)                             from here on its memory is right
+ *     serve faults (serve.c), prefetch                   from here on its memory is right
  *     load the device state
- *     prefetch; let the guest run: "running"
+ *     let the guest run: "running"
  *     fill; unregister; hand off: "summary"
  *     wait for the VMM: "exit"
  *
@@ -93,6 +93,8 @@ static int plan(struct restore *r, struct error *e)
         rc = r->kind->plan(&r->launch, r->description, r->o->vmm_argv, e);
     if (rc == 0)
         rc = r->kind->refuse(&r->launch, r->description, r->o->allowed, relaunch_fd_inherited, e);
+    if (rc == 0 && r->o->learn)
+        rc = learn_begin(&r->session.learn, r->session.img, e);
     return rc;
 }
 
@@ -112,6 +114,7 @@ static int start_vmm(struct restore *r, struct error *e)
     if (rc)
         return rc;
     TESTHOOK_POINT("restore-launched");
+    session_plan_prefetch(&r->session); /* it takes its time to connect anyway */
     int fd = -1;
     rc = vmm_accept(&r->vmm, &fd, r->o->timeout_ms, e);
     if (rc)
@@ -183,13 +186,11 @@ static bool leaves_paused(const struct restore *r)
 
 static int let_run(struct restore *r, struct error *e)
 {
-    int rc = server_begin_prefetch(r->session.server, e);
-    if (rc == 0) {
-        vmm_let_live(&r->vmm);
-        signals_guest_runs(r->signals);
-    }
+    int rc = 0;
+    vmm_let_live(&r->vmm);
+    signals_guest_runs(r->signals);
     TESTHOOK_POINT("restore-let-live");
-    if (rc == 0 && !leaves_paused(r))
+    if (!leaves_paused(r))
         rc = r->kind->resume(r->qmp, r->o->timeout_ms, e);
     if (rc == 0)
         record_set_guest(&r->session.record,

@@ -11,10 +11,12 @@
 struct restore_options {
     const char *image_path;
     char *const *vmm_argv; /* NULL: the recorded command line */
-    bool prefetch_hot;
-    bool no_fill;       /* serve faults only */
-    unsigned n_threads; /* 0: as many as there are CPUs */
-    bool paused;        /* load, do not run */
+    bool prefetch_hot;     /* and what was learned */
+    bool learn;            /* what this run touches first, for the next ones */
+    bool no_fill;          /* serve faults only */
+    uint64_t bytes_per_s;  /* the fill's limit; 0: none */
+    unsigned n_threads;    /* 0: as many as there are CPUs */
+    bool paused;           /* load, do not run */
     bool detach;
     const char *pidfile; /* the VMM's pid goes here; may be NULL */
     bool poison_damage;  /* what the image can't give any more is poisoned; else a guest waits */

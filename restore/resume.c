@@ -176,9 +176,8 @@ static int take_over(struct session *s, struct error *e)
     if (uffd < 0)
         return uffd;
     outlive_signals();
+    session_plan_prefetch(s);
     rc = session_serve(s, uffd, record_fills(&s->record), true, e);
-    if (rc == 0)
-        rc = server_begin_prefetch(s->server, e);
     if (rc)
         return rc;
     s->running_ns = clock_monotonic_ns() - s->began_ns;

@@ -11,7 +11,8 @@
  *   2. answer what waits: decode the cluster, install all of it, wake. A fault that got EAGAIN
  * stays;
  *   3. only if none waits, install one job of the fill workers (at most 64 KiB, about 21 us; a huge
- *      page where the memory is made of those);
+ *      page where the memory is made of those), first what lies ahead of a guest that reads in
+ * order;
  *   4. with nothing to do, go on reading for SPIN_NS after the last fault (a wakeup across CPUs
  * costs more than the fault itself), then sleep in poll.
  *
@@ -57,6 +58,7 @@ struct server {
     struct server_config config;
     struct answerer answerer;
     struct queue queue;
+    struct ahead ahead;
     struct fill *fill;
     pthread_t thread;
     bool thread_started;
@@ -340,8 +342,12 @@ static int init_server(struct server *s)
                                     .blocks = s->config.blocks,
                                     .state = s->config.state,
                                     .troubles = &s->troubles,
-                                    .poisons = s->config.poison_damage};
+                                    .poisons = s->config.poison_damage,
+                                    .ahead = &s->ahead,
+                                    .learn = s->config.learn};
     int rc = answerer_init(&s->answerer, s->config.uffd);
+    if (rc == 0)
+        rc = ahead_init(&s->ahead);
     if (rc == 0)
         rc = queue_init(&s->queue, (uint32_t)n_slots, slot);
     if (rc == 0)
@@ -387,8 +393,10 @@ int server_begin_prefetch(struct server *s, struct error *e)
         .blocks = s->config.blocks,
         .state = s->config.state,
         .queue = &s->queue,
+        .ahead = &s->ahead,
+        .prefetch = s->config.prefetch,
         .n_threads = s->config.n_threads,
-        .prefetch_hot = s->config.prefetch_hot,
+        .bytes_per_s = s->config.bytes_per_s,
         .prefetched = on_prefetched,
         .finished = on_all_queued,
         .opaque = s,
@@ -401,8 +409,10 @@ int server_begin_prefetch(struct server *s, struct error *e)
 
 void server_begin_fill(struct server *s)
 {
-    if (s->config.fill)
-        fill_allow_all(s->fill);
+    if (!s->config.fill)
+        return;
+    ahead_turn_on(&s->ahead);
+    fill_allow_all(s->fill);
 }
 
 int server_event_fd(const struct server *s)
@@ -440,8 +450,10 @@ void server_release(struct server *s)
 
 void server_get_stats(const struct server *s, struct server_stats *stats)
 {
-    *stats = (struct server_stats){
-        .demand_faults = s->demand_faults, .faults = s->fault_times, .counts = s->answerer.counts};
+    *stats = (struct server_stats){.demand_faults = s->demand_faults,
+                                   .faults = s->fault_times,
+                                   .counts = s->answerer.counts,
+                                   .fill = s->fill ? fill_stages(s->fill) : NULL};
 }
 
 void server_stop(struct server *s)
@@ -455,6 +467,7 @@ void server_stop(struct server *s)
         pthread_join(s->thread, NULL);
     }
     queue_free(&s->queue);
+    ahead_free(&s->ahead);
     answerer_free(&s->answerer);
     trouble_free(&s->troubles);
     if (s->event_fd >= 0)

@@ -12,6 +12,7 @@
 #include "common/histogram.h"
 #include "restore/answer.h"
 #include "restore/blocks.h"
+#include "restore/fill.h"
 #include "restore/page_state.h"
 
 #define SERVER_MESSAGES 64u
@@ -23,11 +24,13 @@ struct server_config {
     const struct target *target;
     const struct image *img;
     const struct blocks *blocks;
-    struct page_state *state; /* the server's alone from server_start() on */
-    unsigned n_threads;       /* fill workers; 0: as many as there are CPUs */
-    bool prefetch_hot;
+    struct page_state *state;        /* the server's alone from server_start() on */
+    unsigned n_threads;              /* fill workers; 0: as many as there are CPUs */
+    const struct prefetch *prefetch; /* NULL: nothing is prefetched */
+    struct learn *learn;             /* told what is demanded; may be NULL */
     bool fill;
-    bool poison_damage; /* needs kernel_features.poison; else a guest waits at what is damaged */
+    bool poison_damage;   /* needs kernel_features.poison; else a guest waits at what is damaged */
+    uint64_t bytes_per_s; /* of memory that the fill brings in, at most; 0: no limit */
     /* SERVER_MESSAGES places where the kernel's messages are read to; the caller's. A server that
      * takes over from one that died looks at what that one had read there. */
     struct uffd_msg *messages;
@@ -38,7 +41,7 @@ struct server_config {
  */
 int server_start(struct server **out, const struct server_config *config, struct error *e);
 
-/* Starts the workers on the hot list. */
+/* Starts the workers on what is prefetched. */
 int server_begin_prefetch(struct server *s, struct error *e);
 
 /* Lets them bring in all the rest (if config.fill). */
@@ -69,6 +72,7 @@ struct server_stats {
     uint64_t demand_faults;
     struct histogram faults; /* from the last empty read before a fault to its wake */
     struct answer_counts counts;
+    const struct fill_stages *fill; /* NULL: no workers; valid until server_stop() */
 };
 /* Exact once the stage is past SERVER_FILLING or after server_stop(); before, a glance. */
 void server_get_stats(const struct server *s, struct server_stats *stats);

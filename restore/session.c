@@ -5,11 +5,31 @@
 #include <stdlib.h>
 
 #include "common/clock.h"
+#include "common/log.h"
 #include "common/testhook.h"
 #include "restore/handoff.h"
 #include "restore/window.h"
 
 #define END_SHOWS_MS 500
+#define LEARNED_MS 5000 /* the working set is written, or its file system hangs */
+
+void session_plan_prefetch(struct session *s)
+{
+    struct workset learned = {0};
+    struct error e = {0};
+    if (!s->o->prefetch_hot || s->learn.img)
+        return;
+    int rc = workset_read(&learned, s->img, &e);
+    if (rc && rc != -ENOENT)
+        log_warn("what an earlier run learned is not used: %s", e.message);
+    if (prefetch_plan(&s->prefetch, s->img, &learned, true))
+        log_warn("no memory to prefetch anything");
+    log_info("%llu clusters learned and %llu of the hot list are brought in first",
+             (unsigned long long)s->prefetch.n_learned,
+             (unsigned long long)(s->prefetch.n - s->prefetch.n_learned));
+    workset_free(&learned);
+    prefetch_begin_reading(&s->prefetch);
+}
 
 int session_serve(struct session *s, int uffd, bool fill, bool takes_over, struct error *e)
 {
@@ -19,15 +39,42 @@ int session_serve(struct session *s, int uffd, bool fill, bool takes_over, struc
                                    .blocks = &s->blocks,
                                    .state = &s->state,
                                    .n_threads = s->o->n_threads,
-                                   .prefetch_hot = s->o->prefetch_hot,
+                                   .prefetch = &s->prefetch,
+                                   .learn = s->learn.img ? &s->learn : NULL,
                                    .fill = fill,
                                    .poison_damage = s->o->poison_damage,
+                                   .bytes_per_s = s->o->bytes_per_s,
                                    .messages = record_messages(&s->record),
                                    .takes_over = takes_over};
     s->fills = fill;
     if (takes_over)
         fill_progress_take_over(&s->progress, s->img, &s->state);
-    return server_start(&s->server, &config, e);
+    int rc = server_start(&s->server, &config, e);
+    return rc ? rc : server_begin_prefetch(s->server, e);
+}
+
+/* ---- what is learned ---- */
+
+/* Waits at most that long for the file. */
+static void hear_of_learning(struct session *s, int timeout_ms)
+{
+    struct error e = {.guest = GUEST_RUNNING};
+    enum learn_news news = learn_poll(&s->learn, timeout_ms, &e);
+    if (news == LEARN_FAILED)
+        s->o->trouble(s->o->opaque, &e);
+    if (news == LEARN_WRITTEN)
+        log_info("%llu clusters learned", (unsigned long long)s->learn.n_written);
+}
+
+/* Once it is over the file is written, and the rest comes in. */
+static void follow_learning(struct session *s)
+{
+    if (s->learns && !learn_goes_on(&s->learn, clock_monotonic_ns())) {
+        s->learns = false;
+        learn_write(&s->learn);
+        server_begin_fill(s->server);
+    }
+    hear_of_learning(s, 0);
 }
 
 /* ---- what is reported ---- */
@@ -39,15 +86,17 @@ static json_t *describe_summary(const struct session *s)
         server_get_stats(s->server, &stats);
     const struct answer_counts *n = &stats.counts;
     json_t *o = json_pack(
-        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i}", "launch_to_running_ns",
-        (json_int_t)s->running_ns, "demand_faults", (json_int_t)stats.demand_faults, "fault_p50_ns",
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i}",
+        "launch_to_running_ns", (json_int_t)s->running_ns, "demand_faults",
+        (json_int_t)stats.demand_faults, "fault_p50_ns",
         (json_int_t)histogram_quantile(&stats.faults, 0.5), "fault_p99_ns",
         (json_int_t)histogram_quantile(&stats.faults, 0.99), "fault_max_ns",
         (json_int_t)stats.faults.max_ns, "pages_on_demand", (json_int_t)n->pages_on_demand,
-        "pages_prefetched", (json_int_t)n->pages_prefetched, "pages_filled",
-        (json_int_t)n->pages_filled, "pages_discarded", (json_int_t)n->pages_discarded,
-        "clusters_damaged", (json_int_t)n->clusters_damaged, "pages_poisoned",
-        (json_int_t)n->pages_poisoned, "vmm_pid", (int)s->target->pid);
+        "pages_prefetched", (json_int_t)n->pages_prefetched, "pages_ahead",
+        (json_int_t)n->pages_ahead, "pages_filled", (json_int_t)n->pages_filled, "pages_discarded",
+        (json_int_t)n->pages_discarded, "clusters_damaged", (json_int_t)n->clusters_damaged,
+        "pages_poisoned", (json_int_t)n->pages_poisoned, "clusters_learned",
+        (json_int_t)s->learn.n_written, "vmm_pid", (int)s->target->pid);
     json_t *accelerator = json_object_get(s->machine, "accelerator");
     if (o) {
         json_object_set_new(o, "complete_ns",
@@ -61,6 +110,7 @@ static json_t *describe_summary(const struct session *s)
 
 void session_summarize(struct session *s)
 {
+    hear_of_learning(s, LEARNED_MS);
     if (!s->summarized)
         s->o->report(s->o->opaque, "summary", describe_summary(s));
     s->summarized = true;
@@ -167,6 +217,7 @@ static void serve_to_the_end(struct session *s)
     for (;;) {
         server_clear_event(s->server);
         bool more = follow_server(s, &collapse);
+        follow_learning(s);
         if (!prefetched && server_prefetched(s->server)) {
             prefetched = true;
             TESTHOOK_POINT("restore-prefetched");
@@ -188,9 +239,14 @@ static void serve_to_the_end(struct session *s)
 
 void session_accompany(struct session *s)
 {
-    server_begin_fill(s->server);
+    s->learns = s->learn.img;
+    if (s->learns)
+        learn_guest_runs(&s->learn);
+    else
+        server_begin_fill(s->server);
     fill_progress_start(&s->progress, s->img, s->shows_progress, s->fills);
     serve_to_the_end(s);
+    learn_write(&s->learn); /* unless it was over */
     progress_finish(&s->progress.line);
     session_summarize(s);
 }
@@ -199,6 +255,8 @@ void session_close(struct session *s)
 {
     server_stop(s->server);
     window_close_all(&s->blocks);
+    learn_free(&s->learn);
+    prefetch_free(&s->prefetch);
     blocks_free(&s->blocks);
     if (s->record.header)
         record_close(&s->record);

@@ -14,7 +14,9 @@
 #include "common/target.h"
 #include "restore/blocks.h"
 #include "restore/fill_progress.h"
+#include "restore/learn.h"
 #include "restore/page_state.h"
+#include "restore/prefetch.h"
 #include "restore/record.h"
 #include "restore/restore.h"
 #include "restore/serve.h"
@@ -29,6 +31,8 @@ struct session {
     struct blocks blocks;
     struct record record;
     struct page_state state; /* lies in the record */
+    struct prefetch prefetch;
+    struct learn learn; /* begun: nothing is prefetched */
     struct server *server;
     int target_fd;         /* the VMM's copy of the userfaultfd; -1: none */
     const json_t *machine; /* as compared; may be NULL */
@@ -40,10 +44,15 @@ struct session {
     bool fills; /* not only what is touched */
     struct fill_progress progress;
     uint64_t complete_ns; /* since began_ns; 0: not yet */
+    bool learns;          /* and so nothing is filled yet */
     bool handed_off, summarized;
 };
 
-/* Starts the server on `uffd`, which is its own from then on. */
+/* Settles what is prefetched, and has the image read for it from now on, while the VMM still
+ * starts. What goes wrong is a warning: without it all is only slower. */
+void session_plan_prefetch(struct session *s);
+
+/* Starts the server on `uffd`, which is its own from then on, and its prefetch. */
 int session_serve(struct session *s, int uffd, bool fill, bool takes_over, struct error *e);
 
 /* Lets the fill go on, and returns when the VMM has ended, or (not `stays`) all is done. Reports.

@@ -58,7 +58,6 @@ USAGE_ERRORS = [
     (["restore", "--resume", "x"], "--resume", None),
     (["restore", "--resume", "1", "--detach"], "starting one", None),
     (["restore", "--listen", "s", "i"], "unknown option '--listen'", None),
-    (["restore", "--learn", "a"], "unknown option '--learn'", None),
     (["restore"], "IMAGE is missing", None),
     (["restore", "a", "--"], "nothing follows '--'", None),
     (["restore", "--prefetch", "all", "a"], "unknown", "hot, none"),

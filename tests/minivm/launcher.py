@@ -22,8 +22,8 @@ SIZES = ("--memory", "64M", "--populate", "48M", "--rate", "20000")
 CLONES = 8
 MIB = 1 << 20
 PROGRESS = {"type", "schema_version", "done_bytes", "total_bytes", "bytes_per_second", "remaining_ns",
-            "elapsed_ns", "demand_faults", "pages_on_demand", "pages_prefetched", "pages_filled",
-            "pages_discarded", "clusters_damaged", "vmm_pid"}
+            "elapsed_ns", "demand_faults", "pages_on_demand", "pages_prefetched", "pages_ahead",
+            "pages_filled", "pages_discarded", "clusters_damaged", "vmm_pid"}
 
 
 def take_image(t):

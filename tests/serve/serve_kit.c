@@ -180,15 +180,19 @@ bool kit_serve(struct kit *k, bool prefetch_hot, bool fill)
     if (attach_memory(&k->attach, &e))
         return complain(&e);
     record_ready(&k->record, k->attach.target_fd);
+    if (prefetch_hot && !k->prefetch.img && prefetch_plan(&k->prefetch, k->img, NULL, true))
+        return false;
     struct server_config config = {.uffd = k->attach.uffd,
                                    .target = &k->target,
                                    .img = k->img,
                                    .blocks = &k->blocks,
                                    .state = &k->state,
                                    .n_threads = 2,
-                                   .prefetch_hot = prefetch_hot,
+                                   .prefetch = &k->prefetch,
+                                   .learn = k->learn.img ? &k->learn : NULL,
                                    .fill = fill,
                                    .poison_damage = k->poison_damage,
+                                   .bytes_per_s = k->bytes_per_s,
                                    .messages = record_messages(&k->record)};
     if (server_start(&k->server, &config, &e) || server_begin_prefetch(k->server, &e))
         return complain(&e);
@@ -227,6 +231,8 @@ void kit_close(struct kit *k)
     ktest_end(k->pid);
     server_stop(k->server);
     window_close_all(&k->blocks);
+    learn_free(&k->learn);
+    prefetch_free(&k->prefetch);
     blocks_free(&k->blocks);
     if (k->record.header)
         record_close(&k->record);

@@ -17,6 +17,8 @@
 #include "common/target.h"
 #include "restore/attach.h"
 #include "restore/blocks.h"
+#include "restore/learn.h"
+#include "restore/prefetch.h"
 #include "restore/record.h"
 #include "restore/serve.h"
 
@@ -85,6 +87,9 @@ struct kit {
     struct record record;
     struct page_state state; /* in the record */
     struct attach attach;
+    struct prefetch prefetch;
+    struct learn learn; /* begun by the test where it is wanted, before kit_serve() */
+    uint64_t bytes_per_s;
     struct server *server;
     bool poison_damage; /* for kit_serve() */
 };

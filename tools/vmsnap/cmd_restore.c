@@ -26,7 +26,8 @@ static struct {
     int prefetch, on_damage, timeout_ms;
     int resume_pid; /* 0: no takeover */
     unsigned n_threads;
-    bool print_command, no_fill, paused, detach;
+    uint64_t bwlimit;
+    bool print_command, no_fill, learn, paused, detach;
     const char *pidfile, *report_path;
     struct option_list allow;
 } args = {.timeout_ms = DEFAULT_TIMEOUT_MS};
@@ -64,8 +65,13 @@ static const struct option_spec options[] = {
      .to.choice = &args.prefetch,
      .choices = prefetch_orders,
      .argument = "ORDER",
-     .help = "what comes in before it is touched: hot, the pages that the guest wrote after the "
-             "snapshot (default), or none"},
+     .help = "what comes in before it is touched: hot, what --learn has recorded and the pages "
+             "that the guest wrote after the snapshot (default), or none"},
+    {.name = "learn",
+     .kind = OPTION_FLAG,
+     .to.flag = &args.learn,
+     .help = "record what the guest touches in its first minute, and in which order, in "
+             "IMAGE.workset, for the next restores; until then nothing else comes in"},
     {.name = "no-fill",
      .kind = OPTION_FLAG,
      .to.flag = &args.no_fill,
@@ -77,6 +83,14 @@ static const struct option_spec options[] = {
      .argument = "WAY",
      .help = "where the image is damaged: stop, the guest waits when it touches that memory "
              "(default), or poison: it gets a machine check"},
+    {.name = "bwlimit",
+     .kind = OPTION_SIZE,
+     .to.size = &args.bwlimit,
+     .min = 64 << 10,
+     .max = INT64_MAX,
+     .argument = "RATE",
+     .help = "bring in at most this many bytes per second of what nobody has touched yet "
+             "(default: no limit)"},
     {.name = "threads",
      .kind = OPTION_COUNT,
      .to.count = &args.n_threads,
@@ -241,7 +255,7 @@ static void on_detached(void *opaque)
 static int check_resume(const struct command_line *line, struct error *e)
 {
     if (line->rest || args.print_command || args.paused || args.detach || args.no_fill ||
-        args.pidfile || args.report_path || args.allow.count)
+        args.learn || args.pidfile || args.report_path || args.allow.count)
         return option_usage_error(e,
                                   "--resume takes over a VMM that runs: what is for starting one "
                                   "can't be given with it");
@@ -293,8 +307,10 @@ static int run(const struct command_line *line, struct error *e)
         .image_path = line->operand[0],
         .vmm_argv = line->rest,
         .prefetch_hot = args.prefetch == PREFETCH_HOT,
+        .learn = args.learn,
         .no_fill = args.no_fill,
         .poison_damage = args.on_damage == ON_DAMAGE_POISON,
+        .bytes_per_s = args.bwlimit,
         .n_threads = args.n_threads ? args.n_threads : default_threads(),
         .paused = args.paused,
         .detach = args.detach,

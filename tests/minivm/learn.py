@@ -1,0 +1,206 @@
+#!/usr/bin/python3
+"""`restore --learn` and what it is for: the next restore has what the guest touched before it asks; nothing is
+ever half written; what does not fit is said and left out."""
+
+import os
+import shutil
+import signal
+import struct
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+from case import case, main, process_state, wait_until  # noqa: E402
+from minivm import MiniVm, MiniVmPlace, end_and_wait  # noqa: E402
+from vmsnap import Restore, check_no_litter, snapshot  # noqa: E402
+
+# One vCPU that goes through 24 of 64 MiB again and again, and never touches the rest.
+SIZES = ("--memory", "64M", "--populate", "48M", "--cpus", "1", "--pattern", "hot:24M")
+HEADER = struct.Struct("<8sII16sQQQQ")
+
+
+def take_image(t):
+    """In a directory of its own."""
+    source = MiniVm(t, *SIZES)
+    os.mkdir(t.path("images"))
+    image = os.path.join(t.path("images"), "image")
+    source.wait_for_writes(20000)
+    snapshot(t, source, image)
+    t.equal(end_and_wait(source), 0, "the source's exit status")
+    return image
+
+
+def restore(t, image, *args, **options):
+    """A restore that runs; the guest's measurements begin anew with it."""
+    return Restore(t, image, MiniVmPlace(t, *SIZES), *args, **options).wait_running()
+
+
+def end(t, restored):
+    """Judged, and ended; the summary."""
+    place = restored.guest
+    place.wait_for_writes(20000)
+    place.stop()
+    t.equal(place.stats()["wrong_pages"], 0, "wrong pages that the guest found")
+    result = restored.end()
+    t.equal(result.code, 0, result.text())
+    return result.summary
+
+
+def learn(t, image, *args, **options):
+    """A run of the guest that is recorded, to its end: its summary."""
+    return end(t, restore(t, image, "--learn", *args, **options))
+
+
+def entries(path):
+    with open(path, "rb") as f:
+        data = f.read()
+    magic, version, _, _, _, n, _, _ = HEADER.unpack_from(data)
+    assert (magic, version, len(data)) == (b"VMSNAPWS", 1, HEADER.size + 8 * n)
+    return [e & (1 << 63) - 1 for e in struct.unpack_from(f"<{n}Q", data, HEADER.size)]
+
+
+@case("minivm.learn.next-restore", "kernel", 60)
+def next_restore(t):
+    """N faults; after that run was learned at most 3 % of them. What is not touched does not come in."""
+    image = take_image(t)
+    before = os.stat(image)
+    first = learn(t, image, "--no-fill", "--prefetch", "hot")
+    learned = entries(image + ".workset")
+    t.equal(first["pages_prefetched"], 0, "prefetched while it was learned")
+    t.equal(first["clusters_learned"], len(learned), "clusters_learned")
+    t.equal(len(set(learned)), len(learned), "each cluster once")
+    # 24 MiB in clusters of 16 KiB, and what the state of the vCPU takes.
+    t.check(1536 <= len(learned) <= 1600, f"{len(learned)} clusters learned")
+    t.check(first["demand_faults"] >= len(learned), f"as many faults at least: {first}")
+    after = os.stat(image)
+    t.equal((after.st_mtime_ns, after.st_size, after.st_ino),
+            (before.st_mtime_ns, before.st_size, before.st_ino), "the image was not touched")
+    t.equal(os.stat(image + ".workset").st_mode & 0o777, 0o600, "mode of the working set")
+    check_no_litter(os.path.dirname(image), "image", "image.workset")
+
+    # Paused until it is in: how much of it comes in time is the benchmark's business.
+    again = restore(t, image, "--no-fill", "--paused")
+    place = again.guest
+    wait_until(lambda: place.mapping()[1]["Rss"] != "0 kB" and rss_rests(place), 20,
+               "what is prefetched comes in")
+    place.cont()
+    summary = end(t, again)
+    t.say(f"{first['demand_faults']} faults, then {summary['demand_faults']}")
+    t.check(summary["demand_faults"] <= 0.03 * first["demand_faults"], f"{summary}")
+    t.check(summary["pages_prefetched"] >= 4 * 1536, f"{summary}")
+    t.check(summary["pages_prefetched"] <= 4 * len(learned) + 4 * hot_clusters(image),
+            f"no more than was learned and is hot: {summary}")
+
+    none = end(t, restore(t, image, "--no-fill", "--prefetch", "none"))
+    t.equal(none["pages_prefetched"], 0, "--prefetch none")
+
+
+def rss_rests(place, state={}): # pylint: disable=dangerous-default-value
+    """Whether the VMM's memory has not grown for a while."""
+    now = place.mapping()[1]["Rss"]
+    same = state.get(place) == (now, 20)
+    last, n = state.get(place, (None, 0))
+    state[place] = (now, min(n + 1, 20) if now == last else 0)
+    return same
+
+
+def hot_clusters(image):
+    """How many entries the image's own hot list has."""
+    with open(image, "rb") as f:
+        f.seek(-4096, os.SEEK_END)
+        trailer = f.read()
+    for i in range(struct.unpack_from("<I", trailer, 96)[0]):
+        kind, _, _, size = struct.unpack_from("<IIQQ", trailer, 104 + 32 * i)
+        if kind == 4:
+            return size // 16
+    return 0
+
+
+@case("minivm.learn.then-fills", "kernel", 60)
+def then_fills(t):
+    """The minute is over: the file is written, and the rest comes in while the guest runs on."""
+    image = take_image(t)
+    restored = restore(t, image, "--learn", hooks={"mask_features": "learn.minute"})
+    summary = restored.wait_complete()
+    t.check(summary["pages_filled"] > 0 and summary["complete_ns"], f"it filled: {summary}")
+    t.equal(summary["clusters_learned"], len(entries(image + ".workset")), "clusters_learned")
+    end(t, restored)
+
+
+@case("minivm.learn.never-half", "kernel", 90)
+def never_half(t):
+    """Whoever is killed, and whenever: what lies under the name is whole, and the older one until then."""
+    image = take_image(t)
+    learn(t, image)
+    with open(image + ".workset", "rb") as f:
+        whole = f.read()
+    for point in ("learn-writing", "sink-before-link", "sink-before-rename"):
+        # The child that writes is killed: said, and the guest goes on.
+        restored = restore(t, image, "--learn", hooks={
+            "kill_at": point, "pause_log": t.path(t.unique("log"))})
+        restored.guest.wait_for_writes(20000)
+        result = restored.end()
+        t.equal(result.code, 0, f"{point}: {result.text()}")
+        t.check("--learn" in result.error["message"], f"{point}: {result.text()}")
+        t.equal(result.summary["clusters_learned"], 0, f"{point}: clusters_learned")
+        with open(image + ".workset", "rb") as f:
+            t.check(f.read() == whole, f"{point}: the older one stays")
+        check_no_litter(os.path.dirname(image), "image", "image.workset")
+    # The server itself, while it is recorded.
+    restored = restore(t, image, "--learn")
+    restored.guest.wait_for_writes(2000)
+    restored.give_up()
+    wait_until(lambda: process_state(restored.process.pid) in (None, "Z"), 10, "its end")
+    with open(image + ".workset", "rb") as f:
+        t.check(f.read() == whole, "the older one stays")
+    check_no_litter(os.path.dirname(image), "image", "image.workset")
+    # And a signal ends the VMM, and with it the recording, well.
+    os.unlink(image + ".workset")
+    restored = restore(t, image, "--learn")
+    restored.guest.wait_for_writes(20000)
+    restored.process.send_signal(signal.SIGTERM)
+    restored.process.wait(20)
+    t.check(len(entries(image + ".workset")) >= 1500, "what was learned until SIGTERM")
+
+
+@case("minivm.learn.refused", "kernel", 60)
+def refused(t):
+    """A file that is damaged, cut, or of another image is said and not used; where none can be written, that is
+    said before anything starts."""
+    image = take_image(t)
+    learn(t, image)
+    other = t.path("other")
+    shutil.copy(image, other)
+    with open(image + ".workset", "rb") as f:
+        good = f.read()
+    flipped = bytearray(good)
+    flipped[HEADER.size + 9] ^= 1
+    foreign = bytearray(good)
+    foreign[20] ^= 1
+    for data, says in ((flipped, "damaged"), (good[:-1], "wrong length"), (good[:40], "not a working"),
+                       (foreign, "another image"), (b"", "not a working")):
+        with open(other + ".workset", "wb") as f:
+            f.write(data)
+        restored = restore(t, other)
+        end(t, restored)
+        t.check(says in restored.result().err and "not used" in restored.result().err,
+                f"{says}: {restored.result().err}")
+    os.unlink(other + ".workset")
+    os.mkfifo(other + ".workset")
+    end(t, restore(t, other)) # does not hang
+    result = failing(t, other)
+    t.check(result.error["guest_state"] == "not-started" and ".workset" in result.error["message"],
+            f"no file can be written there: {result.text()}")
+
+
+def failing(t, image):
+    place = MiniVmPlace(t, *SIZES)
+    restored = Restore(t, image, place, "--learn")
+    restored.process.wait(20)
+    result = restored.result()
+    t.equal(result.code, 1, result.text())
+    return result
+
+
+if __name__ == "__main__":
+    main()
