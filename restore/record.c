@@ -25,11 +25,14 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/inject.h"
+#include "common/testhook.h"
 
 #define MAGIC "vmsnaprr"
 #define VERSION 3u
 #define MAX_BLOCKS 4096u
 #define LOCK_WAIT_NS 1000000000ull
+#define ASK_WAIT_NS 10000000000ull /* for a server that lives to let go */
+#define ASKER_COMES_NS 2000000000ull
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 struct record_block {
@@ -40,11 +43,14 @@ struct record_block {
 };
 
 enum record_stage { RECORD_NEW, RECORD_READY, RECORD_RELEASED };
+enum record_wish { WISH_NONE, WISH_HAND_OVER, WISH_REFUSED };
 
 struct record_header {
     struct record_facts facts;
     atomic_uint stage; /* enum record_stage */
     atomic_uint guest; /* enum record_guest */
+    atomic_uint wish;  /* enum record_wish */
+    uint32_t reserved;
     struct uffd_msg messages[SERVER_MESSAGES];
     struct record_block blocks[];
 };
@@ -100,35 +106,53 @@ static int open_there(struct record *r, const struct target *t,
     return 0;
 }
 
-/* The lock of a server that was killed goes only with the last of its threads. */
-static int take_lock(int fd)
+/* The lock of a server that was killed goes only with the last of its threads. One that lives is
+ * asked for it if `asks`. */
+static int take_lock(struct record *r, bool asks)
 {
-    uint64_t until_ns = clock_monotonic_ns() + LOCK_WAIT_NS;
-    while (flock(fd, LOCK_EX | LOCK_NB)) {
-        if (errno != EWOULDBLOCK || clock_monotonic_ns() >= until_ns)
-            return -errno;
+    uint64_t until_ns = clock_monotonic_ns() + (asks ? ASK_WAIT_NS : LOCK_WAIT_NS);
+    int rc;
+    if (asks) {
+        atomic_store(&r->header->wish, WISH_HAND_OVER);
+        TESTHOOK_POINT("asked-for-guest");
+    }
+    while ((rc = flock(r->lock_fd, LOCK_EX | LOCK_NB) ? -errno : 0)) {
+        if (rc != -EWOULDBLOCK || clock_monotonic_ns() >= until_ns ||
+            (asks && atomic_load(&r->header->wish) == WISH_REFUSED))
+            break;
         usleep(10000);
     }
-    return 0;
+    if (asks)
+        atomic_store(&r->header->wish, WISH_NONE);
+    return rc;
 }
 
-static int lock_and_map(struct record *r, const struct target *t, struct error *e)
+static int lock(struct record *r, const struct target *t, bool asks, struct error *e)
 {
-    int rc = take_lock(r->lock_fd);
+    int rc = take_lock(r, asks);
     if (rc == -EWOULDBLOCK) {
         error_set(e, VMSNAP_EXIT_BUSY, 0, "process %d is served by another vmsnap already",
                   (int)t->pid);
-        error_hint(e, "if that one was killed it may still be ending: try again in a moment");
+        error_hint(e, asks ? "it has no trouble with its image, or does not answer: if so, kill it"
+                           : "if that one was killed it may still be ending: try again in a "
+                             "moment; to have it give way to a sound copy of its image, name that");
         return -EBUSY;
     }
     if (rc)
         return error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't lock the record in process %d",
                          (int)t->pid);
+    return 0;
+}
+
+static int map(struct record *r, const struct target *t, struct error *e)
+{
     void *at = mmap(NULL, r->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, r->lock_fd, 0);
     if (at == MAP_FAILED)
         return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't map the record in process %d",
                          (int)t->pid);
     r->header = at;
+    /* A mapping keeps the lock as a descriptor does: no process forked from here may have it. */
+    madvise(at, r->bytes, MADV_DONTFORK);
     /* While a message is written to it nothing may go wrong (serve.h). */
     mlock(at, sizeof(struct record_header));
     return 0;
@@ -201,7 +225,9 @@ int record_create(struct record *r, const struct target *t, const struct image *
     if (rc == 0)
         rc = size_and_seal(r, t, e);
     if (rc == 0)
-        rc = lock_and_map(r, t, e);
+        rc = map(r, t, e);
+    if (rc == 0)
+        rc = lock(r, t, false, e);
     if (rc)
         record_close(r);
     else
@@ -235,6 +261,34 @@ void record_uffd_closed(struct record *r)
 bool record_is_released(const struct record *r)
 {
     return atomic_load(&r->header->stage) == RECORD_RELEASED;
+}
+
+/* ---- handing over ---- */
+
+bool record_is_asked_for(const struct record *r)
+{
+    return atomic_load(&r->header->wish) == WISH_HAND_OVER;
+}
+
+void record_refuse(struct record *r)
+{
+    atomic_store(&r->header->wish, WISH_REFUSED);
+}
+
+bool record_hand_over(struct record *r)
+{
+    uint64_t until_ns = clock_monotonic_ns() + ASKER_COMES_NS;
+    flock(r->lock_fd, LOCK_UN);
+    while (record_is_asked_for(r) && clock_monotonic_ns() < until_ns)
+        usleep(5000);
+    if (flock(r->lock_fd, LOCK_EX | LOCK_NB))
+        return true;
+    atomic_store(&r->header->wish, WISH_NONE);
+    if (record_is_released(r)) { /* who had it is through already */
+        flock(r->lock_fd, LOCK_UN);
+        return true;
+    }
+    return false;
 }
 
 /* ---- somebody else's ---- */
@@ -294,7 +348,13 @@ static int learn_length(struct record *r, struct error *e)
     return 0;
 }
 
-int record_open(struct record *r, const struct target *t, struct error *e)
+static int check(struct record *r, const struct target *t, struct error *e)
+{
+    copy_facts(r);
+    return is_sound(r) ? 0 : refuse(t, "makes no sense", e);
+}
+
+int record_open(struct record *r, const struct target *t, bool asks, struct error *e)
 {
     *r = (struct record){.lock_fd = -1, .target_fd = find_there(t)};
     if (r->target_fd == -ENOENT) {
@@ -311,11 +371,13 @@ int record_open(struct record *r, const struct target *t, struct error *e)
     if (rc == 0)
         rc = learn_length(r, e);
     if (rc == 0)
-        rc = lock_and_map(r, t, e);
+        rc = map(r, t, e);
     if (rc == 0)
-        copy_facts(r);
-    if (rc == 0 && !is_sound(r))
-        rc = refuse(t, "makes no sense", e);
+        rc = check(r, t, e); /* before anything is written to it */
+    if (rc == 0)
+        rc = lock(r, t, asks, e);
+    if (rc == 0)
+        rc = check(r, t, e);
     if (rc == 0 && atomic_load(&r->header->stage) == RECORD_NEW)
         rc = refuse(t, "was never finished: its guest has not run", e);
     if (rc)

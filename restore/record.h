@@ -81,10 +81,17 @@ bool record_is_released(const struct record *r);
 
 /*
  * Finds, locks and checks the record of a VMM whose server has died; waits about a second for the
- * lock. Exit code 10: it has none, or it makes no sense, or was never ready; 11: somebody serves
- * it.
+ * lock. With `asks` a server that lives is asked for it, and given ten seconds. Exit code 10: it
+ * has none, or it makes no sense, or was never ready; 11: somebody serves it.
  */
-int record_open(struct record *r, const struct target *t, struct error *e);
+int record_open(struct record *r, const struct target *t, bool asks, struct error *e);
+
+/* The server's side: whether somebody asks for it (he waits), and two answers to that. */
+bool record_is_asked_for(const struct record *r);
+void record_refuse(struct record *r);
+/* Lets go of the lock. True: somebody else has it now. False: who asked did not come, and it is
+ * ours again; that takes up to two seconds. */
+bool record_hand_over(struct record *r);
 
 /* Unmaps and lets go of the lock. An empty one is allowed. */
 void record_close(struct record *r);

@@ -185,7 +185,12 @@ static int take_over(struct session *s, struct error *e)
     warn_if_held(s);
     report_running(s);
     session_accompany(s);
-    return 0;
+    if (!s->handed_over)
+        return 0;
+    e->guest = guest_of(s);
+    error_set(e, VMSNAP_EXIT_BUSY, 0, "another vmsnap has taken over process %d",
+              (int)s->target->pid);
+    return -EBUSY;
 }
 
 int resume_run(const struct restore_options *o, pid_t pid, struct error *e)
@@ -200,7 +205,7 @@ int resume_run(const struct restore_options *o, pid_t pid, struct error *e)
         rc = target_open(&target, pid, e);
     if (rc)
         return rc;
-    rc = record_open(&s.record, &target, e);
+    rc = record_open(&s.record, &target, o->image_path != NULL, e);
     if (rc == 0)
         e->guest = GUEST_WAITING;
     if (rc == 0)

@@ -437,6 +437,11 @@ bool server_prefetched(const struct server *s)
     return atomic_load(&s->prefetched);
 }
 
+bool server_needs_image(const struct server *s)
+{
+    return answerer_is_incomplete(&s->answerer);
+}
+
 bool server_take_error(struct server *s, struct error *e)
 {
     return trouble_take(&s->troubles, e);

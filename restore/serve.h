@@ -60,6 +60,9 @@ enum server_stage {
 enum server_stage server_stage(const struct server *s);
 bool server_prefetched(const struct server *s);
 
+/* Something can't be read from the image, for now or for good: another copy of it would help. */
+bool server_needs_image(const struct server *s);
+
 /* The next thing that went wrong while serving (a damaged cluster, a stray fault): true and *e,
  * which says what the guest does. Bounded: further ones are counted only. */
 bool server_take_error(struct server *s, struct error *e);

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "common/clock.h"
 #include "common/log.h"
@@ -81,7 +82,7 @@ static void follow_learning(struct session *s)
 
 static json_t *describe_summary(const struct session *s)
 {
-    struct server_stats stats = {0};
+    struct server_stats stats = s->last;
     if (s->server)
         server_get_stats(s->server, &stats);
     const struct answer_counts *n = &stats.counts;
@@ -104,6 +105,8 @@ static json_t *describe_summary(const struct session *s)
                                            : json_null());
         if (accelerator)
             json_object_set(o, "accelerator", accelerator);
+        if (s->handed_over)
+            json_object_set_new(o, "handed_over", json_true());
     }
     return o;
 }
@@ -209,6 +212,58 @@ static bool follow_server(struct session *s, struct handoff_collapse *collapse)
     }
 }
 
+/* ---- handing over ---- */
+
+/* Who asked did not come. */
+static void serve_again(struct session *s)
+{
+    struct error e = {.guest = GUEST_WAITING};
+    int uffd = target_get_fd(s->target, s->target_fd);
+    int rc = uffd < 0 ? error_set(&e, VMSNAP_EXIT_FAILED, -uffd,
+                                  "can't get the VMM's userfaultfd, to serve it again")
+                      : session_serve(s, uffd, s->fills, true, &e);
+    if (rc == 0)
+        rc = server_begin_prefetch(s->server, &e);
+    if (rc == 0) {
+        server_begin_fill(s->server);
+        return;
+    }
+    s->o->trouble(s->o->opaque, &e);
+    server_stop(s->server);
+    s->server = NULL;
+    record_close(&s->record); /* whoever comes can have it */
+}
+
+/*
+ * Somebody has a sound copy of the image and asks for the guest ("--resume PID IMAGE"). He gets it
+ * if this one has become of no use to us.
+ */
+static void answer_asker(struct session *s)
+{
+    if (!server_needs_image(s->server)) {
+        record_refuse(&s->record);
+        return;
+    }
+    server_get_stats(s->server, &s->last);
+    server_stop(s->server);
+    s->server = NULL;
+    TESTHOOK_POINT("handing-over");
+    s->handed_over = record_hand_over(&s->record);
+    if (s->handed_over)
+        log_warn("another vmsnap serves process %d from here on", (int)s->target->pid);
+    else
+        serve_again(s);
+}
+
+/* Nothing is left to do but to wait for the VMM's end, if anybody wants to know of it. */
+static void outlast_vmm(struct session *s)
+{
+    progress_finish(&s->progress.line);
+    while (s->stays && !vmm_ended(s))
+        if (shows_its_end(s, 1000))
+            usleep(20000); /* only its wrapper is waited for */
+}
+
 static void serve_to_the_end(struct session *s)
 {
     struct handoff_collapse collapse = {0};
@@ -234,6 +289,12 @@ static void serve_to_the_end(struct session *s)
         if (fds[1].revents)
             vmm_fd = -1;
         show_progress(s);
+        if (record_is_asked_for(&s->record))
+            answer_asker(s);
+        if (!s->server) {
+            outlast_vmm(s);
+            return;
+        }
     }
 }
 

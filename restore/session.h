@@ -46,6 +46,8 @@ struct session {
     uint64_t complete_ns; /* since began_ns; 0: not yet */
     bool learns;          /* and so nothing is filled yet */
     bool handed_off, summarized;
+    bool handed_over;         /* another vmsnap serves the guest, as somebody asked */
+    struct server_stats last; /* of a server that was ended */
 };
 
 /* Settles what is prefetched, and has the image read for it from now on, while the VMM still
@@ -59,7 +61,7 @@ int session_serve(struct session *s, int uffd, bool fill, bool takes_over, struc
  */
 void session_accompany(struct session *s);
 
-/* Reports the summary, once. Without a server it is all zeros. */
+/* Reports the summary, once. Without a server there has been, it is all zeros. */
 void session_summarize(struct session *s);
 
 /* After the registration is gone: closes the VMM's copies of the userfaultfd and of the record. */

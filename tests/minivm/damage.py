@@ -7,7 +7,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, main  # noqa: E402
+from case import case, main, wait_until  # noqa: E402
 from minivm import PAGE, MiniVm, MiniVmPlace, end_and_wait  # noqa: E402
 from vmsnap import Restore, vmsnap  # noqa: E402
 
@@ -108,6 +108,56 @@ def poison_refused(t):
         t.check("6.6" in result.error["message"], f"why: {result.error}")
     t.check(not os.path.exists(place.control), "nothing was started")
     t.equal(vmsnap(t, "restore", "--on-damage", "panic", image).code, 2, "no such way")
+
+
+def wait_at_damage(t, bad, place):
+    """A guest that has come to the damage: the restore that goes on serving it."""
+    restored = Restore(t, bad, place).wait_running()
+    wait_until(lambda: any(e["guest_state"] == "waiting" for e in restored.result().of_type("error")),
+               20, "the guest waits at the damage")
+    return restored
+
+
+@case("minivm.damage.resume", "kernel", 60)
+def resume(t):
+    """The guest waits at the damage, served by a vmsnap that lives. With a sound copy another takes it
+    over from that one; without one it doesn't. Who asks for it and dies does no harm."""
+    image = take_image(t)
+    bad, cluster, offset = damage_middle(t, image)
+    place = MiniVmPlace(t, *SIZES)
+    restored = wait_at_damage(t, bad, place)
+    check_error(t, restored.result().of_type("error")[0], cluster, offset)
+    hint = restored.result().of_type("error")[0]["hint"]
+    t.check(f"--resume {place.pid} IMAGE" in hint, f"what to do: {hint}")
+    plain = vmsnap(t, "restore", "--resume", str(place.pid))
+    t.equal(plain.code, 11, f"it is served: {plain.text()}")
+    killed = vmsnap(t, "restore", "--resume", str(place.pid), image,
+                    hooks={"kill_at": "asked-for-guest", "pause_log": t.path("killed")})
+    t.equal(killed.code, -9, f"killed: {killed.text()}")
+    done = vmsnap(t, "restore", "--resume", str(place.pid), image)
+    t.equal(done.code, 0, f"a sound copy: {done.text()}")
+    t.check(done.summary["complete_ns"], f"all is in: {done.summary}")
+    t.equal(restored.process.poll(), None, "the first one stays until the VMM's end")
+    place.wait_for_writes(2000)
+    place.stop()
+    place.check_right("taken over")
+    result = restored.end()
+    t.equal(result.code, 0, f"the VMM's exit status: {result.text()}")
+    t.equal(result.summary.get("handed_over"), True, f"what it says: {result.summary}")
+
+
+@case("minivm.damage.no-trouble", "kernel", 60)
+def no_trouble(t):
+    """One whose image is sound does not give its guest away."""
+    image = take_image(t)
+    place = MiniVmPlace(t, *SIZES)
+    restored = Restore(t, image, place, "--no-fill", "--paused").wait_running()
+    other = vmsnap(t, "restore", "--resume", str(place.pid), image)
+    t.equal(other.code, 11, f"it is served: {other.text()}")
+    t.check("no trouble" in other.error["hint"], f"why: {other.error}")
+    place.cont()
+    place.wait_for_writes(2000)
+    restored.end()
 
 
 if __name__ == "__main__":
