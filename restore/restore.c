@@ -199,6 +199,20 @@ static int let_run(struct restore *r, struct error *e)
     return rc;
 }
 
+/* Once the guest runs: its agent can't answer before. */
+static void sync_clock(struct restore *r)
+{
+    struct error why = {0};
+    int fd = -1;
+    if (leaves_paused(r))
+        error_set(&why, VMSNAP_EXIT_TARGET, EAGAIN, "the guest is paused");
+    else if (!r->kind->open_agent)
+        error_set(&why, VMSNAP_EXIT_TARGET, EOPNOTSUPP, "this VMM has no guest agent");
+    else if (r->kind->open_agent(&fd, r->actual, r->qmp, &r->vmm.target, r->o->timeout_ms, &why))
+        fd = -1;
+    r->session.clock = clock_sync_start(fd, r->o->timeout_ms, &why);
+}
+
 static int write_pidfile(struct restore *r, struct error *e)
 {
     return r->o->pidfile ? pidfile_write(&r->pidfile, r->o->pidfile, &r->vmm.target, e) : 0;
@@ -260,6 +274,8 @@ static int bring_up(struct restore *r, struct error *e)
             return rc;
     }
     TESTHOOK_POINT("restore-running");
+    if (r->o->sync_clock)
+        sync_clock(r);
     return 0;
 }
 
@@ -324,6 +340,7 @@ static _Noreturn void run_server(struct restore *r, int fd)
     struct error e = {0};
     int rc = bring_up(r, &e);
     json_t *running = rc ? NULL : describe_running(r);
+    clock_sync_add(r->session.clock, running);
     if (rc == 0 && detach_tell_running(fd, running)) {
         /* Whoever wanted it is gone, and nobody knows of this VM. */
         rc = error_set(&e, VMSNAP_EXIT_FAILED, EPIPE, "the caller has gone away");

@@ -21,6 +21,7 @@ struct restore_options {
     const char *pidfile; /* the VMM's pid goes here; may be NULL */
     bool poison_damage;  /* what the image can't give any more is poisoned; else a guest waits */
     int timeout_ms;      /* for each wait on the VMM */
+    bool sync_clock;     /* set the guest's clock; with `detach` before the caller is told */
     bool progress;       /* a progress line on stderr, if the VMM leaves the terminal alone */
     const char *const *allowed; /* hazard names, NULL-terminated */
 

@@ -107,15 +107,32 @@ static json_t *describe_summary(const struct session *s)
             json_object_set(o, "accelerator", accelerator);
         if (s->handed_over)
             json_object_set_new(o, "handed_over", json_true());
+        clock_sync_add(s->clock, o);
     }
     return o;
 }
 
+/* Whether the guest's clock is set is known some time after the guest runs. */
+static void report_clock(struct session *s)
+{
+    if (s->clock_reported || !clock_sync_is_over(s->clock))
+        return;
+    s->clock_reported = true;
+    json_t *o = json_object();
+    clock_sync_add(s->clock, o);
+    s->o->report(s->o->opaque, "clock", o);
+}
+
+/* Waits for the clock, if it is to be set: at most ten seconds, and not for a VMM that has ended.
+ */
 void session_summarize(struct session *s)
 {
+    if (s->summarized)
+        return;
     hear_of_learning(s, LEARNED_MS);
-    if (!s->summarized)
-        s->o->report(s->o->opaque, "summary", describe_summary(s));
+    json_t *o = describe_summary(s);
+    report_clock(s);
+    s->o->report(s->o->opaque, "summary", o);
     s->summarized = true;
 }
 
@@ -277,6 +294,7 @@ static void serve_to_the_end(struct session *s)
             prefetched = true;
             TESTHOOK_POINT("restore-prefetched");
         }
+        report_clock(s);
         if (vmm_ended(s))
             return;
         if (!s->stays && s->handed_off && !more)
@@ -314,6 +332,7 @@ void session_accompany(struct session *s)
 
 void session_close(struct session *s)
 {
+    clock_sync_end(s->clock);
     server_stop(s->server);
     window_close_all(&s->blocks);
     learn_free(&s->learn);

@@ -13,6 +13,7 @@
 #include "common/image_reader.h"
 #include "common/target.h"
 #include "restore/blocks.h"
+#include "restore/clock_sync.h"
 #include "restore/fill_progress.h"
 #include "restore/learn.h"
 #include "restore/page_state.h"
@@ -41,7 +42,9 @@ struct session {
     bool stays;            /* until the VMM's end, not only until the last page is in */
     bool shows_progress;
 
-    bool fills; /* not only what is touched */
+    bool fills;               /* not only what is touched */
+    struct clock_sync *clock; /* NULL: not asked for */
+    bool clock_reported;
     struct fill_progress progress;
     uint64_t complete_ns; /* since began_ns; 0: not yet */
     bool learns;          /* and so nothing is filled yet */

@@ -57,6 +57,11 @@ struct vmm_kind {
 
     /* Lets the guest run. */
     int (*resume)(struct qmp *q, int timeout_ms, struct error *e);
+
+    /* Connects to an agent in the running guest (common/qemu/agent.h); NULL: it can't have one.
+     * Whatever fails here fails no restore. */
+    int (*open_agent)(int *fd, const json_t *actual, struct qmp *q, const struct target *t,
+                      int timeout_ms, struct error *e);
 };
 
 extern const struct vmm_kind vmm_kind_qemu;    /* restore/qemu/ */

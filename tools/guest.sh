@@ -6,8 +6,13 @@
 #   boot.rom                the guest without an operating system (firmware image)
 #   kernel-version
 #
+# With the word `agent` also
+#
+#   agent.gz                a further initramfs (to be appended to initramfs.gz) with Debian's
+#                           qemu-guest-agent and the libraries it needs, those of this host
+#
 # Does only what is missing or older than its source; needs the network only for the kernel package,
-# once. Installs nothing: without a tool it says which package has it, and exits 2.
+# and the agent's, once. Installs nothing: without a tool it says which package has it, and exits 2.
 set -eu
 
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -40,6 +45,15 @@ check_tools() {
     exit 2
 }
 
+# fetch PACKAGE: downloads it into $work.
+fetch() {
+    say "fetching $1"
+    (cd "$work" && apt-get download -q "$1" >"$work/apt.log" 2>&1) && return
+    sed 's/^/  /' "$work/apt.log" >&2
+    say "could not download $1 (network? outdated lists? try apt-get update)"
+    exit 1
+}
+
 # Fetches and unpacks the kernel package into build/guest/kernel (whole or not at all).
 fetch_kernel() {
     [ -e "$out/kernel/done" ] && return
@@ -50,12 +64,7 @@ fetch_kernel() {
         say "apt knows no linux-image-cloud-amd64: run apt-get update (as root) and try again"
         exit 1
     fi
-    say "fetching $package"
-    if ! (cd "$work" && apt-get download -q "$package" >"$work/apt.log" 2>&1); then
-        sed 's/^/  /' "$work/apt.log" >&2
-        say "could not download $package (network? outdated lists? try apt-get update)"
-        exit 1
-    fi
+    fetch "$package"
     dpkg-deb --fsys-tarfile "$work/$package"_*.deb | tar -x -C "$work" \
         --wildcards './boot/vmlinuz-*' './lib/modules/*/kernel/drivers/virtio/*' \
         './lib/modules/*/kernel/drivers/block/*' './lib/modules/*/kernel/drivers/char/*'
@@ -91,6 +100,27 @@ build_initramfs() {
     echo "$version" >"$out/kernel-version"
 }
 
+# The agent, what it needs, and what runs it (tests/guest/agent) on the port that init finds.
+build_agent() {
+    local root=$work/agent library
+    fetch qemu-guest-agent
+    dpkg-deb -x "$work"/qemu-guest-agent_*.deb "$work/agent-package"
+    mkdir -p "$root/bin" "$root/sbin" "$root/lib64"
+    cp "$work/agent-package/usr/sbin/qemu-ga" "$root/sbin/"
+    install -m 755 "$source/agent" "$root/bin/agent"
+    if ldd "$root/sbin/qemu-ga" | grep 'not found'; then
+        say "qemu-guest-agent needs libraries that this host lacks (qemu-system-x86 brings them)"
+        exit 2
+    fi
+    ldd "$root/sbin/qemu-ga" | grep -o '/[^ ]*' | while read -r library; do
+        mkdir -p "$root${library%/*}"
+        cp -L "$library" "$root$library"
+    done
+    (cd "$root" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet) |
+        gzip -6n >"$work/agent.gz"
+    mv "$work/agent.gz" "$out/"
+}
+
 # Firmware of 64 KiB that is the whole guest.
 build_boot_rom() {
     gcc -c -m32 -o "$work/kvm_boot.o" "$source/kvm_boot.S"
@@ -111,6 +141,13 @@ older() {
     return 1
 }
 
+case ${1-} in
+'' | agent) ;;
+*)
+    say "unknown argument '$1'"
+    exit 2
+    ;;
+esac
 mkdir -p "$out"
 exec 9>"$out/.lock" # two runs at the same time: the second finds all done
 flock 9
@@ -123,8 +160,10 @@ stale=
 older "$out/initramfs.gz" "$0" "$source"/{init,*.c,*.h} && stale="$stale initramfs"
 older "$out/boot.rom" "$0" "$source/kvm_boot.S" && stale="$stale boot"
 [ -e "$out/vmlinuz" ] || stale="$stale initramfs"
+[ "${1-}" = agent ] && older "$out/agent.gz" "$0" "$source/agent" && stale="$stale agent"
 [ -z "$stale" ] && exit 0
 check_tools
 case $stale in *initramfs*) fetch_kernel && build_initramfs ;; esac
 case $stale in *boot*) build_boot_rom ;; esac
+case $stale in *agent*) build_agent ;; esac
 say "ready: Linux $(cat "$out/kernel-version"), $(du -h "$out/initramfs.gz" | cut -f1) initramfs"

@@ -39,7 +39,7 @@ step() { # step NAME COMMAND...
 step configure cmake --preset dev
 step build cmake --build --preset dev --parallel 2
 if [ -x tools/guest.sh ]; then
-    step guest tools/guest.sh
+    step guest tools/guest.sh agent
 fi
 
 # The other builds (sanitizers, release), the formatter and the checkers are tests too: tests/build

@@ -3,6 +3,7 @@
 
 #include "common/cleanup.h"
 #include "common/log.h"
+#include "common/qemu/agent.h"
 #include "common/qemu/machine.h"
 #include "common/qemu/ramblock.h"
 #include "restore/qemu/generation_id.h"
@@ -68,4 +69,5 @@ const struct vmm_kind vmm_kind_qemu = {
     .find_memory = qemu_find_memory,
     .load = qemu_load,
     .resume = load_continue,
+    .open_agent = agent_open,
 };

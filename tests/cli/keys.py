@@ -18,6 +18,7 @@ SNAPSHOT = """pause_ns stop_ns state_ns arm_ns cont_ns wall_ns throttled_ns ram_
 RUNNING = "launch_to_running_ns vmm_pid clock_behind_ns generation_id_renewed"
 RESTORE = """launch_to_running_ns demand_faults fault_p50_ns fault_p99_ns fault_max_ns
     pages_prefetched pages_filled complete_ns vmm_pid"""
+CLOCK = "clock_synced clock_difference_ns clock_sync_ns warnings"
 INFO = "format_version image_id ram_bytes regions hot_pages base vmgenid"
 VERIFY = "pages_checked pages_damaged"
 CHECK = "name ok reason allow"
@@ -54,7 +55,7 @@ def start_qemu(t):
 
 def restore(t, image):
     """Restores in the foreground, ends the VMM by SIGINT when all is in; {type: object}."""
-    process = start_vmsnap(t, "restore", image)
+    process = start_vmsnap(t, "restore", "--sync-clock", image)
     lines = []
     while not any('"summary"' in line for line in lines):
         line = process.stdout.readline().decode()
@@ -97,6 +98,7 @@ def json_keys(t):
     objects = restore(t, image)
     judge(t, "restore", objects["running"], RUNNING)
     judge(t, "restore", objects["summary"], RESTORE)
+    judge(t, "restore", objects["clock"], CLOCK)
     judge(t, "restore", objects["exit"], "")
 
 

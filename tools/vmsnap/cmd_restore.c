@@ -27,13 +27,14 @@ static struct {
     int resume_pid; /* 0: no takeover */
     unsigned n_threads;
     uint64_t bwlimit;
-    bool print_command, no_fill, learn, paused, detach;
+    bool print_command, no_fill, learn, paused, detach, sync_clock;
     const char *pidfile, *report_path;
     struct option_list allow;
 } args = {.timeout_ms = DEFAULT_TIMEOUT_MS};
 
 static FILE *report_file; /* a detached server's */
 static bool detached;     /* this is its process */
+static bool warned;       /* of what else would be the exit status */
 
 static const char *const usage[] = {
     "IMAGE [OPTIONS] [-- VMM ARG...]",
@@ -106,6 +107,11 @@ static const struct option_spec options[] = {
      .kind = OPTION_FLAG,
      .to.flag = &args.detach,
      .help = "return once the guest runs; a server stays until the last page is in"},
+    {.name = "sync-clock",
+     .kind = OPTION_FLAG,
+     .to.flag = &args.sync_clock,
+     .help = "set the guest's clock through the QEMU guest agent once it runs; a failure is a "
+             "warning"},
     {.name = "pidfile",
      .kind = OPTION_STRING,
      .to.string = &args.pidfile,
@@ -144,6 +150,15 @@ static const char *get_text(const json_t *o, const char *key)
     return text ? text : "unknown";
 }
 
+static void print_clock(const json_t *o)
+{
+    char left[FORMAT_MAX];
+    json_int_t behind = json_integer_value(json_object_get(o, "clock_difference_ns"));
+    if (json_is_true(json_object_get(o, "clock_synced")))
+        report_line("the guest's clock is set, to within %s",
+                    format_duration(left, (uint64_t)(behind < 0 ? -behind : behind)));
+}
+
 static void print_running(const json_t *o)
 {
     char after[FORMAT_MAX], behind[FORMAT_MAX];
@@ -152,6 +167,8 @@ static void print_running(const json_t *o)
                 format_duration(after, get_number(o, "launch_to_running_ns")),
                 closing_accelerator(o), get_number(o, "vmm_pid"),
                 format_duration(behind, get_number(o, "clock_behind_ns")));
+    warned = json_is_false(json_object_get(o, "clock_synced"));
+    print_clock(o);
 }
 
 static void print_summary(const json_t *o)
@@ -207,6 +224,7 @@ static const struct {
     bool for_file; /* no result: only a detached server writes it down */
 } reports[] = {
     {"running", print_running, tell_running, false},
+    {"clock", print_clock, NULL, false},
     {"progress", NULL, tell_progress, true},
     {"summary", print_summary, tell_summary, false},
     {"exit", NULL, tell_exit, false},
@@ -222,7 +240,8 @@ static void on_report(void *opaque, const char *type, json_t *object)
         for_file = reports[i].for_file;
         if (reports[i].print)
             reports[i].print(object);
-        reports[i].tell(object);
+        if (reports[i].tell)
+            reports[i].tell(object);
     }
     if (for_file && !detached)
         json_decref(object);
@@ -255,7 +274,7 @@ static void on_detached(void *opaque)
 static int check_resume(const struct command_line *line, struct error *e)
 {
     if (line->rest || args.print_command || args.paused || args.detach || args.no_fill ||
-        args.learn || args.pidfile || args.report_path || args.allow.count)
+        args.learn || args.pidfile || args.report_path || args.sync_clock || args.allow.count)
         return option_usage_error(e,
                                   "--resume takes over a VMM that runs: what is for starting one "
                                   "can't be given with it");
@@ -271,6 +290,8 @@ static int check_args(const struct command_line *line, struct error *e)
     if (args.print_command && line->rest)
         return option_usage_error(e, "--print-command shows the recorded command line: nothing "
                                      "can follow --");
+    if (args.sync_clock && args.paused)
+        return option_usage_error(e, "--sync-clock needs a guest that runs");
     if (args.report_path && !args.detach)
         return option_usage_error(e, "--report is for the server of --detach");
     return 0;
@@ -316,6 +337,7 @@ static int run(const struct command_line *line, struct error *e)
         .detach = args.detach,
         .pidfile = args.pidfile,
         .timeout_ms = args.timeout_ms,
+        .sync_clock = args.sync_clock,
         .allowed = args.allow.items,
         .progress = report_wants_progress() && !args.detach,
         .report = on_report,
@@ -326,7 +348,9 @@ static int run(const struct command_line *line, struct error *e)
         return resume_run(&o, args.resume_pid, e);
     int status = 0;
     rc = restore_run(&o, &status, e);
-    return rc ? rc : status;
+    if (rc)
+        return rc;
+    return args.detach && warned ? VMSNAP_EXIT_WARNINGS : status;
 }
 
 const struct command command_restore = {

@@ -1,0 +1,33 @@
+/*
+ * clock_sync.h - a restored guest wakes in the past: --sync-clock sets its clock through an agent
+ * in it. On a thread of its own, since the agent may have to come in page by page before it
+ * answers, and meanwhile the main thread has a guest to look after.
+ */
+#ifndef VMSNAP_RESTORE_CLOCK_SYNC_H
+#define VMSNAP_RESTORE_CLOCK_SYNC_H
+
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "common/error.h"
+
+struct clock_sync;
+
+/*
+ * Begins. `fd`: the connection to the agent, taken over; -1: there is none, for the reason in *why.
+ * At most `timeout_ms`, and never more than 10 s. A failure is a warning at once, and in the
+ * result. NULL when memory is short.
+ */
+struct clock_sync *clock_sync_start(int fd, int timeout_ms, const struct error *why);
+
+/* Whether it is over, without waiting. NULL is allowed here and below: nothing was asked for. */
+bool clock_sync_is_over(const struct clock_sync *s);
+
+/* Waits for its end, and adds the result to an object: clock_synced, clock_difference_ns (null: not
+ * known), clock_sync_ns, warnings. */
+void clock_sync_add(struct clock_sync *s, json_t *object);
+
+/* Breaks it off if it is not over, and frees. */
+void clock_sync_end(struct clock_sync *s);
+
+#endif
