@@ -94,7 +94,8 @@ int mapping_list_parse(FILE *f, struct mapping_list *out)
     int r = 0;
     while (r == 0 && getline(&line, &size, f) >= 0) {
         struct mapping m;
-        if (parse_header(line, &m))
+        bool is_detail = line[0] >= 'A' && line[0] <= 'Z'; /* addresses are in small letters */
+        if (!is_detail && parse_header(line, &m))
             r = append(&list, &capacity, &m);
         else if (list.count > 0)
             parse_detail(line, &list.items[list.count - 1]);

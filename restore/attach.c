@@ -202,22 +202,26 @@ static int write_cluster(const struct attach *a, const struct block *b, uint64_t
 static int write_block(const struct attach *a, const struct block *b, struct codec *codec,
                        struct error *e)
 {
-    uint64_t total = b->bytes / IMAGE_PAGE_BYTES;
-    for (uint64_t at = 0; at < total; at += PRESENCE_CHUNK_PAGES) {
+    uint64_t at = 0;
+    int rc = presence_skip(b, a->target, 0, &at);
+    while (rc == 0 && at < b->bytes) {
         bool present[PRESENCE_CHUNK_PAGES];
-        size_t n = total - at < PRESENCE_CHUNK_PAGES ? (size_t)(total - at) : PRESENCE_CHUNK_PAGES;
-        int rc = presence_look(b, a->target, at * IMAGE_PAGE_BYTES, n, present);
+        size_t n = presence_chunk(b, at);
+        rc = presence_look(b, a->target, at, n, present);
         if (rc)
-            return error_set(e, VMSNAP_EXIT_TARGET, -rc, "can't see what memory block '%s' holds",
-                             b->region.name);
+            break;
         for (size_t i = 0; i < n; i += IMAGE_CLUSTER_PAGES) {
             size_t pages = n - i < IMAGE_CLUSTER_PAGES ? n - i : IMAGE_CLUSTER_PAGES;
-            rc = write_cluster(a, b, b->first_cluster + (at + i) / IMAGE_CLUSTER_PAGES, codec,
+            rc = write_cluster(a, b, block_cluster_at(b, at + i * IMAGE_PAGE_BYTES), codec,
                                present + i, pages, e);
             if (rc)
                 return rc;
         }
+        rc = presence_skip(b, a->target, at + n * IMAGE_PAGE_BYTES, &at);
     }
+    if (rc)
+        return error_set(e, VMSNAP_EXIT_TARGET, -rc, "can't see what memory block '%s' holds",
+                         b->region.name);
     return 0;
 }
 

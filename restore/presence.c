@@ -54,19 +54,61 @@ int presence_look(const struct block *b, const struct target *t, uint64_t offset
     return rc;
 }
 
+/* The first page of [at, end) that is not surely absent by the page table. */
+static int skip_unmapped(const struct block *b, const struct target *t, uint64_t at, uint64_t end,
+                         uint64_t *next)
+{
+    uint64_t low = b->region.hva + at, high = b->region.hva + end, hole_end;
+    int rc = target_hole_end(t, low, high, &hole_end);
+    while (rc == 0 && hole_end > low && hole_end < high) {
+        low = hole_end; /* a piece was looked at: the hole may go on */
+        rc = target_hole_end(t, low, high, &hole_end);
+    }
+    *next = hole_end - b->region.hva;
+    return rc;
+}
+
+static int skip_file_hole(const struct block *b, uint64_t at, uint64_t end, uint64_t *next)
+{
+    off_t base = (off_t)b->region.fd_offset;
+    off_t data = lseek(b->region.fd, base + (off_t)at, SEEK_DATA);
+    if (data < 0 && errno != ENXIO)
+        return -errno;
+    *next = data < 0 || data - base > (off_t)end ? end : (uint64_t)(data - base);
+    return 0;
+}
+
+int presence_skip(const struct block *b, const struct target *t, uint64_t offset, uint64_t *next)
+{
+    uint64_t mapped = b->bytes, in_file = b->bytes;
+    *next = b->bytes;
+    if (offset + IMAGE_PAGE_BYTES > b->bytes)
+        return 0;
+    int rc = skip_unmapped(b, t, offset, b->bytes, &mapped);
+    if (rc == 0 && has_holes(b))
+        rc = skip_file_hole(b, offset, b->bytes, &in_file);
+    if (rc)
+        return rc;
+    uint64_t first = mapped < in_file ? mapped : in_file;
+    *next = first < b->bytes ? first - first % IMAGE_CLUSTER_BYTES : b->bytes;
+    if (*next < offset)
+        *next = offset;
+    return 0;
+}
+
 int presence_count(const struct block *b, const struct target *t, uint64_t *n_pages)
 {
     *n_pages = 0;
-    uint64_t total = b->bytes / IMAGE_PAGE_BYTES;
-    for (uint64_t at = 0; at < total;) {
+    uint64_t at = 0;
+    int rc = presence_skip(b, t, 0, &at);
+    while (rc == 0 && at < b->bytes) {
         bool present[PRESENCE_CHUNK_PAGES];
-        size_t n = total - at < PRESENCE_CHUNK_PAGES ? (size_t)(total - at) : PRESENCE_CHUNK_PAGES;
-        int rc = presence_look(b, t, at * IMAGE_PAGE_BYTES, n, present);
-        if (rc)
-            return rc;
-        for (size_t i = 0; i < n; i++)
+        size_t n = presence_chunk(b, at);
+        rc = presence_look(b, t, at, n, present);
+        for (size_t i = 0; i < n && rc == 0; i++)
             *n_pages += present[i];
-        at += n;
+        if (rc == 0)
+            rc = presence_skip(b, t, at + n * IMAGE_PAGE_BYTES, &at);
     }
-    return 0;
+    return rc;
 }

@@ -20,6 +20,17 @@
 int presence_look(const struct block *b, const struct target *t, uint64_t offset, size_t n_pages,
                   bool *present);
 
+/* The pages of the chunk at `offset`. */
+static inline size_t presence_chunk(const struct block *b, uint64_t offset)
+{
+    uint64_t left = (b->bytes - offset) / IMAGE_PAGE_BYTES;
+    return left < PRESENCE_CHUNK_PAGES ? (size_t)left : PRESENCE_CHUNK_PAGES;
+}
+
+/* Where to look next: nothing is present in [offset, *next), whole clusters; *next is b->bytes when
+ * there is nothing more. Much quicker than looking, where the kernel has PAGEMAP_SCAN. */
+int presence_skip(const struct block *b, const struct target *t, uint64_t offset, uint64_t *next);
+
 /* Counts the present pages of a block. */
 int presence_count(const struct block *b, const struct target *t, uint64_t *n_pages);
 

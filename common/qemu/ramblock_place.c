@@ -171,25 +171,45 @@ static void match_record(const struct placement *p, const struct span_list *span
     }
 }
 
+/* All bits of the lengths of unplaced blocks: a word with another bit is none of them. That spares
+ * nearly every word of the heap the comparison with each block. */
+static uint64_t length_bits(const struct placement *items, size_t count)
+{
+    uint64_t bits = 0;
+    for (size_t i = 0; i < count; i++)
+        bits |= items[i].hva == RAMBLOCK_NO_HVA ? items[i].block->total : 0;
+    return bits;
+}
+
+/* Looks for records among the words. */
+static void scan_words(const struct placement *items, size_t count, const struct span_list *spans,
+                       const uint64_t *words, size_t n_words, struct record *records)
+{
+    uint64_t bits = length_bits(items, count);
+    for (size_t w = 0; w + 3 < n_words; w++) {
+        if (words[w + 2] == 0 || (words[w + 2] & ~bits))
+            continue;
+        for (size_t i = 0; i < count; i++)
+            if (items[i].hva == RAMBLOCK_NO_HVA)
+                match_record(&items[i], spans, words, w, n_words, &records[i]);
+    }
+}
+
 /* Scans one mapping of the heap for the records of all unplaced blocks. Chunks overlap by what a
  * record can need, so that none is cut; a record found twice counts once. */
 static int scan_mapping(const struct placement *items, size_t count, const struct span_list *spans,
                         const struct target *t, const struct mapping *m, uint64_t *buf,
                         struct record *records)
 {
-    const size_t overlap = 1024, n_words = HEAP_CHUNK_BYTES / 8;
+    const size_t overlap = 1024;
     for (uint64_t at = m->start; at < m->end; at += HEAP_CHUNK_BYTES - overlap) {
         uint64_t len = m->end - at < HEAP_CHUNK_BYTES ? m->end - at : HEAP_CHUNK_BYTES;
-        memset(buf, 0, HEAP_CHUNK_BYTES);
         ssize_t got = target_read(t, at, buf, len);
         if (got == -EFAULT) /* the heap ends here now: a VM that has just started gives some back */
             return 0;
         if (got < 0)
             return (int)got;
-        for (size_t w = 0; w + 3 < n_words && w * 8 < (size_t)got; w++)
-            for (size_t i = 0; i < count; i++)
-                if (items[i].hva == RAMBLOCK_NO_HVA)
-                    match_record(&items[i], spans, buf, w, n_words, &records[i]);
+        scan_words(items, count, spans, buf, (size_t)got / 8, records);
     }
     return 0;
 }
