@@ -340,6 +340,8 @@ static _Noreturn void run_server(struct restore *r, int fd)
     struct error e = {0};
     int rc = bring_up(r, &e);
     json_t *running = rc ? NULL : describe_running(r);
+    if (rc == 0)
+        session_begin(&r->session);
     clock_sync_add(r->session.clock, running);
     if (rc == 0 && detach_tell_running(fd, running)) {
         /* Whoever wanted it is gone, and nobody knows of this VM. */

@@ -316,14 +316,22 @@ static void serve_to_the_end(struct session *s)
     }
 }
 
-void session_accompany(struct session *s)
+void session_begin(struct session *s)
 {
+    if (s->begun)
+        return;
+    s->begun = true;
     s->learns = s->learn.img;
     if (s->learns)
         learn_guest_runs(&s->learn);
     else
         server_begin_fill(s->server);
     fill_progress_start(&s->progress, s->img, s->shows_progress, s->fills);
+}
+
+void session_accompany(struct session *s)
+{
+    session_begin(s);
     serve_to_the_end(s);
     learn_write(&s->learn); /* unless it was over */
     progress_finish(&s->progress.line);

@@ -19,6 +19,7 @@ from minivm import MiniVm, MiniVmPlace, end_and_wait  # noqa: E402
 from vmsnap import Restore, pause_log, start_vmsnap, vmsnap  # noqa: E402
 
 SIZES = ("--memory", "64M", "--populate", "48M", "--rate", "20000")
+QUIET = (*SIZES[:-1], "200") # a guest that demands little
 CLONES = 8
 MIB = 1 << 20
 PROGRESS = {"type", "schema_version", "done_bytes", "total_bytes", "bytes_per_second", "remaining_ns",
@@ -26,10 +27,10 @@ PROGRESS = {"type", "schema_version", "done_bytes", "total_bytes", "bytes_per_se
             "pages_filled", "pages_discarded", "clusters_damaged", "vmm_pid"}
 
 
-def take_image(t):
-    source = MiniVm(t, *SIZES)
+def take_image(t, sizes=SIZES):
+    source = MiniVm(t, *sizes)
     image = t.path("image")
-    source.wait_for_writes(2000)
+    source.wait_for_writes(100)
     t.equal(vmsnap(t, "snapshot", "--qmp", source.control, image).code, 0, "snapshot")
     end_and_wait(source)
     return image
@@ -135,6 +136,26 @@ def progress(t):
     place.qmp.command("quit")
     wait_until(lambda: not is_alive(server), 10, "the server has gone")
     t.equal(len(report_lines(path, "summary")), 1, "summaries")
+
+
+@case("minivm.launcher.report", "kernel", 60)
+def report(t):
+    """The report of a detached server: progress once a second, unasked, that comes nearer to the whole."""
+    image, path, place = take_image(t, QUIET), t.path("report"), MiniVmPlace(t, *QUIET)
+    rate = os.path.getsize(image) // 3 # what is read of the image, per second
+    detached = Restore(t, image, place, "--detach", "--prefetch", "none", "--bwlimit", str(rate),
+                       "--report", path)
+    detached.wait_running()
+    wait_until(lambda: report_lines(path, "summary"), 30, "all memory is in")
+    found, summary = report_lines(path, "progress"), report_lines(path, "summary")[0]
+    t.say(f"{found[-1:]}")
+    t.check(2 <= len(found) <= summary["complete_ns"] / 1e9 + 1, f"{len(found)} objects")
+    for key in ("done_bytes", "elapsed_ns", "pages_filled"):
+        values = [o[key] for o in found]
+        t.check(values == sorted(set(values)), f"{key} rises: {values}")
+    t.check(found[-1]["remaining_ns"] < found[0]["remaining_ns"], f"remaining_ns falls: {found}")
+    t.check(MIB < found[-1]["bytes_per_second"] < 200 * MIB, f"{found[-1]}")
+    place.qmp.command("quit")
 
 
 class Manager:
