@@ -10,16 +10,22 @@
 
 #include "common/cleanup.h"
 
-/* The word is one letter and what belongs to it: R and the object as JSON, or E and the error. */
+/* The word is one letter and what belongs to it: R and the object as JSON, with a newline at the
+ * end, or E and the error. It ends by itself: several processes hold the line. */
 #define WORD_MAX 65536
 
 /* ---- the caller ---- */
 
-/* Reads to the end: bytes read, at most `size`. */
-static size_t read_all(int fd, char *buf, size_t size)
+static bool is_whole(const char *word, size_t len)
+{
+    return len > 0 && (word[0] == 'E' ? len == 1 + sizeof(struct error) : word[len - 1] == '\n');
+}
+
+/* Reads a word, at most `size` bytes: how many, less than a word's if nobody is left to say it. */
+static size_t read_word(int fd, char *buf, size_t size)
 {
     size_t have = 0;
-    while (have < size) {
+    while (have < size && !is_whole(buf, have)) {
         ssize_t n = read(fd, buf + have, size - have);
         if (n < 0 && errno == EINTR)
             continue;
@@ -46,7 +52,7 @@ static int wait_for_word(pid_t server, int fd, json_t **running, struct error *e
     CLEANUP_FREE char *word = malloc(WORD_MAX);
     if (!word)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory");
-    size_t len = read_all(from_server, word, WORD_MAX);
+    size_t len = read_word(from_server, word, WORD_MAX);
     if (len > 1 && word[0] == 'R')
         *running = json_loadb(word + 1, len - 1, 0, NULL);
     if (*running)
@@ -86,18 +92,19 @@ bool detach_fork(int *fd, json_t **running, int *rc, struct error *e)
 
 /* ---- the server ---- */
 
-/* Two writes in one: far below what a pipe takes at once. */
-static int tell(int fd, char letter, const void *data, size_t len)
+/* In one write: far below what a pipe takes at once. */
+static int tell(int fd, char letter, const void *data, size_t len, const char *end)
 {
-    struct iovec v[2] = {{.iov_base = &letter, .iov_len = 1},
-                         {.iov_base = (void *)data, .iov_len = len}};
-    ssize_t n = writev(fd, v, 2);
-    int rc = n == (ssize_t)(len + 1) ? 0 : -EPIPE;
+    struct iovec v[3] = {{.iov_base = &letter, .iov_len = 1},
+                         {.iov_base = (void *)data, .iov_len = len},
+                         {.iov_base = (void *)end, .iov_len = strlen(end)}};
+    ssize_t n = writev(fd, v, 3);
+    int rc = n == (ssize_t)(1 + len + strlen(end)) ? 0 : -EPIPE;
     close(fd);
     return rc;
 }
 
-static void leave_terminal(void)
+void detach_leave_terminal(void)
 {
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (null < 0)
@@ -111,13 +118,13 @@ static void leave_terminal(void)
 int detach_tell_running(int fd, const json_t *running)
 {
     CLEANUP_FREE char *text = json_dumps(running, JSON_COMPACT);
-    int rc = text && strlen(text) < WORD_MAX ? tell(fd, 'R', text, strlen(text)) : -ENOMEM;
+    int rc = text && strlen(text) < WORD_MAX ? tell(fd, 'R', text, strlen(text), "\n") : -ENOMEM;
     if (rc == 0)
-        leave_terminal();
+        detach_leave_terminal();
     return rc;
 }
 
 void detach_tell_error(int fd, const struct error *e)
 {
-    tell(fd, 'E', e, sizeof(*e));
+    tell(fd, 'E', e, sizeof(*e), "");
 }

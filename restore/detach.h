@@ -19,6 +19,9 @@ bool detach_fork(int *fd, json_t **running, int *rc, struct error *e);
  */
 int detach_tell_running(int fd, const json_t *running);
 
+/* stdin, stdout and stderr are /dev/null from now on. */
+void detach_leave_terminal(void);
+
 /* The server: it failed. Closes fd. */
 void detach_tell_error(int fd, const struct error *e);
 

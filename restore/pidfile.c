@@ -59,6 +59,18 @@ static bool is_still_ours(const struct pidfile *p)
     return pread(p->fd, text, sizeof(text), 0) == len && memcmp(text, wanted, (size_t)len) == 0;
 }
 
+int pidfile_adopt(struct pidfile *p, const char *path, pid_t pid, int vmm)
+{
+    *p = (struct pidfile){.path = path,
+                          .fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK),
+                          .vmm = fcntl(vmm, F_DUPFD_CLOEXEC, 0),
+                          .pid = pid};
+    int rc = p->fd < 0 || p->vmm < 0 ? -errno : is_still_ours(p) ? 0 : -ESTALE;
+    if (rc)
+        forget(p);
+    return rc;
+}
+
 void pidfile_remove(struct pidfile *p)
 {
     if (!p->path)

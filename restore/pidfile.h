@@ -16,6 +16,10 @@ struct pidfile {
 /* Writes the VMM's pid to `path`. On failure no file is left. */
 int pidfile_write(struct pidfile *p, const char *path, const struct target *vmm, struct error *e);
 
+/* The file that another process of ours wrote for process `pid`, whose pidfd `vmm` is: -errno if it
+ * is not there, or says something else. `vmm` stays the caller's. */
+int pidfile_adopt(struct pidfile *p, const char *path, pid_t pid, int vmm);
+
 /* The VMM has ended, or never ran: removes the file if it is still the one that was written and
  * says what was written; another VM may have the name by now. Any state. */
 void pidfile_remove(struct pidfile *p);

@@ -17,7 +17,8 @@
  * a page that can't be served makes the guest wait.
  *
  * If this process is killed, the VMM waits at the next absent page: its own copy of the userfaultfd
- * keeps the memory registered, so that it never reads zeros instead.
+ * keeps the memory registered, so that it never reads zeros instead. It was forked from a
+ * supervisor (supervisor.c), which then starts another one (resume.c).
  */
 #include "restore/restore.h"
 
@@ -44,6 +45,8 @@
 #include "restore/pidfile.h"
 #include "restore/session.h"
 #include "restore/signals.h"
+#include "restore/supervised.h"
+#include "restore/supervisor.h"
 #include "restore/vmm.h"
 #include "restore/vmm_kind.h"
 #include "restore/window.h"
@@ -184,17 +187,27 @@ static bool leaves_paused(const struct restore *r)
     return r->o->paused || !r->launch.resumes;
 }
 
+static int write_pidfile(struct restore *r, struct error *e)
+{
+    return r->o->pidfile ? pidfile_write(&r->pidfile, r->o->pidfile, &r->vmm.target, e) : 0;
+}
+
 static int let_run(struct restore *r, struct error *e)
 {
-    int rc = 0;
+    supervised_tell_lives(&r->vmm, qmp_fd(r->qmp), !leaves_paused(r));
+    int rc = write_pidfile(r, e);
+    if (rc)
+        return rc;
     vmm_let_live(&r->vmm);
     signals_guest_runs(r->signals);
     TESTHOOK_POINT("restore-let-live");
     if (!leaves_paused(r))
         rc = r->kind->resume(r->qmp, r->o->timeout_ms, e);
-    if (rc == 0)
+    if (rc == 0) {
         record_set_guest(&r->session.record,
                          leaves_paused(r) ? RECORD_GUEST_LEFT_PAUSED : RECORD_GUEST_LET_RUN);
+        supervised_tell_runs();
+    }
     r->session.running_ns = clock_monotonic_ns() - r->vmm.launched_ns;
     return rc;
 }
@@ -211,11 +224,6 @@ static void sync_clock(struct restore *r)
     else if (r->kind->open_agent(&fd, r->actual, r->qmp, &r->vmm.target, r->o->timeout_ms, &why))
         fd = -1;
     r->session.clock = clock_sync_start(fd, r->o->timeout_ms, &why);
-}
-
-static int write_pidfile(struct restore *r, struct error *e)
-{
-    return r->o->pidfile ? pidfile_write(&r->pidfile, r->o->pidfile, &r->vmm.target, e) : 0;
 }
 
 /* ---- what is reported ---- */
@@ -256,7 +264,6 @@ static int bring_up(struct restore *r, struct error *e)
         {"record made", make_record},
         {"memory attached", attach_and_serve},
         {"device state loaded", load},
-        {"pid written", write_pidfile},
         {"running", let_run},
     };
     for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
@@ -354,6 +361,7 @@ static _Noreturn void run_server(struct restore *r, int fd)
             detach_tell_error(fd, &e);
         _exit(e.exit_code);
     }
+    supervised_tell_told();
     r->o->detached(r->o->opaque);
     r->o->report(r->o->opaque, "running", running);
     accompany(r);
@@ -365,16 +373,19 @@ static _Noreturn void run_server(struct restore *r, int fd)
 int restore_run(const struct restore_options *options, int *vmm_status, struct error *e)
 {
     struct restore r = {.o = options, .session = {.o = options}};
-    if (!options->detach)
-        return run_foreground(&r, vmm_status, e);
-    int fd, rc;
+    int fd = -1, rc = 0;
     json_t *running;
-    if (detach_fork(&fd, &running, &rc, e))
+    if (options->detach && !detach_fork(&fd, &running, &rc, e)) {
+        if (rc == 0)
+            options->report(options->opaque, "running", running);
+        *vmm_status = 0;
+        return rc;
+    }
+    if (!supervisor_begin(options, fd, vmm_status, &rc, e))
+        return rc;
+    if (options->detach)
         run_server(&r, fd);
-    if (rc == 0)
-        options->report(options->opaque, "running", running);
-    *vmm_status = 0;
-    return rc;
+    return run_foreground(&r, vmm_status, e);
 }
 
 int restore_print_command(const char *image_path, char **line, struct error *e)

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,11 +12,16 @@
 #include "common/clock.h"
 #include "common/kernel.h"
 #include "common/log.h"
+#include "common/qmp.h"
 #include "common/testhook.h"
 #include "restore/damage.h"
+#include "restore/detach.h"
 #include "restore/handoff.h"
 #include "restore/install.h"
 #include "restore/session.h"
+#include "restore/signals.h"
+#include "restore/supervised.h"
+#include "restore/vmm_kind.h"
 #include "restore/window.h"
 
 /* The path comes out of the VMM's process: whatever lies there must not be opened before it is
@@ -132,13 +136,18 @@ static void warn_if_held(const struct session *s)
             (int)s->target->pid);
 }
 
-static void report_running(const struct session *s)
+/* `word_fd`: where a caller may still wait for it (detach.h), or -1. */
+static void report_running(const struct session *s, int word_fd)
 {
     uint64_t now = clock_realtime_ns(), instant = image_get_trailer(s->img)->instant_ns;
     json_t *o = json_pack("{s:I, s:i, s:I, s:s, s:b}", "launch_to_running_ns",
                           (json_int_t)s->running_ns, "vmm_pid", (int)s->target->pid,
                           "clock_behind_ns", (json_int_t)(now > instant ? now - instant : 0),
                           "guest_state", guest_state_name(guest_of(s)), "resumed", true);
+    if (word_fd >= 0) {
+        detach_tell_running(word_fd, o);
+        supervised_tell_told();
+    }
     s->o->report(s->o->opaque, "running", o);
 }
 
@@ -156,16 +165,42 @@ static int clear_up(struct session *s, struct error *e)
     return 0;
 }
 
-/* A guest that is served must not lose its server to a Ctrl-C, nor hang with it after a Ctrl-Z or a
- * look at the terminal; who wants that sends SIGKILL or SIGSTOP. */
-static void outlive_signals(void)
+/*
+ * The server before us may have died at any point of `cont`, or just before. Nobody else has had
+ * the connection since. What went wrong is said, and the guest stays as it is.
+ */
+static void let_run(struct session *s, const struct resume_help *help)
 {
-    static const int ignored[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGTTIN, SIGTTOU};
-    for (size_t i = 0; i < sizeof(ignored) / sizeof(ignored[0]); i++)
-        signal(ignored[i], SIG_IGN);
+    struct error e = {.guest = GUEST_PAUSED};
+    struct qmp *q = NULL;
+    json_t *description = NULL;
+    if (help->command_fd < 0)
+        return;
+    int rc = qmp_take_over(&q, help->command_fd, s->o->timeout_ms, &e);
+    if (rc == 0) {
+        description = json_loads(image_description(s->img), 0, NULL);
+        rc = vmm_kind_of(description)->resume(q, s->o->timeout_ms, &e);
+    }
+    if (rc == 0) {
+        record_set_guest(&s->record, RECORD_GUEST_LET_RUN);
+        supervised_tell_runs();
+    } else {
+        error_wrap(&e, "the guest could not be let run");
+        s->o->trouble(s->o->opaque, &e);
+    }
+    json_decref(description);
+    qmp_close(q);
 }
 
-static int take_over(struct session *s, struct error *e)
+static uint64_t count_settled(const struct session *s)
+{
+    uint64_t n = 0;
+    for (uint64_t i = 0; i < s->state.n_clusters; i++)
+        n += page_state_get(&s->state, i) != CLUSTER_PENDING || page_state_discarded(&s->state, i);
+    return n;
+}
+
+static int take_over(struct session *s, const struct resume_help *help, struct error *e)
 {
     int rc = take_image(s, e);
     if (rc == 0)
@@ -175,15 +210,19 @@ static int take_over(struct session *s, struct error *e)
     int uffd = take_uffd(s, e);
     if (uffd < 0)
         return uffd;
-    outlive_signals();
+    TESTHOOK_POINT("resume-taken");
+    signals_outlive();
     session_plan_prefetch(s);
     rc = session_serve(s, uffd, record_fills(&s->record), true, e);
     if (rc)
         return rc;
     s->running_ns = clock_monotonic_ns() - s->began_ns;
+    supervised_tell_serves(count_settled(s));
     TESTHOOK_POINT("resume-serving");
+    if (help)
+        let_run(s, help);
     warn_if_held(s);
-    report_running(s);
+    report_running(s, help ? help->word_fd : -1);
     session_accompany(s);
     if (!s->handed_over)
         return 0;
@@ -193,7 +232,8 @@ static int take_over(struct session *s, struct error *e)
     return -EBUSY;
 }
 
-int resume_run(const struct restore_options *o, pid_t pid, struct error *e)
+int resume_run(const struct restore_options *o, pid_t pid, const struct resume_help *help,
+               struct error *e)
 {
     struct target target;
     struct session s = {.o = o, .target = &target, .began_ns = clock_monotonic_ns()};
@@ -205,11 +245,11 @@ int resume_run(const struct restore_options *o, pid_t pid, struct error *e)
         rc = target_open(&target, pid, e);
     if (rc)
         return rc;
-    rc = record_open(&s.record, &target, o->image_path != NULL, e);
+    rc = record_open(&s.record, &target, o->image_path && !help, e);
     if (rc == 0)
         e->guest = GUEST_WAITING;
     if (rc == 0)
-        rc = record_is_released(&s.record) ? clear_up(&s, e) : take_over(&s, e);
+        rc = record_is_released(&s.record) ? clear_up(&s, e) : take_over(&s, help, e);
     session_close(&s);
     target_close(&target);
     return rc;

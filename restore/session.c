@@ -9,6 +9,7 @@
 #include "common/log.h"
 #include "common/testhook.h"
 #include "restore/handoff.h"
+#include "restore/supervised.h"
 #include "restore/window.h"
 
 #define END_SHOWS_MS 500
@@ -185,6 +186,7 @@ static void hand_off(struct session *s, struct handoff_collapse *collapse)
         s->o->trouble(s->o->opaque, &e);
     }
     s->handed_off = true;
+    supervised_tell_complete();
     progress_finish(&s->progress.line);
     s->progress.line.redraw = false;
     session_summarize(s);
@@ -299,13 +301,16 @@ static void serve_to_the_end(struct session *s)
             return;
         if (!s->stays && s->handed_off && !more)
             return;
-        struct pollfd fds[2] = {{.fd = server_event_fd(s->server), .events = POLLIN},
-                                {.fd = vmm_fd, .events = POLLIN}};
+        struct pollfd fds[3] = {{.fd = server_event_fd(s->server), .events = POLLIN},
+                                {.fd = vmm_fd, .events = POLLIN},
+                                {.fd = supervised_line()}};
         /* With the VMM gone only its wrapper is waited for. */
         bool waiting_for_wrapper = fds[1].fd < 0;
-        poll(fds, 2, more ? 0 : waiting_for_wrapper ? 20 : s->handed_off ? 1000 : 200);
+        poll(fds, 3, more ? 0 : waiting_for_wrapper ? 20 : s->handed_off ? 1000 : 200);
         if (fds[1].revents)
             vmm_fd = -1;
+        if (fds[2].revents)
+            supervised_note_loss();
         show_progress(s);
         if (record_is_asked_for(&s->record))
             answer_asker(s);

@@ -17,6 +17,7 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/thread.h"
+#include "restore/supervised.h"
 
 #define END_GRACE_MS 2000 /* as vmm_end() */
 
@@ -25,15 +26,16 @@ struct signals {
     int signal_fd, stop_fd;
     pthread_t thread;
     atomic_int caught;
+    unsigned n_direct, n_passed, n_asked; /* count_asked() */
     atomic_bool guest_runs;
     uint64_t
         kill_at_ns; /* the VMM has had its time to end; 0: nobody told it to, or it was killed */
 };
 
-static bool is_stopped(int pid)
+bool signals_is_stopped(pid_t pid)
 {
     char path[64], text[512];
-    snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
     CLEANUP_STREAM FILE *f = fopen(path, "re");
     size_t n = f ? fread(text, 1, sizeof(text) - 1, f) : 0;
     text[n] = '\0';
@@ -41,35 +43,54 @@ static bool is_stopped(int pid)
     return name_end && strncmp(name_end, ") T", 3) == 0;
 }
 
-/* Whether the VMM is stopped by the same Ctrl-Z. Not so in another process group, nor in one
- * without a shell that could let it go on (the kernel then ignores the signal). */
-static bool vmm_stops_too(const struct signals *s)
+bool signals_stops_too(pid_t pid)
 {
-    int pid = atomic_load(&s->vmm->pid);
-    if (pid == 0)
-        pid = atomic_load(&s->vmm->child);
     for (int i = 0; i < 100 && pid > 0; i++) {
-        if (is_stopped(pid))
+        if (signals_is_stopped(pid))
             return true;
         usleep(2000);
     }
     return false;
 }
 
+void signals_outlive(void)
+{
+    static const int ignored[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGTTIN, SIGTTOU};
+    for (size_t i = 0; i < sizeof(ignored) / sizeof(ignored[0]); i++)
+        signal(ignored[i], SIG_IGN);
+}
+
 /* One that the terminal sends to stop a job. */
 static void pass_stop(const struct signals *s, int sig)
 {
-    if (sig == SIGTSTP && vmm_stops_too(s))
+    int vmm = atomic_load(&s->vmm->pid);
+    if (sig == SIGTSTP && signals_stops_too(vmm ? vmm : atomic_load(&s->vmm->child)))
         raise(SIGSTOP);
 }
 
-static void pass_on(struct signals *s, int sig)
+/* How often we were told to end: a signal of a terminal or of a whole group comes to us and to our
+ * supervisor, which passes it on. */
+static unsigned count_asked(struct signals *s, bool passed)
 {
+    if (passed)
+        s->n_passed++;
+    else
+        s->n_direct++;
+    return s->n_passed > s->n_direct ? s->n_passed : s->n_direct;
+}
+
+static void pass_on(struct signals *s, const struct signalfd_siginfo *info)
+{
+    int sig = (int)info->ssi_signo;
     if (sig == SIGTSTP || sig == SIGTTIN || sig == SIGTTOU) {
         pass_stop(s, sig);
         return;
     }
-    if (atomic_load(&s->caught) == 0) {
+    unsigned asked = count_asked(s, supervised_passed(info));
+    if (asked == s->n_asked)
+        return;
+    s->n_asked = asked;
+    if (asked == 1) {
         atomic_store(&s->caught, sig);
         s->kill_at_ns = clock_monotonic_ns() + END_GRACE_MS * 1000000ull;
         vmm_signal(s->vmm, sig);
@@ -108,7 +129,7 @@ static void *run_signals(void *opaque)
             return NULL;
         struct signalfd_siginfo info;
         if (read(s->signal_fd, &info, sizeof(info)) == (ssize_t)sizeof(info))
-            pass_on(s, (int)info.ssi_signo);
+            pass_on(s, &info);
     }
 }
 

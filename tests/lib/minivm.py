@@ -155,7 +155,7 @@ class MiniVmPlace(MiniVm):
         self.options = options
         self.accel = accel
         self.console = _NoConsole()
-        self.pid = None
+        self.pid = self.qmp = None
 
     def wrapper(self):
         return []

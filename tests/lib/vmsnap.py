@@ -149,7 +149,10 @@ class Restore:
 
     def _read(self, name, pipe):
         while True:
-            data = os.read(pipe.fileno(), 65536)
+            try:
+                data = os.read(pipe.fileno(), 65536)
+            except (OSError, ValueError): # the case is over, and a process that outlived it held the pipe
+                return
             if not data:
                 return
             self._text[name] += data

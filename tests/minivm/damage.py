@@ -132,7 +132,8 @@ def resume(t):
     plain = vmsnap(t, "restore", "--resume", str(place.pid))
     t.equal(plain.code, 11, f"it is served: {plain.text()}")
     killed = vmsnap(t, "restore", "--resume", str(place.pid), image,
-                    hooks={"kill_at": "asked-for-guest", "pause_log": t.path("killed")})
+                    hooks={"kill_at": "asked-for-guest", "pause_log": t.path("killed"),
+                           "break": "not-supervised"})
     t.equal(killed.code, -9, f"killed: {killed.text()}")
     done = vmsnap(t, "restore", "--resume", str(place.pid), image)
     t.equal(done.code, 0, f"a sound copy: {done.text()}")

@@ -17,6 +17,7 @@ SIZES = ("--memory", "96M", "--populate", "80M", "--cpus", "2")
 # Where the guest runs already, or may.
 POINTS = ("restore-running", "restore-prefetched", "restore-filled", "restore-released",
           "restore-closing", "restore-handed-off")
+ALONE = {"break": "not-supervised"} # nobody takes over by himself (tests/minivm/supervised.py)
 
 
 def take_image(t, *options):
@@ -44,10 +45,10 @@ def minivm_of(place):
 
 
 def restore_and_kill(t, image, place, point, *args):
-    """Starts the restore and lets it be killed at a point; the VMM's pid."""
+    """Starts the restore, without a supervisor, and lets it be killed at a point; the VMM's pid."""
     log, _, _ = pause_log(t)
     process = start_vmsnap(t, "restore", *args, image, "--", *place.argv(),
-                           hooks={"kill_at": point, "pause_log": log})
+                           hooks={"kill_at": point, "pause_log": log, **ALONE})
     wait_until(lambda: os.path.exists(log), 20, f"{point} is reached")
     process.wait(10)
     t.equal(process.returncode, -signal.SIGKILL, f"killed at {point}")
@@ -65,7 +66,8 @@ def kill(pid):
 
 def check_whole(t, place, what):
     """It goes on, nothing of vmsnap is in it, and every page is right."""
-    place.connect()
+    if not place.qmp:
+        place.connect()
     place.wait_for_writes(2000)
     links = [os.readlink(f"/proc/{place.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{place.pid}/fd")]
     t.check(not any("userfaultfd" in link or "memfd:vmsnap" in link for link in links),
@@ -114,7 +116,8 @@ def waits(t):
     t.equal(place.stats()["wrong_pages"], 0, "wrong pages that it found")
     for _ in range(10):
         again = start_vmsnap(t, "restore", "--resume", str(pid),
-                             hooks={"kill_at": "resume-serving", "pause_log": t.path("again")})
+                             hooks={"kill_at": "resume-serving", "pause_log": t.path("again"),
+                                    **ALONE})
         again.communicate(timeout=10)
         t.equal(again.returncode, -signal.SIGKILL, "killed as soon as it serves")
     log, reached, go = pause_log(t)
@@ -193,7 +196,7 @@ def nameless(t):
     os.unlink(image)
     log, _, _ = pause_log(t)
     process = start_vmsnap(t, "restore", f"/dev/fd/{fd}", "--", *place.argv(), pass_fds=(fd,),
-                           hooks={"kill_at": "restore-running", "pause_log": log})
+                           hooks={"kill_at": "restore-running", "pause_log": log, **ALONE})
     wait_until(lambda: os.path.exists(log), 20, "the guest runs")
     process.wait(10)
     place.pid = minivm_of(place)

@@ -14,7 +14,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, is_alive, main, wait_until  # noqa: E402
+from case import case, descendants, is_alive, main, wait_until  # noqa: E402
 from minivm import (PAGE, MiniVm, MiniVmPlace, end_and_wait, judge_memory, kvm_works,  # noqa: E402
                     need_huge_pages)
 from vmsnap import (Restore, broken, check_no_litter, finish, hook_points, pause_log,  # noqa: E402
@@ -396,7 +396,7 @@ def precopy_into_nothing(t):
 
 @case("minivm.killed.restorer", "kernel", 60)
 def restorer(t):
-    """The restorer dies: the guest waits at the next page and reads nothing wrong."""
+    """All of the restorer dies: the guest waits at the next page and reads nothing wrong."""
     source = MiniVm(t, *SIZES, accel="threads")
     source.wait_for_writes(20000)
     image = t.path("image")
@@ -404,7 +404,9 @@ def restorer(t):
     end_and_wait(source)
     place = MiniVmPlace(t, *SIZES, accel="threads")
     restored = Restore(t, image, place, "--no-fill", "--prefetch", "none").wait_running()
-    restored.process.kill()
+    for pid in [restored.process.pid, *descendants(restored.process.pid)]: # the supervisor first
+        if pid != place.pid:
+            os.kill(pid, signal.SIGKILL)
     restored.process.wait(10)
     time.sleep(0.3)
     t.check(is_alive(place.pid), "the VMM lives on")

@@ -391,7 +391,7 @@ def restore_points(t, times):
     snapshot(t, source, image)
     source.stop()
     for point in RESTORE_POINTS:
-        for _ in range(times):
+        for number in range(times):
             log, _, _ = pause_log(t)
             target = Guest(t, name="re", **source.shape())
             directories = stale_directories()
@@ -400,14 +400,17 @@ def restore_points(t, times):
             wait_until(lambda log=log: os.path.exists(log), 20, f"{point} is reached")
             if point in BEFORE_RUNNING:
                 check_nothing_left(t, target, process, directories, point)
-            time.sleep(0.5)
+            else:
+                wait_until(lambda size=target.console.size, mark=target.console.size(): size() > mark + 200,
+                           20, f"{point}: another server takes over, the guest goes on")
             target.check_no_errors()
-            for pid in descendants(process.pid) + descendants(os.getpid()):
+            for pid in [process.pid, *descendants(process.pid)]:
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
-            t.say(f"{point}: no error")
+            process.wait(5)
+            t.say(f"{point}, {number}: no error")
     t.equal(vmsnap(t, "verify", image).code, 0, "the image is whole")
 
 

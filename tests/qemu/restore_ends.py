@@ -268,7 +268,7 @@ def stubborn(t):
     process.terminate()
     result = finish(t, process, 30)
     t.equal(result.code, 143, f"exit status: {result.text()}")
-    t.check(not any(is_alive(pid) for pid in vmms), "the VMM is gone")
+    wait_until(lambda: not any(is_alive(pid) for pid in vmms), 5, "the VMM is gone, and all of vmsnap")
 
 
 def read(path):
@@ -358,21 +358,21 @@ def stale_directories(t):
         log, reached, go = pause_log(t)
         process = start_vmsnap(t, "restore", image, "--", *Guest(t, name="re", **source.shape()).argv(),
                                hooks={"pause_at": "restore-launched", "pause_log": log})
-        reached("restore-launched")
+        server = reached("restore-launched")
         vmm = wait_until(lambda: [int(p) for p in read(
-            f"/proc/{process.pid}/task/{process.pid}/children").split()], 5, "the VMM")
+            f"/proc/{server}/task/{server}/children").split()], 5, "the VMM")
         mine = [d for d in private_directories() - there
                 if f"{d}/qmp" in read(f"/proc/{vmm[0]}/cmdline")]
         t.equal(len(mine), 1, f"private directories of process {vmm[0]}")
-        return process, vmm[0], mine[0], go
+        return process, (server, vmm[0]), mine[0], go
 
     def plant(letters):
         path = f"/run/vmsnap-restore-{os.getpid() % 100000:05}{letters}"
         t.defer(lambda: os.path.lexists(path) and t.run(["rm", "-r", path]))
         return path
-    killed, vmm, stale, _ = held()
+    killed, others, stale, _ = held()
     keeper = wait_until(lambda: keepers(image), 5, "the keeper has its name")
-    for pid in (*keeper, killed.pid, vmm):
+    for pid in (*keeper, killed.pid, *others):
         os.kill(pid, signal.SIGKILL)
     killed.wait(10)
     t.check(os.path.exists(f"{stale}/qmp"), "nobody was left to remove it")

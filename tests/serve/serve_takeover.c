@@ -59,7 +59,7 @@ static int take_over(void *opaque)
                                 .report = on_report,
                                 .trouble = on_trouble};
     struct error e = {0};
-    int rc = resume_run(&o, k->pid, &e);
+    int rc = resume_run(&o, k->pid, NULL, &e);
     if (rc)
         printf("    take over: %s\n", e.message);
     fflush(stdout);

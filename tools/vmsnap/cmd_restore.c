@@ -8,7 +8,7 @@
 #include "common/format.h"
 #include "common/log.h"
 #include "restore/restore.h"
-#include "restore/resume.h"
+#include "restore/supervisor.h"
 #include "tools/vmsnap/closing.h"
 #include "tools/vmsnap/commands.h"
 #include "tools/vmsnap/defaults.h"
@@ -345,7 +345,7 @@ static int run(const struct command_line *line, struct error *e)
         .detached = on_detached,
     };
     if (args.resume_pid)
-        return resume_run(&o, args.resume_pid, e);
+        return supervisor_resume(&o, args.resume_pid, e);
     int status = 0;
     rc = restore_run(&o, &status, e);
     if (rc)

@@ -1,0 +1,53 @@
+/*
+ * supervised.h - the server's side of the line to its supervisor (supervisor.h): what that one has
+ * to know in order to go on in its place. In a process without a supervisor all of it does nothing.
+ *
+ * The line is a socket of messages, so that what was said before a death is still read after it.
+ */
+#ifndef VMSNAP_RESTORE_SUPERVISED_H
+#define VMSNAP_RESTORE_SUPERVISED_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/signalfd.h>
+#include <sys/types.h>
+
+struct vmm;
+
+enum supervised_kind {
+    /* From here on the VMM lives on if we die. With two descriptors: a pidfd of it, and the
+     * connection for commands to it. */
+    SUPERVISED_LIVES,
+    SUPERVISED_RUNS,     /* the guest was let run, or left paused on purpose */
+    SUPERVISED_TOLD,     /* detached: our caller knows that it runs */
+    SUPERVISED_SERVES,   /* every fault is answered; `n_settled` clusters needed nothing any more */
+    SUPERVISED_COMPLETE, /* all memory is in, nothing of ours is left in the VMM */
+};
+
+struct supervised_message {
+    uint32_t kind;
+    int32_t vmm, child; /* SUPERVISED_LIVES: its pid, and whom we forked (a wrapper, or itself) */
+    uint32_t resumes;   /* SUPERVISED_LIVES: its guest is to be let run */
+    uint64_t n_settled;
+};
+
+/* This process has become a server: `line` is its end, `supervisor` who holds the other. */
+void supervised_begin(int line, pid_t supervisor);
+
+/* What `kind` says. Never block; are lost if the supervisor is gone. */
+void supervised_tell_lives(const struct vmm *v, int command_fd, bool resumes);
+void supervised_tell_runs(void);
+void supervised_tell_told(void);
+void supervised_tell_serves(uint64_t n_settled);
+void supervised_tell_complete(void);
+
+/* Polls as POLLHUP when the supervisor has died; -1: there is none, or its end was noticed. */
+int supervised_line(void);
+
+/* Says (log) that it has died. */
+void supervised_note_loss(void);
+
+/* Whether a signal was passed on to us by our supervisor. */
+bool supervised_passed(const struct signalfd_siginfo *info);
+
+#endif

@@ -1,0 +1,420 @@
+#!/usr/bin/python3
+"""A restore whose processes are killed: its server at every named point and at random moments, its supervisor,
+both at once. Another server takes over by itself, or by hand where nobody is left to; each time every page is
+right, nothing of vmsnap stays in the VMM, and who waits for `vmsnap restore` gets the VMM's own status."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+from case import Failed, case, descendants, is_alive, main, wait_until  # noqa: E402
+from minivm import MiniVmPlace  # noqa: E402
+from resume import ALONE, POINTS, SIZES, check_whole, kill, minivm_of, take_image  # noqa: E402
+from vmsnap import Restore, broken, finish, pause_log, start_vmsnap, vmsnap  # noqa: E402
+
+FROM_LIVE = ("restore-let-live", *POINTS)
+BEFORE = ("restore-launched", "restore-attached", "restore-registered", "restore-state-loaded")
+KINDS = (("--kind", "anon", "--pattern", "random"), ("--kind", "memfd", "--pattern", "random"))
+
+
+def first_line(log):
+    """The pid of whom a named point has stopped or killed."""
+    def found():
+        try:
+            with open(log, encoding="ascii") as f:
+                words = f.readline().split()
+            return int(words[1]) if len(words) == 2 else None
+        except FileNotFoundError:
+            return None
+    return wait_until(found, 20, "the point is reached", every=0.002)
+
+
+def started(t, image, options, *args, hooks=None):
+    place = MiniVmPlace(t, *SIZES, *options)
+    return place, Restore(t, image, place, *args, hooks=hooks)
+
+
+def ours(restored):
+    """The processes of a restore, the VMM and its threads aside: the supervisor first."""
+    return [restored.process.pid, *(p for p in descendants(restored.process.pid) if is_vmsnap(p))]
+
+
+def is_vmsnap(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as f:
+            return os.path.basename(f.read().split(b"\0")[0]) == b"vmsnap"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def check_end(t, restored, place, what):
+    """All of it is right, and its end is told as if nothing had happened."""
+    restored.wait_complete()
+    check_whole(t, place, what)
+    result = restored.end()
+    t.equal(result.code, 0, f"{what}: exit status: {result.text()}")
+    t.equal(result.objects[-1]["type"], "exit", f"{what}: the last object: {result.text()}")
+
+
+# ---- the server is killed
+
+def killed_once(t, image, options, point, again=0):
+    log = t.path("log")
+    place, restored = started(t, image, options, hooks={"kill_at": point, "pause_log": log,
+                                                        "kill_again": again})
+    server = first_line(log)
+    restored.wait_running()
+    t.check(server != restored.process.pid, "server and supervisor are two processes")
+    check_end(t, restored, place, f"{options[1]}, server killed at {point}")
+    took_over = restored.result().of_type("takeover")
+    t.equal(bool(took_over), point != "restore-handed-off", f"{point}: {took_over}")
+    t.equal(len([o for o in took_over if o["signal"] == signal.SIGKILL]), len(took_over), "signals")
+
+
+def killed_at_points(t, times, kinds=KINDS):
+    for options in kinds:
+        image = take_image(t, *options)
+        for point in FROM_LIVE:
+            for _ in range(times):
+                inner = t.sub()
+                killed_once(inner, image, options, point)
+                inner.end()
+            t.say(f"{options[1]}, {point}: {times} times")
+        os.unlink(image)
+
+
+@case("minivm.supervised.server", "kernel", 120)
+def server(t):
+    """Killed at each point from the moment at which the VMM is to live on."""
+    killed_at_points(t, 1)
+
+
+@case("minivm.supervised.server-20", "kernel,slow", 1500)
+def server_20(t):
+    killed_at_points(t, 20)
+
+
+@case("minivm.supervised.noticed", "kernel", 60)
+def noticed(t):
+    """That test fails if nobody takes over."""
+    image = take_image(t)
+    inner = t.sub()
+    inner.quiet = True
+    with broken("not-supervised"):
+        try:
+            killed_once(inner, image, KINDS[0], "restore-running")
+        except (Failed, OSError) as error:
+            t.say(f"noticed: {str(error)[:100]}")
+            return
+    raise Failed("not noticed that nobody takes over")
+
+
+@case("minivm.supervised.successors", "kernel", 60)
+def successors(t):
+    """Each successor is killed too, while it gets on: the guest goes on in between."""
+    image = take_image(t, *KINDS[0])
+    log = t.path("log")
+    place, restored = started(t, image, KINDS[0],
+                              hooks={"kill_at": "serve-read:20", "pause_log": log, "kill_again": 8})
+    restored.wait_running()
+    check_end(t, restored, place, "killed over and over")
+    t.check(len(restored.result().of_type("takeover")) >= 3, "hardly any was killed")
+
+
+# ---- the supervisor is killed, or all at once
+
+def killed_while_held(t, image, options, point, whom):
+    """The server stands still at a point while `whom` are killed."""
+    log, reached, go = pause_log(t)
+    place, restored = started(t, image, options, hooks={"pause_at": point, "pause_log": log})
+    server_pid = reached(point)
+    place.pid = minivm_of(place)
+    t.defer(kill, place.pid)
+    supervisor = restored.process.pid
+    what = f"{options[1]}, {whom} killed at {point}"
+    kill(supervisor)
+    if whom == "all":
+        kill(server_pid)
+    go()
+    restored.process.wait(10)
+    t.equal(restored.process.returncode, -signal.SIGKILL, what)
+    if whom == "all":
+        wait_until(lambda: not is_alive(server_pid), 10, "the server is gone")
+        done = vmsnap(t, "restore", "--resume", str(place.pid))
+        t.equal(done.code, 10 if point == "restore-handed-off" else 0, f"{what}: {done.text()}")
+        if point == "restore-let-live":
+            place.connect()
+            place.cont()
+        check_whole(t, place, what)
+    else:
+        wait_until(lambda: not holds_anything(place.pid), 30, f"{what}: the server fills on")
+        check_whole(t, place, what)
+        t.check(is_alive(server_pid), f"{what}: the server lives on")
+
+
+def holds_anything(pid):
+    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    return any("userfaultfd" in link or "memfd:vmsnap" in link for link in links)
+
+
+def held_at_points(t, times, kinds=KINDS):
+    for options in kinds:
+        image = take_image(t, *options)
+        for point in FROM_LIVE:
+            for whom in ("supervisor", "all"):
+                for _ in range(times):
+                    inner = t.sub()
+                    killed_while_held(inner, image, options, point, whom)
+                    inner.end()
+            t.say(f"{options[1]}, {point}: {times} times each")
+        os.unlink(image)
+
+
+@case("minivm.supervised.supervisor", "kernel", 120)
+def supervisor_killed(t):
+    """The supervisor killed alone, or with its server, at the same points."""
+    held_at_points(t, 1, KINDS[:1])
+
+
+@case("minivm.supervised.supervisor-20", "kernel,slow", 2400)
+def supervisor_killed_20(t):
+    held_at_points(t, 20)
+
+
+def before_at_points(t, times):
+    image = take_image(t)
+    for point in BEFORE:
+        for _ in range(times):
+            inner = t.sub()
+            log = inner.path("log")
+            pid_path = inner.path("pid")
+            place, restored = started(inner, image, (), "--pidfile", pid_path,
+                                      hooks={"kill_at": point, "pause_log": log})
+            first_line(log)
+            restored.process.wait(20)
+            result = restored.result()
+            t.equal(result.code, 1, f"{point}: {result.text()}")
+            t.equal(result.error["guest_state"], "not-started", f"{point}: guest_state")
+            t.check(not os.path.exists(pid_path), "no pidfile is left")
+            t.check(not any(place.control.encode() in cmdline(p) for p in descendants(os.getpid())),
+                    f"{point}: no VMM is left")
+            inner.end()
+
+
+def cmdline(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as f:
+            return f.read()
+    except OSError:
+        return b""
+
+
+@case("minivm.supervised.too-soon", "kernel", 60)
+def too_soon(t):
+    """Killed before the guest was to run: an error, and nothing is left."""
+    before_at_points(t, 1)
+
+
+@case("minivm.supervised.too-soon-20", "kernel,slow", 300)
+def too_soon_20(t):
+    before_at_points(t, 20)
+
+
+# ---- random moments
+
+def random_moments(t, times, seed):
+    """SIGKILL for the server, the supervisor or both at a random moment after the guest runs."""
+    chance = random.Random(seed)
+    t.say(f"seed {seed}")
+    images = [(options, take_kept_image(t, number, *options)) for number, options in enumerate(KINDS)]
+    by_hand = 0
+    for number in range(times):
+        inner = t.sub()
+        options, image = chance.choice(images)
+        place, restored = started(inner, image, options, *chance.choice(((), ("--prefetch", "none"))))
+        restored.wait_running()
+        delay = chance.uniform(0, 0.25)
+        time.sleep(delay)
+        victims = ours(restored)
+        whom = chance.choice(("first", "last", "all"))
+        chosen = {"first": victims[:1], "last": victims[-1:], "all": victims}[whom]
+        for pid in chosen:
+            kill(pid)
+        what = f"{number}: {options[1]}, {whom} of {len(victims)} killed after {delay:.3f} s"
+        if whom == "all":
+            restored.process.wait(10)
+            done = vmsnap(inner, "restore", "--resume", str(place.pid))
+            t.check(done.code in (0, 10), f"{what}: {done.text()}")
+            by_hand += done.code == 0
+        wait_until(lambda place=place: not holds_anything(place.pid), 30, f"{what}: all is filled")
+        check_whole(inner, place, what)
+        inner.end()
+    t.say(f"{times} times; {by_hand} taken over by hand")
+
+
+def take_kept_image(t, number, *options):
+    image = take_image(t, *options)
+    kept = f"{image}.{number}"
+    os.rename(image, kept)
+    return kept
+
+
+@case("minivm.supervised.random-6", "kernel", 90)
+def random_6(t):
+    random_moments(t, 6, random.randrange(1 << 30))
+
+
+@case("minivm.supervised.random-100", "kernel,slow", 900)
+def random_100(t):
+    random_moments(t, 100, random.randrange(1 << 30))
+
+
+# ---- what it does besides
+
+@case("minivm.supervised.gives-up", "kernel", 90)
+def gives_up(t):
+    """Servers that die at once are not started for ever, nor if the image is gone: said, and the guest waits,
+    until somebody takes over by hand. The supervisor still sees the VMM's end through."""
+    image = take_image(t, *KINDS[0])
+    for cause in ("killed", "no image"):
+        inner = t.sub()
+        log, reached, go = pause_log(inner)
+        hooks = {"kill_at": "resume-taken", "kill_again": 100, "pause_log": log,
+                 "pause_at": "restore-running"}
+        place, restored = started(inner, image, KINDS[0], "--no-fill", "--prefetch", "none", hooks=hooks)
+        first = reached("restore-running")
+        if cause == "no image":
+            os.rename(image, image + ".moved")
+        kill(first)
+        go()
+        place.pid = minivm_of(place)
+        inner.defer(kill, place.pid)
+        wait_until(lambda restored=restored: restored.result().of_type("error"), 30, "it gives up")
+        time.sleep(0.2)
+        errors = restored.result().of_type("error")
+        t.check("served no more" in errors[-1]["message"], f"the last word: {errors}")
+        t.equal(errors[-1]["guest_state"], "waiting", "guest_state")
+        t.check("--resume" in errors[-1]["hint"], f"what to do: {errors}")
+        t.equal(len(errors), 1 if cause == "killed" else 2, f"{cause}: errors: {errors}")
+        t.check(is_alive(restored.process.pid), "the supervisor waits for the VMM's end")
+        again = start_vmsnap(inner, "restore", "--resume", str(place.pid),
+                             *([image + ".moved"] if cause == "no image" else []))
+        place.connect()
+        place.wait_for_writes(500)
+        place.qmp.command("quit")
+        t.equal(finish(inner, again).code, 0, "the one by hand")
+        restored.process.wait(20)
+        t.equal(restored.result().code, 0, "the VMM's own status")
+        if cause == "no image":
+            os.rename(image + ".moved", image)
+        inner.end()
+
+
+@case("minivm.supervised.by-hand", "kernel", 60)
+def by_hand(t):
+    """A takeover by hand has a supervisor, too; and keeps another server out, which waits and watches."""
+    image = take_image(t, *KINDS[0])
+    log = t.path("log")
+    place, restored = started(t, image, KINDS[0], "--no-fill", "--prefetch", "none")
+    restored.wait_running()
+    for pid in ours(restored):
+        kill(pid)
+    restored.process.wait(10)
+    first = start_vmsnap(t, "restore", "--resume", str(place.pid),
+                         hooks={"kill_at": "resume-serving", "pause_log": log, "kill_again": 2})
+    wait_until(lambda: os.path.exists(log) and len(open(log, encoding="ascii").readlines()) == 3, 20,
+               "it and two successors are killed")
+    place.wait_for_writes(500)
+    second = vmsnap(t, "restore", "--resume", str(place.pid))
+    t.check(second.code == 11, f"one serves already: {second.text()}")
+    place.wait_for_writes(500)
+    place.qmp.command("quit")
+    t.equal(finish(t, first).code, 0, "exit status")
+
+
+@case("minivm.supervised.race", "kernel", 60)
+def race(t):
+    """By hand was quicker: the supervisor waits, and takes over when that one is killed as well."""
+    image = take_image(t, *KINDS[0])
+    log, reached, go = pause_log(t)
+    place, restored = started(t, image, KINDS[0], "--no-fill", "--prefetch", "none")
+    restored.wait_running()
+    mine = ours(restored)
+    os.kill(mine[0], signal.SIGSTOP)
+    kill(mine[1])
+    by = start_vmsnap(t, "restore", "--resume", str(place.pid),
+                      hooks={"pause_at": "resume-serving", "pause_log": log, **ALONE})
+    reached("resume-serving")
+    go()
+    os.kill(mine[0], signal.SIGCONT)
+    place.wait_for_writes(200)
+    time.sleep(1.5)
+    t.check(is_alive(mine[0]), "the supervisor is there")
+    by.kill()
+    by.wait(10)
+    place.wait_for_writes(2000)
+    t.equal(restored.result().of_type("error"), [], "errors")
+    t.equal(restored.end().code, 0, "exit status")
+
+
+@case("minivm.supervised.detached", "kernel", 60)
+def detached(t):
+    """--detach: the caller is told that the guest runs whoever gets that far; --report tells of takeovers;
+    the pidfile goes with the VMM."""
+    image = take_image(t, *KINDS[0])
+    for point in ("restore-let-live", "restore-running", "restore-filled", "restore-handed-off"):
+        inner = t.sub()
+        place = MiniVmPlace(inner, *SIZES, *KINDS[0])
+        log, report, pidfile = (inner.path(n) for n in ("log", "report", "pid"))
+        done = vmsnap(inner, "restore", "--detach", "--pidfile", pidfile, "--report", report, image, "--",
+                      *place.argv(), hooks={"kill_at": point, "pause_log": log})
+        t.equal(done.code, 0, f"{point}: {done.text()}")
+        place.pid = done.of_type("running")[0]["vmm_pid"]
+        inner.defer(kill, place.pid)
+        wait_until(lambda place=place: not holds_anything(place.pid), 30, f"{point}: all is filled")
+        check_whole(inner, place, point)
+        with open(report, encoding="utf-8") as f:
+            types = [json.loads(line)["type"] for line in f]
+        t.equal("takeover" in types, point != "restore-handed-off", f"{point}: {types}")
+        with open(pidfile, encoding="ascii") as f:
+            t.equal(int(f.read()), place.pid, "the pidfile")
+        place.qmp.command("quit")
+        if point != "restore-handed-off":
+            wait_until(lambda pidfile=pidfile: not os.path.exists(pidfile), 10, f"{point}: the pidfile goes")
+        inner.end()
+
+
+@case("minivm.supervised.signals", "kernel", 60)
+def signals(t):
+    """Under a successor as before: SIGTERM ends the VMM, whose status is ours, and a VMM that is killed is
+    told as such; pidfile and exit object are as ever."""
+    image = take_image(t, *KINDS[0])
+    for how in ("terminate", "kill the VMM"):
+        inner = t.sub()
+        log, pidfile = inner.path("log"), inner.path("pid")
+        place, restored = started(inner, image, KINDS[0], "--no-fill", "--pidfile", pidfile,
+                                  hooks={"kill_at": "restore-running", "pause_log": log})
+        restored.wait_running()
+        t.check(os.path.exists(pidfile), "the pidfile is there")
+        if how == "terminate":
+            restored.process.terminate()
+        else:
+            kill(place.pid)
+        restored.process.wait(20)
+        result = restored.result()
+        t.check(result.code == 137 if how == "kill the VMM" else result.code in (0, 143),
+                f"{how}: {result.text()}")
+        t.equal(result.objects[-1]["type"], "exit", f"{how}: the last object")
+        t.equal(result.objects[-1]["exit_status"], result.code, f"{how}: exit_status")
+        t.check(not os.path.exists(pidfile), f"{how}: the pidfile is gone")
+        t.check(not is_alive(place.pid), f"{how}: the VMM is gone")
+        inner.end()
+
+
+if __name__ == "__main__":
+    main()
