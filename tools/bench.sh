@@ -1,14 +1,16 @@
 #!/bin/bash
-# tools/bench.sh [--quick] [--rounds N] [--only NAME]... [--out DIR] [--no-install]
+# tools/bench.sh [--quick] [--rounds N] [--only NAME]... [--cold] [--out DIR] [--no-install]
 #
 # Names and installs what is missing, builds the release, and measures vmsnap beside everything that
 # could be used instead, in turns in one run: QEMU's background-snapshot, stop-and-save, fork-and-dump,
-# a floor that only resolves faults. Prints a table; leaves results.json, table.md and plots (SVG) in
+# QEMU's load of all memory, a guest that was never away, floors that only resolve faults. Prints a table; leaves results.json, table.md and plots (SVG) in
 # build/bench. It asserts nothing. Let nothing else run beside it.
 #
-#   (nothing)     4 GiB guests, up to 16 GiB in minivm, 3 rounds: at most 30 minutes
-#   --quick       1 GiB guests, fewer workloads, one round: at most 3 minutes
-#   --only NAME   one experiment, --help lists them; `--only speed` is the everyday case, a minute
+#   (nothing)     4 GiB guests, up to 16 GiB in minivm, 3 rounds: at most 40 minutes
+#   --quick       1 GiB guests, fewer workloads, one round: at most 5 minutes
+#   --only NAME   one experiment, --help lists them; `--only speed` is the everyday case, a minute;
+#                 `--only restore` is all of the restore side
+#   --cold        what is restored is not in the page cache
 #   --no-install  install nothing: name what is missing and exit 2
 
 set -eu

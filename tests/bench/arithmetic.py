@@ -7,9 +7,13 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "tools",
                                 "bench"))
 from case import case, main # noqa: E402
+import restore_fill # noqa: E402
+import restore_launch # noqa: E402
 from figures import Figures, at_least, at_most # noqa: E402
-from measure import NoFigure, Observation, cumulative_at, observe # noqa: E402
-from rounds import in_turns, values # noqa: E402
+from measure import NoFigure, Observation, cumulative_at, observe, slowest # noqa: E402
+from restore_faults import plus # noqa: E402
+from restores import middle # noqa: E402
+from rounds import chosen_by, in_turns, values # noqa: E402
 
 
 def near(t, there, wanted, what):
@@ -37,6 +41,37 @@ def slowest_steps(t):
     t.equal(seen.slowest(50, 0.0), [90000], "50 faults")
     t.equal(seen.slowest(101, 0.0), [100], "one more than was slow")
     t.equal(seen.slowest(0, 0.5, 0.9), [0, 0], "no fault")
+
+
+@case("bench.restore-sums", "cli", 20)
+def restore_sums(t):
+    """What restores are compared with is put together round by round; without a part there is none."""
+    t.equal(slowest([[90, 2], [10, 5]], 3, 0.0, 0.5), [10, 90], "pairs as minivm gives them")
+    none = NoFigure("it ended")
+    t.equal(plus([1, 2, 3], [10, 20]), [11, 22], "as many as there are of both")
+    t.check(plus([1], none) is none and plus(none, [1]) is none, "one is missing")
+    near(t, restore_fill.one_after_the_other({"decode": [1e9], "copy": [3e9]})[0], 0.75e9,
+         "decoded and copied")
+    t.check(restore_fill.one_after_the_other({"decode": [1e9], "copy": none}) is none, "no copy")
+    t.equal(middle({"a": [{"n": 3}, {"n": 1}, {"n": 2}, {"n": 9}]}, "a", lambda r: r["n"]), {"n": 2},
+            "the round in the middle")
+    t.equal(middle({"a": none}, "a", lambda r: r["n"]), None, "no round")
+
+
+@case("bench.restore-parts", "cli", 20)
+def restore_parts(t):
+    """Of what -vv says the lines with a duration."""
+    text = "vmsnap: debug: VMM started: 2500 us\nvmsnap: what: x us\nrunning: 12 us\n"
+    t.equal(restore_launch.launch_parts(text), {"VMM started": 0.0025, "running": 1.2e-05}, "parts")
+
+
+@case("bench.names", "cli", 20)
+def names(t):
+    """--only takes a name, or what several begin with."""
+    there = ["speed", "restore-hot", "restore-fill", "restored"]
+    t.equal(chosen_by("restore", there), ["restore-hot", "restore-fill"], "a kind")
+    t.equal(chosen_by("restore-hot", there), ["restore-hot"], "one")
+    t.equal(chosen_by("rest", there), [], "no name")
 
 
 @case("bench.verdicts", "cli", 20)

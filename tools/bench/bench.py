@@ -16,13 +16,17 @@ import linux_experiments  # noqa: E402
 import machine  # noqa: E402
 import mini_experiments  # noqa: E402
 import pause_experiments  # noqa: E402
+import restore_faults  # noqa: E402
+import restore_fill  # noqa: E402
+import restore_launch  # noqa: E402
+import restore_touches  # noqa: E402
 import speed  # noqa: E402
 from case import TOP, run_function  # noqa: E402
 from figures import Figures  # noqa: E402
-from rounds import say  # noqa: E402
+from rounds import chosen_by, say  # noqa: E402
 
 
-QUICK_SECONDS, FULL_SECONDS = 170, 28 * 60
+QUICK_SECONDS, FULL_SECONDS = 290, 38 * 60
 LEAST_SECONDS = 10
 
 
@@ -31,7 +35,7 @@ class Run:
 
     def __init__(self, options):
         quick = options.quick
-        self.quick = quick
+        self.quick, self.cold = quick, options.cold
         self.rounds = options.rounds or (1 if quick else 3)
         self.linux_mib = 1024 if quick else 4096
         self.mini_mib = 1024 if quick else 2048
@@ -56,22 +60,44 @@ def experiments(quick):
     for pattern in ("random",) if quick else mini_experiments.PATTERNS:
         found[f"minivm-{pattern}"] = (
             lambda t, run, p=pattern: mini_experiments.mini(t, run, p), 400)
+    return found | restore_experiments(quick)
+
+
+def restore_experiments(quick):
+    found = {"restore-faults": (restore_faults.faults, 200), "restore-fill": (restore_fill.fill, 200),
+             "restore-launch": (restore_launch.launch, 200)}
+    for pattern in ("hot",) if quick else mini_experiments.PATTERNS:
+        found[f"restore-{pattern}"] = (
+            lambda t, run, p=pattern: restore_touches.touches(t, run, p), 200)
     return found
+
+
+def choose(options):
+    """What is to be run. A quick run has fewer of each kind, but any that is named itself."""
+    few, all_ = experiments(options.quick), experiments(False)
+    if not options.only:
+        return few
+    names = {n for name in options.only for n in chosen_by(name, few) or chosen_by(name, all_)}
+    return {n: e for n, e in all_.items() if n in names}
 
 
 def parse(all_names):
     parser = argparse.ArgumentParser(prog="tools/bench.sh", description=__doc__)
     parser.add_argument("--quick", action="store_true",
-                        help="small guests, fewer workloads, one round: under 3 minutes")
+                        help="small guests, fewer workloads, one round: under 5 minutes")
+    parser.add_argument("--cold", action="store_true",
+                        help="what is restored is not in the page cache (vmsnap's images, QEMU's "
+                             "streams)")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each (default 3)")
     parser.add_argument("--only", action="append", metavar="NAME", default=[],
-                        help=f"may be repeated: {', '.join(all_names)}")
+                        help="may be repeated, and be what several names begin with (restore): "
+                             f"{', '.join(all_names)}")
     parser.add_argument("--out", metavar="DIR", default=os.path.join(TOP, "build", "bench"),
                         help="results and images go there (default build/bench); images are "
                              "removed")
     options = parser.parse_args()
     for name in options.only:
-        if name not in all_names:
+        if not chosen_by(name, all_names):
             parser.error(f"no experiment '{name}'")
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds is at least 1")
@@ -101,9 +127,10 @@ def run_one(run, name, function, seconds):
 
 def write_results(run, options, about, names):
     with open(os.path.join(options.out, "results.json"), "w", encoding="utf-8") as f:
-        f.write(run.figures.json(about, {"quick": run.quick, "rounds": run.rounds,
+        f.write(run.figures.json(about, {"quick": run.quick, "cold": run.cold, "rounds": run.rounds,
                                          "experiments": names}) + "\n")
-    text = f"{machine.line(about)}; {os.getloadavg()[0]:.1f} at the end; rounds: {run.rounds}\n\n{run.figures.table()}\n"
+    text = (f"{machine.line(about)}; {os.getloadavg()[0]:.1f} at the end; rounds: {run.rounds}"
+            f"{'; images not in the page cache' if run.cold else ''}\n\n{run.figures.table()}\n")
     with open(os.path.join(options.out, "table.md"), "w", encoding="utf-8") as f:
         f.write(text)
     import plots # slow to load, and of no use before
@@ -133,8 +160,7 @@ def main():
     os.makedirs(options.out, exist_ok=True)
     about = machine.describe(options.out)
     say(machine.line(about))
-    chosen = {n: e for n, e in experiments(run.quick and not options.only).items()
-              if not options.only or n in options.only}
+    chosen = choose(options)
     began = time.monotonic()
     about["interrupted"] = not run_all(run, chosen)
     about["seconds"] = round(time.monotonic() - began)

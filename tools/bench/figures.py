@@ -4,7 +4,8 @@ import json
 
 from measure import NoFigure, spread
 
-SCALES = {"ms": 1e3, "us": 1e6, "s": 1.0, "MiB": 1 / (1 << 20), "%": 100.0, "x": 1.0, "": 1.0}
+SCALES = {"ms": 1e3, "us": 1e6, "s": 1.0, "MiB": 1 / (1 << 20), "%": 100.0,
+          "GB/s": 1e-9, "x": 1.0, "": 1.0}
 
 
 class Figures:

@@ -35,14 +35,19 @@ class Observation:
     def slowest(self, count, *fractions):
         """Quantiles (ns) of the `count` slowest steps: those that met a fault, when there were that
         many faults and a step without one is quicker than any with one."""
-        left, chosen = count, []
-        for ns, n in sorted(self.buckets, reverse=True):
-            taken = min(n, left)
-            if taken:
-                chosen.append((ns, taken))
-            left -= taken
-        chosen.reverse()
-        return [quantile(chosen, f) for f in fractions] if chosen else [0] * len(fractions)
+        return slowest(self.buckets, count, *fractions)
+
+
+def slowest(buckets, count, *fractions):
+    """Quantiles (ns) of the `count` slowest of (ns, how many) pairs."""
+    left, chosen = count, []
+    for ns, n in sorted(map(tuple, buckets), reverse=True):
+        taken = min(n, left)
+        if taken:
+            chosen.append((ns, taken))
+        left -= taken
+    chosen.reverse()
+    return [quantile(chosen, f) for f in fractions] if chosen else [0] * len(fractions)
 
 
 def quantile(buckets, fraction):
@@ -80,17 +85,22 @@ def observe(samples, begin, end, gap, buckets):
 
 class MemoryWatch:
     """The largest proportional size (PSS) that a process and its descendants had together, looked
-    at every 50 ms from a thread. Memory that they share counts once."""
+    at every 50 ms from a thread. Memory that they share counts once. `program`: only those of them
+    that run it."""
 
-    def __init__(self, pid):
-        self.pid, self.peak = pid, 0
+    def __init__(self, pid, program=None):
+        self.pid, self.program, self.peak = pid, program, 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self):
         while not self._stop.wait(0.05):
-            self.peak = max(self.peak, sum(map(pss_bytes, family(self.pid))))
+            self.peak = max(self.peak, sum(map(pss_bytes, self._processes())))
+
+    def _processes(self):
+        found = family(self.pid)
+        return [p for p in found if runs(p, self.program)] if self.program else found
 
     def end(self):
         self._stop.set()
@@ -109,6 +119,13 @@ def family(pid):
         except OSError: # it has ended
             pass
     return found
+
+
+def runs(pid, program):
+    try:
+        return os.readlink(f"/proc/{pid}/exe") == program
+    except OSError: # it has ended
+        return False
 
 
 def pss_bytes(pid):

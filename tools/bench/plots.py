@@ -12,6 +12,10 @@ LABELS = {
     "throughput": ("seconds since the snapshot began", "the guest's steps per second"),
     "pause": ("populated memory, GiB", "pause, ms"),
     "faults": ("latency of the slowest steps, us", "part of them that was quicker"),
+    "requests": ("requests answered", "ms since the launch"),
+    "waits": ("seconds since the launch", "first touches that waited for a page"),
+    "demands": ("seconds since the launch", "faults answered"),
+    "filled": ("seconds since the launch", "memory of the VMM, MiB"),
 }
 
 
@@ -43,7 +47,9 @@ def decorate(axes, kind, plot):
     axes.set_title(plot.replace("-", ", "))
     axes.grid(alpha=0.3)
     axes.legend()
-    if kind == "faults":
+    if kind in ("faults", "requests"):
         axes.set_xscale("log")
-    else:
+    if kind == "requests":
+        axes.set_yscale("log")
+    elif kind != "faults":
         axes.set_ylim(bottom=0)

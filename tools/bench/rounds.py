@@ -35,6 +35,11 @@ def in_turns(t, run, methods, at_least=1):
     return results
 
 
+def chosen_by(name, all_names):
+    """An experiment's own name, or what the names of several begin with ("restore")."""
+    return [n for n in all_names if n == name or n.startswith(name + "-")]
+
+
 def brief(result):
     parts = [f"{result['wall']:.2f} s"] if "wall" in result else []
     if result.get("pause") is not None:

@@ -85,6 +85,7 @@ def run_empty_start(t, source):
     began = time.monotonic()
     guest.process = t.spawn(guest.argv())
     guest.pid = guest.process.pid
+    wait_until(lambda: os.path.exists(guest.test_qmp_path), 30, "the QMP socket", every=0.001)
     guest.qmp = Qmp(guest.test_qmp_path, 30.0)
     wait_until(lambda: guest.qmp.status() == "running", 30, "QEMU runs", every=0.001)
     took = time.monotonic() - began
