@@ -54,9 +54,12 @@ fetch() {
     exit 1
 }
 
+last=kernel/net/core/failover.ko # what was unpacked last, when there was more and more to unpack
+
 # Fetches and unpacks the kernel package into build/guest/kernel (whole or not at all).
 fetch_kernel() {
-    [ -e "$out/kernel/done" ] && return
+    [ -e "$out/kernel/done" ] && [ -e "$out/kernel/lib/modules/$(cat "$out/kernel/done")/$last" ] &&
+        return
     local package
     package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null |
         sed -n 's/^ *Depends: *\(linux-image-[0-9].*\)/\1/p' | head -n 1)
@@ -67,7 +70,9 @@ fetch_kernel() {
     fetch "$package"
     dpkg-deb --fsys-tarfile "$work/$package"_*.deb | tar -x -C "$work" \
         --wildcards './boot/vmlinuz-*' './lib/modules/*/kernel/drivers/virtio/*' \
-        './lib/modules/*/kernel/drivers/block/*' './lib/modules/*/kernel/drivers/char/*'
+        './lib/modules/*/kernel/drivers/block/*' './lib/modules/*/kernel/drivers/char/*' \
+        './lib/modules/*/kernel/drivers/net/virtio_net.ko' \
+        './lib/modules/*/kernel/drivers/net/net_failover.ko' "./lib/modules/*/$last"
     rm -rf "$out/kernel"
     mkdir "$out/kernel"
     mv "$work/boot" "$work/lib" "$out/kernel/"

@@ -19,6 +19,7 @@ import pause_experiments  # noqa: E402
 import restore_faults  # noqa: E402
 import restore_fill  # noqa: E402
 import restore_launch  # noqa: E402
+import restore_redis  # noqa: E402
 import restore_touches  # noqa: E402
 import speed  # noqa: E402
 from case import TOP, run_function  # noqa: E402
@@ -65,7 +66,8 @@ def experiments(quick):
 
 def restore_experiments(quick):
     found = {"restore-faults": (restore_faults.faults, 200), "restore-fill": (restore_fill.fill, 200),
-             "restore-launch": (restore_launch.launch, 200)}
+             "restore-launch": (restore_launch.launch, 200),
+             "restore-redis": (restore_redis.redis, 300)}
     for pattern in ("hot",) if quick else mini_experiments.PATTERNS:
         found[f"restore-{pattern}"] = (
             lambda t, run, p=pattern: restore_touches.touches(t, run, p), 200)
