@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import sys
 import time
 
@@ -72,7 +73,7 @@ def clones(t):
         t.equal(summary["clusters_damaged"], 0, "clusters_damaged")
     t.equal(len({r.pid for r in restores}), CLONES, "processes")
     for restored, place in zip(restores, places):
-        server = restored.process.pid
+        server = parent(restored.pid)
         peak, names = status_bytes(server, "VmHWM"), os.listdir(f"/proc/{server}/fd")
         t.check(peak <= 64 * MIB, f"a server's memory: {peak / MIB:.1f} MiB")
         t.check(len(names) <= 32, f"a server's descriptors: {names}")
@@ -159,23 +160,30 @@ def report(t):
 
 
 class Manager:
-    """Stands for a service manager: what is sent to its socket, as texts."""
+    """Stands for a service manager: what is sent to its socket, as texts, and by which processes."""
 
     def __init__(self, t):
         self.path = t.path("notify")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self.path)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket.settimeout(0.05)
         t.defer(self._socket.close)
-        self.told = []
+        self.told, self.pids = [], set()
         os.environ["NOTIFY_SOCKET"] = self.path
         t.defer(os.environ.pop, "NOTIFY_SOCKET")
 
     def listen(self):
-        """Takes what is there; a barrier's descriptor is closed by not being taken."""
+        """Takes what is there; a barrier's descriptor is closed at once."""
         with contextlib.suppress(socket.timeout):
             while True:
-                self.told.append(self._socket.recv(4096).decode())
+                data, control, _, _ = self._socket.recvmsg(4096, 256)
+                self.told.append(data.decode())
+                for _, kind, value in control:
+                    if kind == socket.SCM_CREDENTIALS:
+                        self.pids.add(struct.unpack("=iII", value[:12])[0])
+                    elif kind == socket.SCM_RIGHTS:
+                        os.close(struct.unpack("=i", value[:4])[0])
         return self.told
 
     def wait_for(self, t, text):
@@ -214,6 +222,8 @@ def readiness(t):
     t.check("NOTIFY_SOCKET" not in environ and "PATH=" in environ, f"the VMM's environment: {environ}")
     t.equal(held.end().code, 0, "exit status")
     manager.wait_for(t, "STOPPING=1")
+    if os.geteuid() == 0:
+        t.equal(manager.pids, {held.process.pid}, "in whose name it was told: of the unit's main process")
 
     manager.told.clear()
     place = MiniVmPlace(t, *SIZES)

@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "common/log.h"
 
@@ -13,8 +14,10 @@
 #define TEXT_MAX 256
 
 static struct {
-    int (*notify)(int unset_environment, const char *state); /* NULL: nobody listens */
+    /* NULL: nobody listens. */
+    int (*notify)(pid_t pid, int unset_environment, const char *state);
     int (*barrier)(int unset_environment, uint64_t timeout_us);
+    pid_t main_pid;
 } service;
 
 /* The library stays open: it is in use until the end. */
@@ -24,7 +27,7 @@ static bool open_library(void)
     if (!library)
         return false;
     /* As dlsym(3) shows it: C knows no conversion from a data pointer to a function's. */
-    *(void **)&service.notify = dlsym(library, "sd_notify");
+    *(void **)&service.notify = dlsym(library, "sd_pid_notify");
     *(void **)&service.barrier = dlsym(library, "sd_notify_barrier"); /* libsystemd 246 */
     return service.notify;
 }
@@ -32,6 +35,7 @@ static bool open_library(void)
 void service_open(void)
 {
     const char *address = getenv("NOTIFY_SOCKET");
+    service.main_pid = getpid();
     if (address && *address && !open_library())
         log_warn("the service manager waits for a word (NOTIFY_SOCKET), and " LIBRARY
                  " can't be opened: it is not told");
@@ -54,7 +58,7 @@ static void say(const char *assignments, const char *fmt, va_list ap)
         return;
     vsnprintf(status, sizeof(status), fmt, ap);
     snprintf(text, sizeof(text), "%sSTATUS=%s", assignments, status);
-    int rc = service.notify(0, text);
+    int rc = service.notify(service.main_pid, 0, text);
     if (rc < 0)
         log_debug("the service manager can't be told: error %d", -rc);
 }
@@ -81,7 +85,7 @@ void service_ready_as(pid_t main_pid)
     if (!service.notify)
         return;
     snprintf(text, sizeof(text), "MAINPID=%d\nREADY=1", (int)main_pid);
-    service.notify(0, text);
+    service.notify(service.main_pid, 0, text);
     if (service.barrier)
         service.barrier(0, BARRIER_US);
 }

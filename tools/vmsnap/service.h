@@ -13,7 +13,11 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
-/* Opens the library if somebody listens; a warning if it is not there. Before any fork. */
+/*
+ * Opens the library if somebody listens; a warning if it is not there. Before any fork: whichever
+ * child of this process speaks later speaks in its name (sd_pid_notify(3); that takes root),
+ * so that the manager believes it also with NotifyAccess=main.
+ */
 void service_open(void);
 
 /* What `systemctl status` shows. */
