@@ -22,6 +22,16 @@ static int run_server(void *opaque)
         pause();
 }
 
+/* Until nothing more is read: what was in when the server died may take a while. */
+static void let_it_stand_still(const struct kit_board *board)
+{
+    unsigned long long before;
+    do {
+        before = board->pages_read;
+        usleep(100000);
+    } while (board->pages_read != before && board->finished == 0);
+}
+
 static int kill_after(const void *arg)
 {
     unsigned pages = *(const unsigned *)arg;
@@ -36,7 +46,7 @@ static int kill_after(const void *arg)
     pid_t server = ktest_spawn(run_server, &k);
     KTEST_CHECK(KTEST_WAIT(atomic_load(&board->pages_read) >= pages), "nothing was read");
     ktest_end(server);
-    usleep(50000);
+    let_it_stand_still(board);
     unsigned long long before = board->pages_read;
     usleep(300000);
     printf("    killed after %llu pages; %u of %u threads have finished, %llu pages wrong\n",
