@@ -355,9 +355,10 @@ static void run_rest(struct worker *w)
 static void *run_worker(void *opaque)
 {
     struct worker *w = opaque;
-    setpriority(PRIO_PROCESS, 0, WORKER_NICE); /* on Linux: of this thread alone */
     w->lap_ns = clock_monotonic_ns();
-    if (run_prefetch(w))
+    bool go_on = run_prefetch(w);
+    setpriority(PRIO_PROCESS, 0, WORKER_NICE); /* on Linux: of this thread alone */
+    if (go_on)
         run_rest(w);
     codec_free(w->codec);
     free(w);

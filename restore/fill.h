@@ -1,8 +1,8 @@
 /*
  * fill.h - the workers that bring memory in before it is touched: first what is prefetched
  * (prefetch.h), then everything else; and at any time before that what a guest that reads in order
- * is about to touch (ahead.h). They only read and decode; the server installs. They run at low
- * priority and are throttled by the queue.
+ * is about to touch (ahead.h). They only read and decode; the server installs. They are throttled
+ * by the queue, and run at low priority once all that is prefetched is in.
  */
 #ifndef VMSNAP_RESTORE_FILL_H
 #define VMSNAP_RESTORE_FILL_H
