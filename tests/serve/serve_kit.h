@@ -55,6 +55,7 @@ enum kit_work {
     KIT_DISCARD, /* reads, discards and writes at random; knows what each page must hold */
     KIT_UNMAP,   /* reads, changes and unmaps (MADV_DONTNEED): shared memory keeps its content */
     KIT_TOUCH,   /* reads page `touch_page` of block 0 */
+    KIT_STROLL,  /* reads every page in order, and pauses at each 16 KiB */
 };
 
 struct kit_board {

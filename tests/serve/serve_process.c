@@ -164,6 +164,17 @@ static void read_all(uint64_t *seed)
     }
 }
 
+/* Every page in order, at a pace that anybody can keep up with. */
+static void stroll(void)
+{
+    for (uint32_t i = 0; i < board->n_blocks; i++)
+        for (uint64_t page = 0; page < board->blocks[i].n_pages; page++) {
+            if (page % 4 == 0)
+                usleep(200);
+            check_page(i, page);
+        }
+}
+
 /* ---- discarding ---- */
 
 /* What a page of a thread's own must hold. */
@@ -256,6 +267,8 @@ static void *run_worker(void *opaque)
         discard(0, board->given_back);
     if (board->work == KIT_READ)
         read_all(&seed);
+    else if (board->work == KIT_STROLL)
+        stroll();
     else if (board->work == KIT_DISCARD)
         discard_own(thread, &seed);
     else if (board->work == KIT_UNMAP)

@@ -1,0 +1,115 @@
+/*
+ * What comes in beside the faults, and when: ahead of a process that goes through its memory in
+ * order, nothing ahead of one that does not, and the rest no faster than it may.
+ */
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/kernel.h"
+#include "tests/kernel/ktest.h"
+#include "tests/serve/serve_kit.h"
+
+#define PAGES 4096u
+#define CLUSTERS (PAGES / IMAGE_CLUSTER_PAGES)
+#define NOTHING_ELSE 65536u /* bytes per second: hardly anything by the fill */
+
+struct shape {
+    enum kit_memory kind;
+    enum kit_work work;
+    bool fill;
+};
+
+static bool serve(struct kit *k, struct kit_board *board, const struct shape *shape, uint64_t rate)
+{
+    board->n_threads = 1;
+    board->n_blocks = 1;
+    board->work = shape->work;
+    board->blocks[0] = (struct kit_block){.kind = shape->kind, .n_pages = PAGES};
+    if (!kit_open(k, board, false))
+        return false;
+    k->bytes_per_s = rate;
+    return kit_serve(k, false, shape->fill);
+}
+
+static int check_counts(const struct shape *shape, const struct server_stats *s)
+{
+    printf("    %llu faults, pages: %llu on demand, %llu ahead, %llu filled\n",
+           (unsigned long long)s->demand_faults, (unsigned long long)s->counts.pages_on_demand,
+           (unsigned long long)s->counts.pages_ahead, (unsigned long long)s->counts.pages_filled);
+    if (shape->work == KIT_STROLL && shape->fill) {
+        KTEST_CHECK(s->demand_faults < CLUSTERS / 4, "it was not gone ahead of");
+        KTEST_CHECK(s->counts.pages_ahead > PAGES / 2, "it was not gone ahead of");
+    } else {
+        KTEST_CHECK(s->counts.pages_ahead < PAGES / 20, "somebody went ahead for nothing");
+        KTEST_CHECK(s->demand_faults > CLUSTERS / 2, "what brought it in?");
+    }
+    return KTEST_PASS;
+}
+
+static int run_ahead(const void *arg)
+{
+    const struct shape *shape = arg;
+    struct kit_board *board = ktest_shared(sizeof(*board));
+    struct kit k;
+    KTEST_CHECK(serve(&k, board, shape, NOTHING_ELSE), "no process, image or server");
+    KTEST_CHECK(kit_run(&k), "the process hangs");
+    KTEST_CHECK(board->wrong == 0, "%llu wrong pages", (unsigned long long)board->wrong);
+    struct server_stats s;
+    server_get_stats(k.server, &s);
+    int rc = check_counts(shape, &s);
+    kit_close(&k);
+    return rc;
+}
+
+/* The fill alone: at no time more than its rate allows, and in the end all. */
+static int run_rate(const void *arg)
+{
+    const struct shape *shape = arg;
+    const uint64_t rate = 5u << 20, slack = rate / 10 + 65536;
+    struct kit_board *board = ktest_shared(sizeof(*board));
+    struct kit k;
+    uint64_t began = clock_monotonic_ns();
+    KTEST_CHECK(serve(&k, board, shape, rate), "no process, image or server");
+    struct server_stats s;
+    uint64_t filled, allowed;
+    while (server_stage(k.server) == SERVER_FILLING) {
+        server_get_stats(k.server, &s);
+        filled = s.counts.pages_filled * IMAGE_PAGE_BYTES;
+        allowed = (uint64_t)((double)(clock_monotonic_ns() - began) * (double)rate / 1e9) + slack;
+        KTEST_CHECK(filled <= allowed, "%llu bytes where %llu may be", (unsigned long long)filled,
+                    (unsigned long long)allowed);
+        KTEST_CHECK(clock_monotonic_ns() - began < 30000000000u, "it hangs");
+        ktest_nap();
+    }
+    double seconds = (double)(clock_monotonic_ns() - began) / 1e9;
+    server_get_stats(k.server, &s);
+    filled = s.counts.pages_filled * IMAGE_PAGE_BYTES;
+    printf("    %.1f MiB in %.2f s\n", (double)filled / (1 << 20), seconds);
+    KTEST_CHECK(filled > PAGES * 3 / 4 * IMAGE_PAGE_BYTES, "not all was filled");
+    KTEST_CHECK(kit_run(&k) && board->wrong == 0, "wrong pages");
+    kit_close(&k);
+    return KTEST_PASS;
+}
+
+static const struct shape in_order = {KIT_ANON, KIT_STROLL, true},
+                          in_order_shared = {KIT_MEMFD, KIT_STROLL, true},
+                          faults_only = {KIT_ANON, KIT_STROLL, false},
+                          anywhere = {KIT_ANON, KIT_READ, true};
+
+int main(int argc, char **argv)
+{
+    struct error e = {0};
+    if (geteuid() != 0 || kernel_require(&e)) {
+        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
+        return KTEST_SKIP;
+    }
+    static const struct ktest_case cases[] = {
+        {"in-order", run_ahead, &in_order},
+        {"in-order-shared", run_ahead, &in_order_shared},
+        {"faults-only", run_ahead, &faults_only},
+        {"anywhere", run_ahead, &anywhere},
+        {"rate", run_rate, &anywhere},
+        {"rate-shared", run_rate, &in_order_shared},
+    };
+    return ktest_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
+}
