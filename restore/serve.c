@@ -77,6 +77,7 @@ struct server {
     uint64_t demand_faults;
     struct histogram fault_times;
     int event_fd;
+    struct serve_stages stages;
     atomic_int stage; /* enum server_stage */
     atomic_bool prefetched, all_queued, release_wanted, stop;
 };
@@ -102,6 +103,9 @@ static bool answer_waiting(struct server *s)
 {
     bool no_room = false;
     unsigned kept = 0;
+    if (s->n_waiting == 0)
+        return false;
+    uint64_t began_ns = clock_monotonic_ns();
     for (unsigned i = 0; i < s->n_waiting; i++) {
         struct waiting_fault fault = s->waiting[i];
         enum answer answer = answer_fault(&s->answerer, fault.hva, fault.write);
@@ -116,6 +120,7 @@ static bool answer_waiting(struct server *s)
         }
     }
     s->n_waiting = kept;
+    stage_lap(&s->stages.answering, began_ns, 0);
     return no_room;
 }
 
@@ -188,8 +193,10 @@ static bool install_next_job(struct server *s, bool *no_room)
 {
     if (!s->has_job && !queue_next(&s->queue, &s->job_slot))
         return false;
-    enum answer answer =
-        answer_job(&s->answerer, &s->queue.jobs[s->job_slot], queue_buffer(&s->queue, s->job_slot));
+    const struct job *job = &s->queue.jobs[s->job_slot];
+    uint64_t began_ns = clock_monotonic_ns();
+    enum answer answer = answer_job(&s->answerer, job, queue_buffer(&s->queue, s->job_slot));
+    stage_lap(&s->stages.installing, began_ns, (uint64_t)job->n_clusters * IMAGE_CLUSTER_BYTES);
     s->has_job = answer == AGAIN_EVENT || answer == AGAIN_ROOM;
     *no_room |= answer == AGAIN_ROOM;
     if (!s->has_job)
@@ -251,7 +258,10 @@ static void sleep_for_more(struct server *s, uint32_t timeout_ns)
     struct pollfd fds[2] = {{.fd = s->config.uffd, .events = POLLIN},
                             {.fd = s->queue.wake_fd, .events = POLLIN}};
     const struct timespec timeout = {.tv_nsec = (long)timeout_ns};
+    uint64_t began_ns = clock_monotonic_ns();
     ppoll(fds, 2, timeout_ns ? &timeout : NULL, NULL);
+    /* A fault that came meanwhile has waited since the wakeup, not since we went to sleep. */
+    s->last_empty_ns = stage_lap(&s->stages.asleep, began_ns, 0);
 }
 
 /* Sleeps until a message, a job or a command comes. */
@@ -458,6 +468,8 @@ void server_get_stats(const struct server *s, struct server_stats *stats)
     *stats = (struct server_stats){.demand_faults = s->demand_faults,
                                    .faults = s->fault_times,
                                    .counts = s->answerer.counts,
+                                   .n_threads = s->config.n_threads,
+                                   .serve = &s->stages,
                                    .fill = s->fill ? fill_stages(s->fill) : NULL};
 }
 

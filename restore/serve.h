@@ -71,11 +71,20 @@ bool server_take_error(struct server *s, struct error *e);
  */
 void server_release(struct server *s);
 
+/* What its thread spends its time on; the rest it reads. */
+struct serve_stages {
+    struct stage_time answering;  /* faults, decoding included */
+    struct stage_time installing; /* the workers' jobs; bytes of memory */
+    struct stage_time asleep;
+};
+
 struct server_stats {
     uint64_t demand_faults;
     struct histogram faults; /* from the last empty read before a fault to its wake */
     struct answer_counts counts;
-    const struct fill_stages *fill; /* NULL: no workers; valid until server_stop() */
+    unsigned n_threads;               /* workers */
+    const struct serve_stages *serve; /* both valid until server_stop() */
+    const struct fill_stages *fill;   /* NULL: no workers */
 };
 /* Exact once the stage is past SERVER_FILLING or after server_stop(); before, a glance. */
 void server_get_stats(const struct server *s, struct server_stats *stats);

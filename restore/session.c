@@ -8,6 +8,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/testhook.h"
+#include "restore/explain.h"
 #include "restore/handoff.h"
 #include "restore/supervised.h"
 #include "restore/window.h"
@@ -135,6 +136,11 @@ void session_summarize(struct session *s)
     report_clock(s);
     s->o->report(s->o->opaque, "summary", o);
     s->summarized = true;
+    if (s->server) {
+        struct server_stats stats;
+        server_get_stats(s->server, &stats);
+        explain_stages(&stats);
+    }
 }
 
 /* ---- the guest runs ---- */

@@ -1,5 +1,6 @@
 #!/usr/bin/python3
-"""`snapshot -vv` tells what each stage did: the lines are there, and what they say agrees with the image."""
+"""`snapshot -vv` and `restore -vv` tell what each stage did: the lines are there, and what they say agrees with the
+image and the summary."""
 
 import os
 import re
@@ -8,8 +9,8 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from case import case, main  # noqa: E402
-from minivm import MiniVm  # noqa: E402
-from vmsnap import finish, snapshot, start_vmsnap  # noqa: E402
+from minivm import MiniVm, MiniVmPlace, end_and_wait  # noqa: E402
+from vmsnap import Restore, finish, snapshot, start_vmsnap  # noqa: E402
 
 SIZES = ("--memory", "64M", "--populate", "48M")
 POPULATED_MIB = 48
@@ -72,6 +73,28 @@ def to_pipe(t):
     t.equal(count.wait(10), 0, "wc's exit status")
     with open(size, encoding="ascii") as f:
         check_table(t, result, int(f.read()))
+
+
+@case("minivm.stages.restore", "kernel", 30)
+def of_restore(t):
+    vm = MiniVm(t, *SIZES)
+    vm.wait_for_writes(2000)
+    image = t.path("image")
+    snapshot(t, vm, image)
+    t.equal(end_and_wait(vm), 0, "the source's exit status")
+    for level in ("-vv", "-v"):
+        restored = Restore(t, image, MiniVmPlace(t, *SIZES), level).wait_running()
+        summary = restored.wait_complete()
+        result = restored.end()
+        lines = dict(re.findall(r"^vmsnap: stage (\w+)[:,] (.*)$", result.err, re.M))
+        if level == "-v":
+            t.equal(lines, {}, "stages told with -v")
+            continue
+        t.equal(tuple(lines), ("serve", "decode"), f"stages told in {result.err}")
+        t.equal(number(t, lines["serve"], "N faults"), summary["demand_faults"], lines["serve"])
+        brought = (summary["pages_prefetched"] + summary["pages_ahead"] + summary["pages_filled"]) / 256
+        t.check(number(t, lines["serve"], "N MiB installed") >= brought - 0.1, f"{lines}, {summary}")
+        t.check(number(t, lines["decode"], "N MiB decoded") >= brought - 0.1, f"{lines}, {summary}")
 
 
 if __name__ == "__main__":
