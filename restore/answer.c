@@ -73,6 +73,8 @@ static enum answer answer_from(struct answerer *a, const struct block *b, int rc
         return ANSWERED;
     case -EAGAIN:
         return AGAIN_EVENT;
+    case -EBUSY:
+        return AGAIN_JOB;
     default:
         report_no_room(a, b, rc);
         return AGAIN_ROOM;
@@ -219,16 +221,21 @@ enum answer answer_fault(struct answerer *a, uint64_t hva, bool write)
     offset -= offset % b->region.page_bytes;
     uint64_t cluster = block_cluster_at(b, offset);
     unsigned bit = 1u << (offset / IMAGE_PAGE_BYTES % IMAGE_CLUSTER_PAGES);
+    uint64_t unit = block_cluster_at(b, offset - offset % b->unit_bytes);
+    if (page_state_get(a->state, unit) == CLUSTER_FILLING) /* discarded pages too: not yet */
+        return AGAIN_JOB;
     if (page_state_discarded(a->state, cluster) & bit)
         return answer_discarded(a, b, offset);
     switch (page_state_get(a->state, cluster)) {
     case CLUSTER_PENDING:
+    case CLUSTER_WRITING:
         return answer_pending(a, b, offset, write);
     case CLUSTER_DONE:
         return answer_done(a, b, offset);
     case CLUSTER_GONE:
         return ANSWERED;
     case CLUSTER_FILLING:
+        return AGAIN_JOB;
     case CLUSTER_DAMAGED:
         if (!a->poisons)
             report_wait(a, b, offset);
@@ -277,15 +284,30 @@ static enum answer answer_bad_job(struct answerer *a, const struct job *job)
 {
     enum cluster_state state = page_state_get(a->state, job->damaged);
     if (state != CLUSTER_PENDING && state != CLUSTER_DAMAGED)
-        return ANSWERED;
+        return ANSWERED; /* done meanwhile, or another worker will see */
     damage_report(a, job->block, job->damaged, job->status, job->cause, false);
     return a->poisons ? damage_poison(a, job->block, job->damaged) : ANSWERED;
+}
+
+/* A job whose content is in the file already. */
+static enum answer answer_job_in_place(struct answerer *a, const struct job *job)
+{
+    const struct block *b = job->block;
+    uint64_t offset = block_cluster_offset(b, job->cluster), present = 0;
+    uint64_t len = block_clip(b, offset, (uint64_t)job->n_clusters * IMAGE_CLUSTER_BYTES);
+    int rc = install_filled(&a->installer, b, offset, len, &present);
+    enum answer answer = answer_settled(a, b, offset, len, rc);
+    if (answer == ANSWERED)
+        count_job(a, job, (len - present) / IMAGE_PAGE_BYTES);
+    return answer;
 }
 
 enum answer answer_job(struct answerer *a, const struct job *job, const unsigned char *data)
 {
     if (job->status)
         return answer_bad_job(a, job);
+    if (job->in_place)
+        return answer_job_in_place(a, job);
     for (uint32_t from = 0; from < job->n_clusters;) {
         uint32_t to = from;
         while (to < job->n_clusters &&

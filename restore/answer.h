@@ -45,6 +45,7 @@ enum answer {
     ANSWERED,
     AGAIN_EVENT, /* an event must be read first */
     AGAIN_ROOM,  /* no memory for it now */
+    AGAIN_JOB,   /* a worker is writing it (in_place.h): after its job */
     NEVER,       /* it waits for good: its content can't be had */
 };
 

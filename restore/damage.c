@@ -32,9 +32,9 @@ void damage_hint(const struct answerer *a, struct error *e)
 void damage_report(struct answerer *a, const struct block *b, uint64_t cluster, int err,
                    const char *cause, bool guest_waits)
 {
-    if (page_state_get(a->state, cluster) == CLUSTER_DAMAGED)
+    if (page_state_get(a->state, cluster) == CLUSTER_DAMAGED ||
+        !page_state_damage(a->state, cluster))
         return;
-    page_state_set(a->state, cluster, CLUSTER_DAMAGED);
     uint64_t before = a->counts.clusters_damaged++;
     if (before > DAMAGE_NAMED_MAX)
         return;

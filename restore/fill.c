@@ -10,7 +10,10 @@
 #include "common/codec.h"
 #include "common/futex.h"
 #include "common/pace.h"
+#include "common/testhook.h"
 #include "common/thread.h"
+#include "restore/in_place.h"
+#include "restore/window.h"
 
 /* Clusters that travel together: 64 KiB, installed in about 21 us, is the longest that a fault then
  * waits for the server. */
@@ -18,6 +21,7 @@
 
 /* Below the guest's own threads: a busy guest keeps its CPUs. */
 #define WORKER_NICE 10
+#define HURRY_NICE (-10) /* when one of them waits for us */
 
 enum stage { STAGE_PREFETCH, STAGE_ALL, STAGE_STOP };
 
@@ -25,7 +29,8 @@ struct fill {
     struct fill_config config;
     pthread_t *threads;
     unsigned n_threads;
-    atomic_uint stage; /* futex word: enum stage */
+    atomic_int tids[FILL_MAX_THREADS]; /* 0: not yet known */
+    atomic_uint stage;                 /* futex word: enum stage */
     atomic_ullong prefetch_cursor;
     atomic_uint prefetch_working; /* workers that are not through with it */
     atomic_uint all_working;
@@ -110,9 +115,49 @@ static void decode_job(const struct fill *f, struct codec *codec, struct job *jo
 /* A worker, and up to when its time is charged to a stage. */
 struct worker {
     struct fill *fill;
+    unsigned number;
     struct codec *codec;
     uint64_t lap_ns;
 };
+
+/* What window_guard() runs. */
+struct decoding {
+    const struct worker *worker;
+    struct job *job;
+    unsigned char *to;
+};
+
+static int decode_into_window(void *opaque)
+{
+    const struct decoding *d = opaque;
+    decode_job(d->worker->fill, d->worker->codec, d->job, d->to);
+    return 0;
+}
+
+/* Straight into shared memory, where that is possible. False: it has to go through the slot. */
+static bool decode_in_place(const struct worker *w, struct job *job)
+{
+    const struct block *b = job->block;
+    struct page_state *state = w->fill->config.state;
+    if (!in_place_claim(state, b, job->cluster, job->n_clusters))
+        return false;
+    if (TESTHOOK_BROKEN("done-before-content"))
+        page_state_set(state, job->cluster, CLUSTER_DONE);
+    TESTHOOK_POINT("fill-claimed");
+    uint64_t offset = block_cluster_offset(b, job->cluster);
+    uint64_t len = block_clip(b, offset, (uint64_t)job->n_clusters * IMAGE_CLUSTER_BYTES);
+    struct decoding d = {.worker = w, .job = job, .to = window_at(b, offset)};
+    int rc = window_populate(b, offset, len);
+    if (rc == 0)
+        rc = window_guard(decode_into_window, &d);
+    window_forget(b, offset, len);
+    job->in_place = rc == 0 && job->status == 0;
+    if (!job->in_place)
+        in_place_give_back(state, b, job->cluster, job->n_clusters);
+    if (rc)
+        job->status = 0;
+    return rc == 0;
+}
 
 /* Some clusters of one block that are brought in for one reason. */
 struct range {
@@ -164,7 +209,7 @@ static bool submit_run(struct worker *w, const struct range *r, uint64_t cluster
                         .origin = r->origin,
                         .own = r->own,
                         .zero = all_zero(f->config.img, cluster, n)};
-    if (!job->zero)
+    if (!job->zero && !decode_in_place(w, job))
         decode_job(f, w->codec, job, queue_buffer(q, slot));
     w->lap_ns = stage_lap(&f->stages.decoding, w->lap_ns, job->zero ? 0 : n * IMAGE_CLUSTER_BYTES);
     if (job->status == 0 || n == 1 || r->block->unit_bytes > IMAGE_CLUSTER_BYTES) {
@@ -355,6 +400,7 @@ static void run_rest(struct worker *w)
 static void *run_worker(void *opaque)
 {
     struct worker *w = opaque;
+    atomic_store(&w->fill->tids[w->number], gettid());
     w->lap_ns = clock_monotonic_ns();
     bool go_on = run_prefetch(w);
     setpriority(PRIO_PROCESS, 0, WORKER_NICE); /* on Linux: of this thread alone */
@@ -365,7 +411,7 @@ static void *run_worker(void *opaque)
     return NULL;
 }
 
-static int start_worker(struct fill *f, pthread_t *thread)
+static int start_worker(struct fill *f, unsigned number)
 {
     struct worker *w = malloc(sizeof(*w));
     struct codec *codec = codec_new(1);
@@ -374,8 +420,8 @@ static int start_worker(struct fill *f, pthread_t *thread)
         codec_free(codec);
         return -ENOMEM;
     }
-    *w = (struct worker){.fill = f, .codec = codec};
-    int rc = thread_start(thread, run_worker, w);
+    *w = (struct worker){.fill = f, .number = number, .codec = codec};
+    int rc = thread_start(&f->threads[number], run_worker, w);
     if (rc) {
         codec_free(codec);
         free(w);
@@ -402,7 +448,7 @@ int fill_start(struct fill **out, const struct fill_config *config)
     atomic_init(&f->all_working, config->n_threads);
     int rc = 0;
     for (unsigned i = 0; i < config->n_threads && rc == 0; i++) {
-        rc = start_worker(f, &f->threads[i]);
+        rc = start_worker(f, i);
         f->n_threads += rc == 0;
     }
     if (rc) {
@@ -417,6 +463,16 @@ static void set_stage(struct fill *f, enum stage stage)
 {
     atomic_store(&f->stage, stage);
     futex_wake(&f->stage, (int)f->n_threads);
+}
+
+void fill_hurry(struct fill *f, bool hurry)
+{
+    int calm = atomic_load(&f->prefetch_working) ? 0 : WORKER_NICE;
+    for (unsigned i = 0; i < FILL_MAX_THREADS; i++) {
+        int tid = atomic_load(&f->tids[i]);
+        if (tid)
+            setpriority(PRIO_PROCESS, (id_t)tid, hurry ? HURRY_NICE : calm);
+    }
 }
 
 void fill_allow_all(struct fill *f)

@@ -1,8 +1,9 @@
 /*
  * fill.h - the workers that bring memory in before it is touched: first what is prefetched
  * (prefetch.h), then everything else; and at any time before that what a guest that reads in order
- * is about to touch (ahead.h). They only read and decode; the server installs. They are throttled
- * by the queue, and run at low priority once all that is prefetched is in.
+ * is about to touch (ahead.h). They only read and decode, shared memory in place (in_place.h); the
+ * server installs. They are throttled by the queue, and run at low priority once all that is
+ * prefetched is in.
  */
 #ifndef VMSNAP_RESTORE_FILL_H
 #define VMSNAP_RESTORE_FILL_H
@@ -13,16 +14,18 @@
 #include "restore/prefetch.h"
 #include "restore/queue.h"
 
+#define FILL_MAX_THREADS 16u
+
 struct fill;
 
 struct fill_config {
     const struct image *img;
     const struct blocks *blocks;
-    const struct page_state *state; /* looked at, to skip what is in already */
+    struct page_state *state; /* looked at, to skip what is in already; and claimed (in_place.h) */
     struct queue *queue;
     struct ahead *ahead;
     const struct prefetch *prefetch; /* NULL: nothing is prefetched */
-    unsigned n_threads;
+    unsigned n_threads;              /* at most FILL_MAX_THREADS */
     uint64_t bytes_per_s; /* of memory that everything else brings in, at most; 0: no limit */
     /* Called once by a worker: all that is prefetched has been handed to the queue. */
     void (*prefetched)(void *opaque);
@@ -44,6 +47,10 @@ struct fill_stages {
 
 /* Starts the workers; they begin with what is prefetched. 0 or -errno. */
 int fill_start(struct fill **out, const struct fill_config *config);
+
+/* A fault waits for what a worker has claimed: they get the CPU like the server, or (false) give
+ * way to the guest again. The server's thread. */
+void fill_hurry(struct fill *f, bool hurry);
 
 /* Lets them go on with the rest. Any thread. */
 void fill_allow_all(struct fill *f);

@@ -9,6 +9,8 @@
  * it is to map what the file holds. (A page that was filled, written by the guest and then unmapped
  * looks just like one that was only filled.)
  *
+ * Fill workers do the first step themselves (in_place.h); a page's state says whose turn it is.
+ *
  * What the file holds of a cluster that is not done is never believed: it may be half written, or
  * belong to a huge page that was allocated for a neighbour.
  */
@@ -19,6 +21,7 @@
 
 #include "common/testhook.h"
 #include "common/uffd.h"
+#include "restore/in_place.h"
 #include "restore/window.h"
 
 int installer_init(struct installer *ins, int uffd, const struct image *img,
@@ -195,6 +198,17 @@ static void mark_done(const struct installer *ins, const struct block *b, uint64
         page_state_set(ins->state, block_cluster_at(b, offset + at), CLUSTER_DONE);
 }
 
+/* Gives up the claims of [offset, offset + len). */
+static void disclaim(const struct installer *ins, const struct block *b, uint64_t offset,
+                     uint64_t len)
+{
+    for (uint64_t at = 0; at < len; at += b->unit_bytes) {
+        uint64_t first = block_cluster_at(b, offset + at);
+        if (page_state_get(ins->state, first) == CLUSTER_WRITING)
+            page_state_set(ins->state, first, CLUSTER_PENDING);
+    }
+}
+
 /* What is poisoned comes first: a cluster that is done has it. */
 static int poison_all(const struct installer *ins, const struct block *b, uint64_t offset,
                       uint64_t len)
@@ -203,17 +217,39 @@ static int poison_all(const struct installer *ins, const struct block *b, uint64
     return ins->has_poison ? do_all(ins, b, STEP_POISON, offset, NULL, len, NULL, &settled) : 0;
 }
 
+/* Keeps workers from [offset, offset + len): false when one has a unit of it. */
+static bool claim(const struct installer *ins, const struct block *b, uint64_t offset, uint64_t len)
+{
+    for (uint64_t at = 0; at < len; at += b->unit_bytes)
+        if (!page_state_claim_for_server(ins->state, block_cluster_at(b, offset + at))) {
+            disclaim(ins, b, offset, at);
+            return false;
+        }
+    return true;
+}
+
+/* Between the claim and the mapping: what step `step` does to the pages that are to be given. */
+static int write_claimed(const struct installer *ins, const struct block *b, enum step step,
+                         uint64_t offset, const unsigned char *data, uint64_t len)
+{
+    int rc = poison_all(ins, b, offset, len);
+    if (rc == 0 && step == STEP_WRITE)
+        rc = do_all(ins, b, step, offset, data, len, NULL, NULL);
+    if (rc == 0)
+        mark_done(ins, b, offset, len);
+    else
+        disclaim(ins, b, offset, len);
+    return rc;
+}
+
 static int install_shared(const struct installer *ins, const struct block *b, uint64_t offset,
                           const unsigned char *data, uint64_t len, uint64_t *present)
 {
     uint64_t settled = 0;
-    int rc = poison_all(ins, b, offset, len);
-    if (rc == 0)
-        rc = do_all(ins, b, STEP_WRITE, offset, data, len, NULL, NULL);
-    if (rc)
-        return rc;
-    mark_done(ins, b, offset, len);
-    return do_all(ins, b, STEP_MAP, offset, NULL, len, present, &settled);
+    if (!claim(ins, b, offset, len))
+        return -EBUSY;
+    int rc = write_claimed(ins, b, STEP_WRITE, offset, data, len);
+    return rc ? rc : do_all(ins, b, STEP_MAP, offset, NULL, len, present, &settled);
 }
 
 /* Zeros are in the file from the start: nothing but the guest ever writes there. */
@@ -221,14 +257,40 @@ static int install_shared_zeros(const struct installer *ins, const struct block 
                                 uint64_t len, uint64_t *present)
 {
     uint64_t settled = 0, there = 0;
-    int rc = poison_all(ins, b, offset, len);
-    if (rc)
-        return rc;
-    mark_done(ins, b, offset, len);
-    rc = do_all(ins, b, STEP_ZERO, offset, NULL, len, &there, &settled);
+    if (!claim(ins, b, offset, len))
+        return -EBUSY;
+    int rc = write_claimed(ins, b, STEP_ZERO, offset, NULL, len);
+    if (rc == 0)
+        rc = do_all(ins, b, STEP_ZERO, offset, NULL, len, &there, &settled);
     if (rc == 0 && there > 0)
         rc = do_all(ins, b, STEP_MAP, offset, NULL, len, present, &settled);
     return rc;
+}
+
+/* What was discarded while a worker wrote it must not be there when it is done. */
+static int empty_discarded(const struct installer *ins, const struct block *b, uint64_t offset,
+                           uint64_t len)
+{
+    int rc = 0;
+    for (uint64_t at = 0; at < len && rc == 0; at += b->unit_bytes)
+        rc = in_place_empty_discarded(ins->state, b, block_cluster_at(b, offset + at));
+    return rc;
+}
+
+int install_filled(const struct installer *ins, const struct block *b, uint64_t offset,
+                   uint64_t len, uint64_t *present)
+{
+    uint64_t settled = 0;
+    if (page_state_get(ins->state, block_cluster_at(b, offset)) == CLUSTER_FILLING) {
+        int rc = poison_all(ins, b, offset, len);
+        if (rc == 0)
+            rc = empty_discarded(ins, b, offset, len);
+        if (rc)
+            return rc;
+        mark_done(ins, b, offset, len);
+        TESTHOOK_POINT("fill-done");
+    }
+    return do_all(ins, b, STEP_MAP, offset, NULL, len, present, &settled);
 }
 
 /* A page that the guest owns: what the file holds of it, and if that is nothing, zeros. */
@@ -284,6 +346,8 @@ int install_poison(const struct installer *ins, const struct block *b, uint64_t 
                    uint64_t len, uint64_t *poisoned)
 {
     uint64_t page = b->region.page_bytes, tried = 0, settled = 0, present = 0;
+    if (b->window && !claim(ins, b, offset, len))
+        return -EBUSY;
     int rc = 0;
     for (uint64_t at = 0; at < len && rc == 0; at += page) {
         if (classify(ins, b, offset + at) == PAGE_SKIP)
@@ -292,6 +356,8 @@ int install_poison(const struct installer *ins, const struct block *b, uint64_t 
         tried += page;
     }
     *poisoned = settled - present;
+    if (rc)
+        disclaim(ins, b, offset, len);
     return rc == 0 && tried > 0 && settled == 0 ? -ENOENT : rc;
 }
 
@@ -300,15 +366,13 @@ int install_forget_begun(const struct block *b, struct page_state *state)
     for (uint64_t at = 0; at < b->bytes; at += b->unit_bytes) {
         uint64_t first = block_cluster_at(b, at);
         enum cluster_state found = page_state_get(state, first);
-        if (found == CLUSTER_DONE && TESTHOOK_BROKEN("minor-refilled"))
-            page_state_set(state, first, CLUSTER_PENDING);
-        if (found != CLUSTER_FILLING)
-            continue;
-        uint64_t left = b->bytes - at;
-        int rc = window_empty(b, at, left < b->unit_bytes ? left : b->unit_bytes);
+        bool refill = found == CLUSTER_DONE && TESTHOOK_BROKEN("minor-refilled");
+        int rc =
+            found == CLUSTER_FILLING ? window_empty(b, at, block_clip(b, at, b->unit_bytes)) : 0;
         if (rc)
             return rc;
-        page_state_set(state, first, CLUSTER_PENDING);
+        if (refill || found == CLUSTER_FILLING || found == CLUSTER_WRITING)
+            page_state_set(state, first, CLUSTER_PENDING);
     }
     return 0;
 }

@@ -42,6 +42,8 @@ enum install_zero {
  * event must be read first, some may be in; -ENOENT: no page of it is ours (any longer); -ESRCH:
  * the process is gone; -ENOMEM, -ENOSPC, -EFAULT: no room (memory cgroup, tmpfs).
  *
+ * -EBUSY: a worker is writing some of it (in_place.h), whose job comes; nothing was done.
+ *
  * Of a block with a window the clusters must not be done, and are once their content is complete,
  * before any of it is mapped: -EAGAIN may come after that, and then the rest is mapped when it is
  * touched.
@@ -66,10 +68,15 @@ int install_poison(const struct installer *ins, const struct block *b, uint64_t 
 int install_discarded(const struct installer *ins, const struct block *b, uint64_t offset,
                       uint64_t *present);
 
+/* What a worker has claimed and written in place (in_place.h): done, and mapped. Otherwise as
+ * install_data(). */
+int install_filled(const struct installer *ins, const struct block *b, uint64_t offset,
+                   uint64_t len, uint64_t *present);
+
 /*
- * For a successor, before it serves: what a worker had claimed (CLUSTER_FILLING) and not brought to
- * its end is emptied and pending again. Nothing of it was ever mapped, so that nothing of the
- * guest's is lost. 0 or -errno.
+ * For a successor, before it serves: what a worker had claimed and not brought to its end is
+ * emptied and pending again, with what was discarded meanwhile. Nothing of it was ever mapped, so
+ * that nothing of the guest's is lost. 0 or -errno.
  */
 int install_forget_begun(const struct block *b, struct page_state *state);
 

@@ -47,6 +47,15 @@ void page_state_set(struct page_state *s, uint64_t cluster, enum cluster_state s
         ;
 }
 
+bool page_state_damage(struct page_state *s, uint64_t cluster)
+{
+    unsigned now = load(s, cluster);
+    while ((now & STATE_MASK) != CLUSTER_FILLING)
+        if (swap(s, cluster, &now, (now & ~STATE_MASK) | CLUSTER_DAMAGED))
+            return true;
+    return false;
+}
+
 bool page_state_claim(struct page_state *s, uint64_t cluster)
 {
     unsigned now = load(s, cluster);
@@ -54,6 +63,15 @@ bool page_state_claim(struct page_state *s, uint64_t cluster)
         if (swap(s, cluster, &now, CLUSTER_FILLING))
             return true;
     return false;
+}
+
+bool page_state_claim_for_server(struct page_state *s, uint64_t cluster)
+{
+    unsigned now = load(s, cluster);
+    while ((now & STATE_MASK) == CLUSTER_PENDING)
+        if (swap(s, cluster, &now, (now & ~STATE_MASK) | CLUSTER_WRITING))
+            return true;
+    return (now & STATE_MASK) != CLUSTER_FILLING;
 }
 
 bool page_state_unclaim(struct page_state *s, uint64_t cluster, unsigned discarded)

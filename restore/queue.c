@@ -73,13 +73,19 @@ static size_t n_ready(struct queue *q)
 
 void queue_submit(struct queue *q, uint32_t slot)
 {
-    bool first = q->jobs[slot].origin == JOB_AHEAD;
+    const struct job *job = &q->jobs[slot];
+    bool first = job->origin == JOB_AHEAD || (job->in_place && atomic_load(&q->awaited));
     ring_push(first ? &q->first : &q->ready, slot); /* can't be full: a place for every slot */
     /* Orders the push before the look; pairs with the fence in queue_sleep_begin(). */
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load_explicit(&q->sleeping, memory_order_relaxed) &&
-        (first || n_ready(q) >= q->wake_at))
+        (first || atomic_load(&q->awaited) || n_ready(q) >= q->wake_at))
         queue_wake(q);
+}
+
+void queue_await(struct queue *q, bool awaited)
+{
+    atomic_store(&q->awaited, awaited);
 }
 
 void queue_flush(struct queue *q)

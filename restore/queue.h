@@ -29,6 +29,7 @@ struct job {
     enum job_origin origin;
     bool zero;        /* all zeros: the slot's buffer is not filled */
     bool own;         /* zeros in pages of their own: they are about to be written */
+    bool in_place;    /* written into shared memory (in_place.h): nor is it then */
     int status;       /* 0, or -errno: the cluster could not be read, `cause` says why */
     uint64_t damaged; /* the cluster that could not be read */
     char cause[256];
@@ -43,6 +44,7 @@ struct queue {
     unsigned wake_at; /* the server is woken for so many */
     int wake_fd;      /* an eventfd: the server polls it while it sleeps */
     atomic_bool sleeping;
+    atomic_bool awaited; /* a fault waits for a job in place: they go first, and at once */
 };
 
 /* n_slots of slot_bytes each: all the memory it ever takes. 0 or -errno. */
@@ -67,6 +69,9 @@ void queue_cancel(struct queue *q);
 
 /* Server: the next job's slot, without waiting. False: none. */
 bool queue_next(struct queue *q, uint32_t *slot);
+
+/* Server: whether a fault waits for a job in place. */
+void queue_await(struct queue *q, bool awaited);
 
 /* Anybody: makes a sleeping server look again. */
 void queue_wake(struct queue *q);

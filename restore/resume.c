@@ -17,7 +17,6 @@
 #include "restore/damage.h"
 #include "restore/detach.h"
 #include "restore/handoff.h"
-#include "restore/install.h"
 #include "restore/session.h"
 #include "restore/signals.h"
 #include "restore/supervised.h"
@@ -63,11 +62,7 @@ static int take_image(struct session *s, struct error *e)
                      given ? given : record_image_path(&s->record), (int)s->target->pid);
 }
 
-/*
- * What is registered for minor faults is filled through the file as before. What the server before
- * us had begun to write there, and not marked as done, nobody has seen: away with it, and with what
- * was given back under its hands.
- */
+/* What is registered for minor faults is filled through the file as before. */
 static int reopen_windows(struct session *s, struct error *e)
 {
     int rc = 0;
@@ -76,8 +71,6 @@ static int reopen_windows(struct session *s, struct error *e)
         if (!record_has_window(&s->record, b->region.hva))
             continue;
         rc = window_reopen(b, s->target);
-        if (rc == 0)
-            rc = install_forget_begun(b, &s->state);
         if (rc)
             error_set(e, VMSNAP_EXIT_TARGET, -rc,
                       "the memory of block '%s' of process %d can't be opened", b->region.name,

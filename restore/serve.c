@@ -10,9 +10,9 @@
  *   1. read messages; note discards at once, put faults into `waiting`;
  *   2. answer what waits: decode the cluster, install all of it, wake. A fault that got EAGAIN
  * stays;
- *   3. only if none waits, install one job of the fill workers (at most 64 KiB, about 21 us; a huge
- *      page where the memory is made of those), first what lies ahead of a guest that reads in
- * order;
+ *   3. only if none waits but for a job, install one job of the fill workers (at most 64 KiB, about
+ *      21 us; a huge page where the memory is made of those), first what lies ahead of a guest that
+ *      reads in order, and what a fault waits for;
  *   4. with nothing to do, go on reading for SPIN_NS after the last fault (a wakeup across CPUs
  * costs more than the fault itself), then sleep in poll.
  *
@@ -59,13 +59,15 @@ struct server {
     struct answerer answerer;
     struct queue queue;
     struct ahead ahead;
-    struct fill *fill;
+    _Atomic(struct fill *) fill;
     pthread_t thread;
     bool thread_started;
 
     struct waiting_fault waiting[WAITING_MAX];
     unsigned n_waiting;
-    bool has_job; /* a job that got EAGAIN and must be tried again */
+    unsigned n_behind; /* of those: for a job that a worker is at */
+    bool hurried;      /* the workers were told */
+    bool has_job;      /* a job that got EAGAIN and must be tried again */
     uint32_t job_slot;
     uint64_t spin_ns; /* SPIN_NS; 0 on a single CPU, where it would hold up the guest */
     uint64_t last_fault_ns;
@@ -97,12 +99,24 @@ static void set_stage(struct server *s, enum server_stage stage)
 
 /* ---- faults ---- */
 
+/* A worker that has lost its CPU in the middle of what a fault waits for must get it back. */
+static void hurry_workers(struct server *s)
+{
+    bool hurry = s->n_behind > 0;
+    struct fill *fill = atomic_load(&s->fill);
+    queue_await(&s->queue, hurry);
+    if (hurry == s->hurried || !fill)
+        return;
+    fill_hurry(fill, hurry);
+    s->hurried = hurry;
+}
+
 /* Answers what waits; keeps what must be tried again. True when something is kept for want of room.
  */
 static bool answer_waiting(struct server *s)
 {
     bool no_room = false;
-    unsigned kept = 0;
+    unsigned kept = 0, behind = 0;
     if (s->n_waiting == 0)
         return false;
     uint64_t began_ns = clock_monotonic_ns();
@@ -116,10 +130,13 @@ static bool answer_waiting(struct server *s)
             histogram_add(&s->fault_times, now - fault.since_ns);
         } else if (answer != NEVER) {
             no_room |= answer == AGAIN_ROOM;
+            behind += answer == AGAIN_JOB;
             s->waiting[kept++] = fault;
         }
     }
     s->n_waiting = kept;
+    s->n_behind = behind;
+    hurry_workers(s);
     stage_lap(&s->stages.answering, began_ns, 0);
     return no_room;
 }
@@ -197,7 +214,7 @@ static bool install_next_job(struct server *s, bool *no_room)
     uint64_t began_ns = clock_monotonic_ns();
     enum answer answer = answer_job(&s->answerer, job, queue_buffer(&s->queue, s->job_slot));
     stage_lap(&s->stages.installing, began_ns, (uint64_t)job->n_clusters * IMAGE_CLUSTER_BYTES);
-    s->has_job = answer == AGAIN_EVENT || answer == AGAIN_ROOM;
+    s->has_job = answer == AGAIN_EVENT || answer == AGAIN_ROOM || answer == AGAIN_JOB;
     *no_room |= answer == AGAIN_ROOM;
     if (!s->has_job)
         queue_release(&s->queue, s->job_slot);
@@ -292,7 +309,7 @@ static void wait_to_retry(struct server *s, bool no_room)
 static void turn_without_message(struct server *s)
 {
     bool no_room = answer_waiting(s);
-    if (s->n_waiting > 0) {
+    if (s->n_waiting > s->n_behind) {
         wait_to_retry(s, no_room);
         return;
     }
@@ -339,6 +356,16 @@ static void on_all_queued(void *opaque)
     queue_wake(&s->queue);
 }
 
+/* What the one before us had begun in place. */
+static int forget_begun(const struct server_config *c)
+{
+    int rc = 0;
+    for (uint32_t i = 0; i < c->blocks->count && rc == 0; i++)
+        if (c->takes_over && c->blocks->items[i].window)
+            rc = install_forget_begun(&c->blocks->items[i], c->state);
+    return rc;
+}
+
 static int init_server(struct server *s)
 {
     uint64_t slot = fill_slot_bytes(s->config.blocks);
@@ -360,6 +387,8 @@ static int init_server(struct server *s)
         rc = ahead_init(&s->ahead);
     if (rc == 0)
         rc = queue_init(&s->queue, (uint32_t)n_slots, slot);
+    if (rc == 0)
+        rc = forget_begun(&s->config);
     if (rc == 0)
         rc = thread_start(&s->thread, run_server, s);
     s->thread_started = rc == 0;
@@ -411,9 +440,11 @@ int server_begin_prefetch(struct server *s, struct error *e)
         .finished = on_all_queued,
         .opaque = s,
     };
-    int rc = fill_start(&s->fill, &config);
+    struct fill *fill;
+    int rc = fill_start(&fill, &config);
     if (rc)
         return error_set(e, VMSNAP_EXIT_FAILED, -rc, "the fill threads can't start");
+    atomic_store(&s->fill, fill);
     return 0;
 }
 
@@ -477,12 +508,12 @@ void server_stop(struct server *s)
 {
     if (!s)
         return;
-    fill_stop(s->fill);
     if (s->thread_started) {
         atomic_store(&s->stop, true);
         queue_wake(&s->queue);
         pthread_join(s->thread, NULL);
     }
+    fill_stop(s->fill); /* now that nobody hurries them */
     queue_free(&s->queue);
     ahead_free(&s->ahead);
     answerer_free(&s->answerer);

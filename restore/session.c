@@ -274,10 +274,12 @@ static void answer_asker(struct session *s)
     s->server = NULL;
     TESTHOOK_POINT("handing-over");
     s->handed_over = record_hand_over(&s->record);
-    if (s->handed_over)
-        log_warn("another vmsnap serves process %d from here on", (int)s->target->pid);
-    else
+    if (!s->handed_over) {
         serve_again(s);
+        return;
+    }
+    log_warn("another vmsnap serves process %d from here on", (int)s->target->pid);
+    window_close_all(&s->blocks);
 }
 
 /* Nothing is left to do but to wait for the VMM's end, if anybody wants to know of it. */

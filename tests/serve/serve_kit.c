@@ -182,6 +182,8 @@ bool kit_serve(struct kit *k, bool prefetch_hot, bool fill)
     record_ready(&k->record, k->attach.target_fd);
     if (prefetch_hot && !k->prefetch.img && prefetch_plan(&k->prefetch, k->img, NULL, true))
         return false;
+    if (k->goes_early)
+        kit_go(k);
     struct server_config config = {.uffd = k->attach.uffd,
                                    .target = &k->target,
                                    .img = k->img,

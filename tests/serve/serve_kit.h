@@ -47,12 +47,14 @@ struct kit_block {
 
 #define KIT_BLOCKS_MAX 6
 #define KIT_DISCARD_PAGES 4096u /* of each block, with KIT_DISCARD */
+#define KIT_GIVEN_UP 1024u      /* pages, with KIT_GIVE_UP */
 #define KIT_POISONED_PAGE 21u   /* of block 0, where the kit poisons */
 
 /* What the process does with its memory when told to go. */
 enum kit_work {
     KIT_READ,    /* reads every page in random order, then writes and reads back */
     KIT_DISCARD, /* reads, discards and writes at random; knows what each page must hold */
+    KIT_GIVE_UP, /* discards the first KIT_GIVEN_UP pages of block 0, then reads them */
     KIT_UNMAP,   /* reads, changes and unmaps (MADV_DONTNEED): shared memory keeps its content */
     KIT_TOUCH,   /* reads page `touch_page` of block 0 */
     KIT_STROLL,  /* reads every page in order, and pauses at each 16 KiB */
@@ -91,6 +93,7 @@ struct kit {
     struct prefetch prefetch;
     struct learn learn; /* begun by the test where it is wanted, before kit_serve() */
     uint64_t bytes_per_s;
+    bool goes_early; /* kit_serve() lets the process work before it fills */
     struct server *server;
     bool poison_damage; /* for kit_serve() */
 };

@@ -233,6 +233,17 @@ static void discard_own(unsigned thread, uint64_t *seed)
     }
 }
 
+static void give_up(void)
+{
+    uint64_t step = board->blocks[0].kind == KIT_HUGETLB ? HUGE / PAGE : 1;
+    for (uint64_t page = 0; page < KIT_GIVEN_UP; page += step) {
+        madvise(page_at(0, page), step * PAGE, MADV_REMOVE);
+        atomic_fetch_add(&board->discards, step);
+    }
+    for (uint64_t page = 0; page < KIT_GIVEN_UP; page++)
+        check_holds(0, page, HOLDS_ZEROS);
+}
+
 /* A page of shared memory that was touched, is taken out of the page table, and comes again. */
 static void unmap_own(unsigned thread, uint64_t *seed)
 {
@@ -271,6 +282,8 @@ static void *run_worker(void *opaque)
         stroll();
     else if (board->work == KIT_DISCARD)
         discard_own(thread, &seed);
+    else if (board->work == KIT_GIVE_UP)
+        give_up();
     else if (board->work == KIT_UNMAP)
         unmap_own(thread, &seed);
     else

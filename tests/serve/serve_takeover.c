@@ -2,7 +2,8 @@
  * The server is killed again and again, and each time another takes over from the record in the
  * process: every thread that waits is served, no page is wrong, and what was given back stays so.
  *
- * With a rule broken on purpose (VMSNAP_BREAK=event-forgotten or minor-refilled) it has to fail.
+ * With a rule broken on purpose (VMSNAP_BREAK=event-forgotten, minor-refilled or
+ * done-before-content) it has to fail.
  */
 #include <fcntl.h>
 #include <pthread.h>
@@ -23,6 +24,7 @@ struct shape {
     enum kit_work work;
     unsigned n_kills;
     const char *kill_at; /* a named point; NULL: at random moments */
+    bool shared_only;    /* one block of shared memory, one thread */
 };
 
 /* ---- the servers: children ---- */
@@ -30,9 +32,9 @@ struct shape {
 static int serve_first(void *opaque)
 {
     struct kit *k = opaque;
+    k->goes_early = true;
     if (!kit_serve(k, true, true))
         return 1;
-    kit_go(k);
     for (;;)
         pause();
 }
@@ -75,7 +77,8 @@ static void fill_board(struct kit_board *board, const struct shape *shape)
     board->work = shape->work;
     board->n_threads = 3;
     board->n_rounds = 6000;
-    if (shape->work == KIT_UNMAP) {
+    if (shape->work == KIT_UNMAP || shape->shared_only) {
+        board->n_threads = shape->shared_only ? 1 : 3;
         board->n_blocks = 1;
         board->blocks[0] = (struct kit_block){.kind = KIT_MEMFD, .n_pages = KIT_DISCARD_PAGES};
         return;
@@ -95,7 +98,8 @@ static bool is_served_no_more(struct kit *k)
 static int kill_servers(struct kit *k, const struct shape *shape, unsigned *killed)
 {
     pid_t server = ktest_spawn(serve_first, k);
-    KTEST_CHECK(KTEST_WAIT(atomic_load(&k->board->pages_read) >= 1), "nothing was read");
+    KTEST_CHECK(shape->kill_at || KTEST_WAIT(atomic_load(&k->board->pages_read) >= 1),
+                "nothing was read");
     for (*killed = 0; *killed < shape->n_kills && !is_served_no_more(k); ++*killed) {
         int status = 0;
         if (shape->kill_at) {
@@ -280,9 +284,13 @@ static int run_forged(const void *arg)
     return KTEST_PASS;
 }
 
-static const struct shape reads = {KIT_READ, 30, NULL}, discards = {KIT_DISCARD, 30, NULL},
-                          after_read = {KIT_DISCARD, 60, "serve-read:40"},
-                          unmaps = {KIT_UNMAP, 30, NULL};
+static const struct shape
+    reads = {.work = KIT_READ, .n_kills = 30},
+    discards = {.work = KIT_DISCARD, .n_kills = 30},
+    after_read = {.work = KIT_DISCARD, .n_kills = 60, .kill_at = "serve-read:40"},
+    filling = {.work = KIT_READ, .n_kills = 30, .kill_at = "fill-claimed:3", .shared_only = true},
+    filled = {.work = KIT_DISCARD, .n_kills = 30, .kill_at = "fill-done:3", .shared_only = true},
+    unmaps = {.work = KIT_UNMAP, .n_kills = 30};
 
 int main(int argc, char **argv)
 {
@@ -295,6 +303,8 @@ int main(int argc, char **argv)
         {"reads", run_shape, &reads},
         {"discards", run_shape, &discards},
         {"killed-after-read", run_shape, &after_read},
+        {"killed-while-filling", run_shape, &filling},
+        {"killed-before-mapping", run_shape, &filled},
         {"unmaps", run_shape, &unmaps},
         {"refusals", run_refusals, NULL},
         {"swapped", run_swapped, NULL},
