@@ -144,6 +144,14 @@ static void report_running(const struct session *s, int word_fd)
     s->o->report(s->o->opaque, "running", o);
 }
 
+/* The server before us had let go of the VMM, and was killed before it could say so. */
+static int tell_complete(struct session *s)
+{
+    s->complete_ns = clock_monotonic_ns() - s->began_ns;
+    session_summarize(s);
+    return 0;
+}
+
 /* All memory was in already: only the descriptors are left. */
 static int clear_up(struct session *s, struct error *e)
 {
@@ -153,9 +161,7 @@ static int clear_up(struct session *s, struct error *e)
     if (rc)
         return rc;
     warn_if_held(s);
-    s->complete_ns = clock_monotonic_ns() - s->began_ns;
-    session_summarize(s);
-    return 0;
+    return tell_complete(s);
 }
 
 /*
@@ -241,7 +247,9 @@ int resume_run(const struct restore_options *o, pid_t pid, const struct resume_h
     rc = record_open(&s.record, &target, o->image_path && !help, e);
     if (rc == 0)
         e->guest = GUEST_WAITING;
-    if (rc == 0)
+    if (rc == -ENOENT && help)
+        rc = tell_complete(&s);
+    else if (rc == 0)
         rc = record_is_released(&s.record) ? clear_up(&s, e) : take_over(&s, help, e);
     session_close(&s);
     target_close(&target);

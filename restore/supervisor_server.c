@@ -133,7 +133,7 @@ static _Noreturn void run_successor(struct supervisor *s)
     TESTHOOK_SUCCEED(s->n_started);
     signals_outlive();
     int rc = resume_run(s->o, s->vmm, &help, &e);
-    if (rc == 0 || (rc == -ENOENT && e.exit_code == VMSNAP_EXIT_TARGET))
+    if (rc == 0)
         _exit(VMSNAP_EXIT_DONE);
     if (e.exit_code == VMSNAP_EXIT_BUSY)
         _exit(VMSNAP_EXIT_BUSY);
