@@ -309,8 +309,13 @@ static int install_owned(const struct installer *ins, const struct block *b, uin
 int install_data(const struct installer *ins, const struct block *b, uint64_t offset,
                  const void *data, uint64_t len, uint64_t *present)
 {
-    return b->window ? install_shared(ins, b, offset, data, len, present)
-                     : install(ins, b, offset, data, len, present);
+    if (TESTHOOK_BROKEN("done-before-install"))
+        mark_done(ins, b, offset, len);
+    TESTHOOK_POINT("serve-installing");
+    int rc = b->window ? install_shared(ins, b, offset, data, len, present)
+                       : install(ins, b, offset, data, len, present);
+    TESTHOOK_POINT("serve-installed");
+    return rc;
 }
 
 int install_zeros(const struct installer *ins, const struct block *b, uint64_t offset, uint64_t len,

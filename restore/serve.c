@@ -235,6 +235,7 @@ static bool release_piece(struct server *s)
         b->region.page_bytes > UFFD_PIECE_BYTES ? b->region.page_bytes : UFFD_PIECE_BYTES;
     if (len > piece)
         len = piece;
+    TESTHOOK_POINT("serve-releasing");
     uffd_unregister_pieces(s->config.uffd, b->region.hva + s->release_offset, len);
     s->release_offset += len;
     if (s->release_offset == b->bytes) {

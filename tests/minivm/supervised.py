@@ -15,7 +15,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from case import Failed, case, descendants, is_alive, main, wait_until  # noqa: E402
 from minivm import MiniVmPlace  # noqa: E402
 from resume import ALONE, POINTS, SIZES, check_whole, kill, minivm_of, take_image  # noqa: E402
-from vmsnap import Restore, broken, finish, pause_log, start_vmsnap, vmsnap  # noqa: E402
+from vmsnap import (Restore, broken, finish, hook_points, pause_log, start_vmsnap,  # noqa: E402
+                    vmsnap)
 
 FROM_LIVE = ("restore-let-live", *POINTS)
 BEFORE = ("restore-launched", "restore-attached", "restore-registered", "restore-state-loaded")
@@ -126,6 +127,92 @@ def successors(t):
     t.check(len(restored.result().of_type("takeover")) >= 3, "hardly any was killed")
 
 
+# ---- in the middle of something: each time it is done, or within an injection
+
+SERVING = hook_points("serve-", "fill-")
+INJECTING = hook_points("inject-")
+
+
+def killed_anywhere(t, image, options, point, nth):
+    """The server is killed the nth time it gets to a point, wherever that is: nothing is left of a VMM that has
+    not run, and all is right with one that has. What became of it."""
+    place, restored = started(t, image, options,
+                              hooks={"kill_at": f"{point}:{nth}", "pause_log": t.path("log")})
+    what = f"{options[1]}, killed at {point}, time {nth}"
+    wait_until(lambda: restored.result().of_type("running") or restored.process.poll() is not None, 30, what)
+    if not restored.result().of_type("running"):
+        check_too_soon(t, restored, place, what)
+        return "too soon"
+    restored.wait_running()
+    check_end(t, restored, place, what)
+    if restored.result().of_type("takeover"):
+        return "taken over"
+    return "at the end" if os.path.exists(t.path("log")) else "not reached"
+
+
+def check_too_soon(t, restored, place, what):
+    restored.process.wait(20)
+    result = restored.result()
+    t.equal(result.code, 1, f"{what}: {result.text()}")
+    t.equal(result.error["guest_state"], "not-started", f"{what}: guest_state")
+    t.check(not any(place.control.encode() in cmdline(p) for p in descendants(os.getpid())),
+            f"{what}: no VMM is left")
+
+
+def killed_serving(t, times, seed):
+    chance = random.Random(seed)
+    t.say(f"seed {seed}")
+    for options in KINDS:
+        image = take_image(t, *options)
+        for point in SERVING:
+            ends = []
+            for _ in range(times):
+                inner = t.sub()
+                nth = chance.randint(1, 6 if point == "serve-releasing" else 600)
+                ends.append(killed_anywhere(inner, image, options, point, nth))
+                inner.end()
+            t.say(f"{options[1]}, {point}: {ends}")
+        os.unlink(image)
+
+
+@case("minivm.supervised.serving", "kernel", 90)
+def serving(t):
+    """Killed while it reads faults, fills, unregisters: the nth time."""
+    killed_serving(t, 2, random.randrange(1 << 30))
+
+
+@case("minivm.supervised.serving-20", "kernel,slow", 900)
+def serving_20(t):
+    killed_serving(t, 20, random.randrange(1 << 30))
+
+
+def killed_injecting(t, points, times, options):
+    """A server injects system calls to attach, and to hand off: at each of its points, each time it comes
+    there."""
+    image = take_image(t, *options)
+    seen = set()
+    for point in points:
+        ends = []
+        while not ends or ends[-1] != "not reached":
+            for _ in range(times):
+                inner = t.sub()
+                ends.append(killed_anywhere(inner, image, options, point, len(ends) // times + 1))
+                inner.end()
+        seen.update(ends)
+        t.say(f"{point}: {ends}")
+    t.check({"too soon", "taken over"} <= seen, f"before and after the guest runs: {seen}")
+
+
+@case("minivm.supervised.injecting", "kernel", 120)
+def injecting(t):
+    killed_injecting(t, ("inject-stopped", "inject-in-syscall", "inject-after-syscall"), 1, KINDS[0])
+
+
+@case("minivm.supervised.injecting-20", "kernel,slow", 3000)
+def injecting_20(t):
+    killed_injecting(t, INJECTING, 20, KINDS[0])
+
+
 # ---- the supervisor is killed, or all at once
 
 def killed_while_held(t, image, options, point, whom):
@@ -196,13 +283,8 @@ def before_at_points(t, times):
             place, restored = started(inner, image, (), "--pidfile", pid_path,
                                       hooks={"kill_at": point, "pause_log": log})
             first_line(log)
-            restored.process.wait(20)
-            result = restored.result()
-            t.equal(result.code, 1, f"{point}: {result.text()}")
-            t.equal(result.error["guest_state"], "not-started", f"{point}: guest_state")
+            check_too_soon(inner, restored, place, point)
             t.check(not os.path.exists(pid_path), "no pidfile is left")
-            t.check(not any(place.control.encode() in cmdline(p) for p in descendants(os.getpid())),
-                    f"{point}: no VMM is left")
             inner.end()
 
 
@@ -387,6 +469,19 @@ def detached(t):
         if point != "restore-handed-off":
             wait_until(lambda pidfile=pidfile: not os.path.exists(pidfile), 10, f"{point}: the pidfile goes")
         inner.end()
+
+
+@case("minivm.supervised.stopped", "kernel", 60)
+def stopped(t):
+    """SIGSTOP for the server alone: the supervisor continues it, its guest does not hang."""
+    image = take_image(t, *KINDS[0])
+    place, restored = started(t, image, KINDS[0], "--no-fill", "--prefetch", "none")
+    restored.wait_running()
+    for _ in range(3):
+        os.kill(ours(restored)[1], signal.SIGSTOP)
+        place.wait_for_writes(500)
+    t.equal(restored.result().of_type("takeover"), [], "nobody had to take over")
+    t.equal(restored.end().code, 0, "exit status")
 
 
 @case("minivm.supervised.signals", "kernel", 60)

@@ -2,8 +2,8 @@
  * The server is killed again and again, and each time another takes over from the record in the
  * process: every thread that waits is served, no page is wrong, and what was given back stays so.
  *
- * With a rule broken on purpose (VMSNAP_BREAK=event-forgotten, minor-refilled or
- * done-before-content) it has to fail.
+ * With a rule broken on purpose (VMSNAP_BREAK=event-forgotten, minor-refilled,
+ * done-before-content or done-before-install) it has to fail.
  */
 #include <fcntl.h>
 #include <pthread.h>
@@ -110,6 +110,7 @@ static int kill_servers(struct kit *k, const struct shape *shape, unsigned *kill
         }
         if (status == -1 || (shape->kill_at && !WIFSIGNALED(status)))
             break; /* it never got there (again) */
+        kit_go(k); /* the first may have died before it said so */
         server = ktest_spawn(take_over, k);
     }
     unsetenv("VMSNAP_KILL_AT");
@@ -288,6 +289,9 @@ static const struct shape
     reads = {.work = KIT_READ, .n_kills = 30},
     discards = {.work = KIT_DISCARD, .n_kills = 30},
     after_read = {.work = KIT_DISCARD, .n_kills = 60, .kill_at = "serve-read:40"},
+    before_install = {.work = KIT_READ, .n_kills = 40, .kill_at = "serve-installing:30"},
+    after_install = {.work = KIT_READ, .n_kills = 40, .kill_at = "serve-installed:30"},
+    discards_after = {.work = KIT_DISCARD, .n_kills = 40, .kill_at = "serve-installed:20"},
     filling = {.work = KIT_READ, .n_kills = 30, .kill_at = "fill-claimed:3", .shared_only = true},
     filled = {.work = KIT_DISCARD, .n_kills = 30, .kill_at = "fill-done:3", .shared_only = true},
     unmaps = {.work = KIT_UNMAP, .n_kills = 30};
@@ -305,6 +309,9 @@ int main(int argc, char **argv)
         {"killed-after-read", run_shape, &after_read},
         {"killed-while-filling", run_shape, &filling},
         {"killed-before-mapping", run_shape, &filled},
+        {"killed-before-install", run_shape, &before_install},
+        {"killed-after-install", run_shape, &after_install},
+        {"discards-after-install", run_shape, &discards_after},
         {"unmaps", run_shape, &unmaps},
         {"refusals", run_refusals, NULL},
         {"swapped", run_swapped, NULL},
