@@ -194,7 +194,7 @@ static void hand_off(struct session *s, struct handoff_collapse *collapse)
     s->handed_off = true;
     supervised_tell_complete();
     progress_finish(&s->progress.line);
-    s->progress.line.redraw = false;
+    s->progress.line.redraw = s->progress.periodic = false; /* only if asked */
     session_summarize(s);
     handoff_collapse_begin(collapse, s->target, s->img, &s->blocks);
 }
