@@ -22,7 +22,7 @@ packages_bench=(zstd python3-zstandard python3-matplotlib)
 
 # To test: the unit test library, the independent image reader's modules, the checkers.
 packages_test=(strace libcriterion-dev python3-zstandard python3-xxhash gdb procps
-    git clang-format clang-tidy cppcheck shellcheck groff-base)
+    git clang-format clang-tidy cppcheck shellcheck groff-base systemd)
 
 say() {
     printf '%s: %s\n' "$(basename "$0")" "$*" >&2

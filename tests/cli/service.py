@@ -49,9 +49,11 @@ def unit_hardening(t):
     """Settings that would break a restore: each is named in the comments, none is set."""
     lines = unit_text().split("\n")
     comments = " ".join(line for line in lines if line.startswith("#"))
-    for name in ("PrivateDevices", "ProtectClock", "ProtectProc", "PrivateUsers",
-                 "MemoryDenyWriteExecute", "SystemCallFilter"):
-        t.check(not any(line.startswith(name + "=") for line in lines), f"{name}= is not set")
+    for name in ("SystemCallFilter", "SystemCallArchitectures", "MemoryDenyWriteExecute",
+                 "LockPersonality", "Restrict", "ProtectClock", "ProtectHostname", "ProtectKernelLogs",
+                 "ProtectKernelModules", "ProtectKernelTunables", "PrivateDevices", "PrivateUsers",
+                 "ProtectProc"):
+        t.check(not any(re.match(name + r"\w*=", line) for line in lines), f"{name}= is not set")
         t.check(name in comments, f"{name}: said why")
     with open(os.path.join(TOP, "docs", "vmsnap.1"), encoding="utf-8") as f:
         t.check("vmsnap\\-restore@.service" in f.read(), "the man page knows of it")
