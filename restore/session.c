@@ -247,8 +247,6 @@ static void serve_again(struct session *s)
     int rc = uffd < 0 ? error_set(&e, VMSNAP_EXIT_FAILED, -uffd,
                                   "can't get the VMM's userfaultfd, to serve it again")
                       : session_serve(s, uffd, s->fills, true, &e);
-    if (rc == 0)
-        rc = server_begin_prefetch(s->server, &e);
     if (rc == 0) {
         server_begin_fill(s->server);
         return;
