@@ -10,7 +10,6 @@
 #include "common/codec.h"
 #include "common/futex.h"
 #include "common/pace.h"
-#include "common/testhook.h"
 #include "common/thread.h"
 #include "restore/in_place.h"
 #include "restore/window.h"
@@ -134,16 +133,13 @@ static int decode_into_window(void *opaque)
     return 0;
 }
 
-/* Straight into shared memory, where that is possible. False: it has to go through the slot. */
+/* Straight into a huge page of shared memory. False: it has to go through the slot. */
 static bool decode_in_place(const struct worker *w, struct job *job)
 {
     const struct block *b = job->block;
     struct page_state *state = w->fill->config.state;
-    if (!in_place_claim(state, b, job->cluster, job->n_clusters))
+    if (!in_place_decodes(b) || !in_place_claim(state, b, job->cluster, job->n_clusters))
         return false;
-    if (TESTHOOK_BROKEN("done-before-content"))
-        page_state_set(state, job->cluster, CLUSTER_DONE);
-    TESTHOOK_POINT("fill-claimed");
     uint64_t offset = block_cluster_offset(b, job->cluster);
     uint64_t len = block_clip(b, offset, (uint64_t)job->n_clusters * IMAGE_CLUSTER_BYTES);
     struct decoding d = {.worker = w, .job = job, .to = window_at(b, offset)};
@@ -157,6 +153,16 @@ static bool decode_in_place(const struct worker *w, struct job *job)
     if (rc)
         job->status = 0;
     return rc == 0;
+}
+
+/* Into its slot; shared memory into the file as well, so that it has only to be mapped. */
+static void decode(const struct worker *w, struct job *job, unsigned char *slot)
+{
+    if (decode_in_place(w, job))
+        return;
+    decode_job(w->fill, w->codec, job, slot);
+    job->in_place = job->status == 0 && in_place_write(w->fill->config.state, job->block,
+                                                       job->cluster, job->n_clusters, slot);
 }
 
 /* Some clusters of one block that are brought in for one reason. */
@@ -209,8 +215,8 @@ static bool submit_run(struct worker *w, const struct range *r, uint64_t cluster
                         .origin = r->origin,
                         .own = r->own,
                         .zero = all_zero(f->config.img, cluster, n)};
-    if (!job->zero && !decode_in_place(w, job))
-        decode_job(f, w->codec, job, queue_buffer(q, slot));
+    if (!job->zero)
+        decode(w, job, queue_buffer(q, slot));
     w->lap_ns = stage_lap(&f->stages.decoding, w->lap_ns, job->zero ? 0 : n * IMAGE_CLUSTER_BYTES);
     if (job->status == 0 || n == 1 || r->block->unit_bytes > IMAGE_CLUSTER_BYTES) {
         if (r->origin == JOB_FILL && !job->zero)
