@@ -19,7 +19,7 @@ struct clock_sync {
     int fd;               /* -1: none, or closed */
     uint64_t began_ns, deadline_ns;
     pthread_t thread;
-    bool joinable;
+    bool joinable, lost;
     atomic_bool over; /* what is below may be read once it is set */
     bool measured;
     struct agent_clock clock;
@@ -75,6 +75,25 @@ struct clock_sync *clock_sync_start(int fd, int timeout_ms, const struct error *
     return s;
 }
 
+struct clock_sync *clock_sync_lost(void)
+{
+    struct clock_sync *s = calloc(1, sizeof(*s));
+    if (!s)
+        return NULL;
+    s->fd = -1;
+    pthread_mutex_init(&s->lock, NULL);
+    s->lost = true;
+    error_set(&s->error, VMSNAP_EXIT_FAILED, 0,
+              "the server that was to do it has died, perhaps after it had done it");
+    atomic_store(&s->over, true);
+    return s;
+}
+
+static json_t *number_or_null(bool known, int64_t n)
+{
+    return known ? json_integer(n) : json_null();
+}
+
 bool clock_sync_is_over(const struct clock_sync *s)
 {
     return s && atomic_load(&s->over);
@@ -93,14 +112,15 @@ void clock_sync_add(struct clock_sync *s, json_t *object)
         return;
     join(s);
     bool good = s->error.exit_code == 0;
-    json_object_set_new(object, "clock_synced", json_boolean(good));
+    json_object_set_new(object, "clock_synced", s->lost ? json_null() : json_boolean(good));
     json_object_set_new(object, "clock_difference_ns",
-                        s->measured ? json_integer(s->clock.behind_ns) : json_null());
-    json_object_set_new(object, "clock_sync_ns", json_integer((json_int_t)s->took_ns));
+                        number_or_null(s->measured, s->clock.behind_ns));
+    json_object_set_new(object, "clock_sync_ns", number_or_null(!s->lost, (int64_t)s->took_ns));
     json_t *warnings = json_array();
     if (!good)
-        json_array_append_new(warnings,
-                              json_sprintf("the guest's clock is not set: %s", s->error.message));
+        json_array_append_new(warnings, json_sprintf("the guest's clock is %s: %s",
+                                                     s->lost ? "perhaps not set" : "not set",
+                                                     s->error.message));
     json_object_set_new(object, "warnings", warnings);
 }
 

@@ -20,11 +20,14 @@ struct clock_sync;
  */
 struct clock_sync *clock_sync_start(int fd, int timeout_ms, const struct error *why);
 
+/* For the successor of a server that was to do it: whether it has been done is not known. */
+struct clock_sync *clock_sync_lost(void);
+
 /* Whether it is over, without waiting. NULL is allowed here and below: nothing was asked for. */
 bool clock_sync_is_over(const struct clock_sync *s);
 
-/* Waits for its end, and adds the result to an object: clock_synced, clock_difference_ns (null: not
- * known), clock_sync_ns, warnings. */
+/* Waits for its end, and adds the result to an object: clock_synced, clock_difference_ns,
+ * clock_sync_ns (each null: not known), warnings. */
 void clock_sync_add(struct clock_sync *s, json_t *object);
 
 /* Breaks it off if it is not over, and frees. */

@@ -137,6 +137,7 @@ static void report_running(const struct session *s, int word_fd)
                           (json_int_t)s->running_ns, "vmm_pid", (int)s->target->pid,
                           "clock_behind_ns", (json_int_t)(now > instant ? now - instant : 0),
                           "guest_state", guest_state_name(guest_of(s)), "resumed", true);
+    clock_sync_add(s->clock, o);
     if (word_fd >= 0) {
         detach_tell_running(word_fd, o);
         supervised_tell_told();
@@ -221,6 +222,10 @@ static int take_over(struct session *s, const struct resume_help *help, struct e
     if (help)
         let_run(s, help);
     warn_if_held(s);
+    if (s->o->sync_clock) {
+        s->clock = clock_sync_lost();
+        s->clock_reported = true;
+    }
     report_running(s, help ? help->word_fd : -1);
     session_accompany(s);
     if (!s->handed_over)

@@ -247,5 +247,23 @@ def nobody_listens(t):
     t.equal(restored.end().code, 0, "exit status")
 
 
+@case("minivm.launcher.clock", "kernel", 60)
+def clock(t):
+    """--sync-clock where there is no agent: exit status 3 of --detach, and the guest runs; where the server has
+    died meanwhile, its successor says that it does not know."""
+    image = take_image(t)
+    for hooks, synced, words in ((None, False, "no guest agent"),
+                                 ({"kill_at": "restore-running"}, None, "has died")):
+        place = MiniVmPlace(t, *SIZES)
+        result = vmsnap(t, "restore", "--detach", "--sync-clock", image, "--", *place.argv(), hooks=hooks)
+        t.equal(result.code, 3, f"exit status: {result.text()}")
+        running = result.of_type("running")[0]
+        t.equal(running["clock_synced"], synced, "clock_synced")
+        t.check(words in running["warnings"][0], f"{running['warnings']}")
+        place.connect()
+        place.wait_for_writes(100)
+        place.qmp.command("quit")
+
+
 if __name__ == "__main__":
     main()

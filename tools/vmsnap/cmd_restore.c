@@ -167,7 +167,8 @@ static void print_running(const json_t *o)
                 format_duration(after, get_number(o, "launch_to_running_ns")),
                 closing_accelerator(o), get_number(o, "vmm_pid"),
                 format_duration(behind, get_number(o, "clock_behind_ns")));
-    warned = json_is_false(json_object_get(o, "clock_synced"));
+    const json_t *warnings = json_object_get(o, "warnings");
+    warned = json_array_size(warnings) > 0;
     print_clock(o);
 }
 
