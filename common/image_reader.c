@@ -372,23 +372,53 @@ static int damaged_cluster(const struct image *img, uint64_t cluster, const char
                          (unsigned long long)offset + image_cluster_bytes(img, cluster) - 1, what);
 }
 
-int image_read_cluster(const struct image *img, uint64_t cluster, struct codec *codec, void *out,
-                       struct error *e)
+uint64_t image_cluster_record(const struct image *img, uint64_t cluster, uint32_t *bytes)
 {
-    uint8_t buf[sizeof(struct image_record) + IMAGE_FRAME_MAX];
     uint64_t entry = image_index_entry(img, cluster);
-    uint32_t bytes = image_cluster_bytes(img, cluster), frame_bytes = IMAGE_INDEX_BYTES(entry);
-    if (entry == IMAGE_INDEX_ZERO) {
+    *bytes = 0;
+    if (entry == IMAGE_INDEX_ZERO)
+        return 0;
+    assert(IMAGE_INDEX_BYTES(entry) <= IMAGE_FRAME_MAX); /* image_check_index() */
+    *bytes = (uint32_t)sizeof(struct image_record) + IMAGE_INDEX_BYTES(entry);
+    return IMAGE_INDEX_OFFSET(entry);
+}
+
+int image_decode_cluster(const struct image *img, uint64_t cluster, struct codec *codec,
+                         const void *record, void *out, struct error *e)
+{
+    uint32_t bytes = image_cluster_bytes(img, cluster), record_bytes;
+    image_cluster_record(img, cluster, &record_bytes);
+    if (record_bytes == 0) {
         memset(out, 0, bytes);
         return 0;
     }
-    assert(frame_bytes <= IMAGE_FRAME_MAX); /* image_check_index() */
-    int r = image_pread(img, buf, sizeof(struct image_record) + frame_bytes,
-                        IMAGE_INDEX_OFFSET(entry), e);
-    if (r < 0)
-        return r;
-    const char *wrong = image_check_record(img, buf, frame_bytes, cluster);
-    if (!wrong && codec_decode(codec, buf + sizeof(struct image_record), frame_bytes, out, bytes))
+    uint32_t frame_bytes = record_bytes - (uint32_t)sizeof(struct image_record);
+    const char *frame = (const char *)record + sizeof(struct image_record);
+    const char *wrong = image_check_record(img, record, frame_bytes, cluster);
+    if (!wrong && codec_decode(codec, frame, frame_bytes, out, bytes))
         wrong = "its zstd frame does not decode";
     return wrong ? damaged_cluster(img, cluster, wrong, e) : 0;
+}
+
+int image_cluster_unread(const struct image *img, uint64_t cluster, int err, struct error *e)
+{
+    uint64_t offset;
+    uint32_t region = image_cluster_region(img, cluster, &offset);
+    if (err == 0)
+        return damaged_cluster(img, cluster, "the file ends before", e);
+    return error_set(e, VMSNAP_EXIT_FAILED, err,
+                     "%s: region %s, bytes %#llx to %#llx: reading at file offset %llu", img->name,
+                     img->regions[region].name, (unsigned long long)offset,
+                     (unsigned long long)offset + image_cluster_bytes(img, cluster) - 1,
+                     (unsigned long long)IMAGE_INDEX_OFFSET(img->index[cluster]));
+}
+
+int image_read_cluster(const struct image *img, uint64_t cluster, struct codec *codec, void *out,
+                       struct error *e)
+{
+    uint8_t record[IMAGE_RECORD_MAX];
+    uint32_t bytes;
+    uint64_t offset = image_cluster_record(img, cluster, &bytes);
+    int r = bytes > 0 ? image_pread(img, record, bytes, offset, e) : 0;
+    return r < 0 ? r : image_decode_cluster(img, cluster, codec, record, out, e);
 }

@@ -54,6 +54,18 @@ uint64_t image_cluster_poison(const struct image *img, uint64_t cluster);
 int image_read_cluster(const struct image *img, uint64_t cluster, struct codec *codec, void *out,
                        struct error *e);
 
+/*
+ * The same in two steps, for who reads by other means. Where the cluster's record stands in the
+ * file, and its length, at most IMAGE_RECORD_MAX; 0: a zero cluster has none.
+ */
+#define IMAGE_RECORD_MAX (sizeof(struct image_record) + IMAGE_FRAME_MAX)
+uint64_t image_cluster_record(const struct image *img, uint64_t cluster, uint32_t *bytes);
+/* Checks and decodes what was read from there (not looked at for a zero cluster). */
+int image_decode_cluster(const struct image *img, uint64_t cluster, struct codec *codec,
+                         const void *record, void *out, struct error *e);
+/* The error for one that could not be read; `err` 0: the file ends before it does. */
+int image_cluster_unread(const struct image *img, uint64_t cluster, int err, struct error *e);
+
 /* What image_verify() says while it goes. Each may be NULL. */
 struct image_verify_calls {
     /* A damaged place; cluster is UINT64_MAX when it is not the record of a cluster. By one thread

@@ -9,7 +9,7 @@
 #include "restore/damage.h"
 
 /* What is reported once per kind. */
-enum { SAID_NO_ROOM, SAID_VANISHED, SAID_STRAY, SAID_WAITS };
+enum { SAID_NO_ROOM, SAID_VANISHED, SAID_STRAY };
 
 int answerer_init(struct answerer *a, int uffd)
 {
@@ -45,12 +45,15 @@ static void report_stray(struct answerer *a, uint64_t hva)
 static void report_wait(struct answerer *a, const struct block *b, uint64_t offset)
 {
     struct error e = {.guest = GUEST_WAITING};
+    if (a->said_wait)
+        return;
+    a->said_wait = true;
     error_set(&e, VMSNAP_EXIT_IMAGE, 0,
               "the guest waits for memory block '%s' at offset 0x%" PRIx64
               ", which can't be restored",
               b->region.name, offset);
     damage_hint(a, &e);
-    trouble_add_once(a->troubles, &e, SAID_WAITS);
+    trouble_add(a->troubles, &e);
 }
 
 static void report_no_room(struct answerer *a, const struct block *b, int err)
@@ -114,23 +117,27 @@ static enum answer answer_damaged(struct answerer *a, const struct block *b, uin
     return answer;
 }
 
-/* Decodes the unit that starts at `first` into a->unit, unless it is there already. */
-static int decode_unit(struct answerer *a, const struct block *b, uint64_t first, uint64_t n)
+/* Decodes the unit that starts at `first` into a->unit, unless it is there already. Not 0: somebody
+ * has to wait for the storage, or to look twice. */
+static int decode_unit(struct answerer *a, uint64_t first, uint64_t n)
 {
     if (a->unit_first == first)
         return 0;
     a->unit_first = UINT64_MAX;
     for (uint64_t i = 0; i < n; i++) {
-        struct error e = {0};
-        int rc =
-            image_read_cluster(a->img, first + i, a->codec, a->unit + i * IMAGE_CLUSTER_BYTES, &e);
-        if (rc == 0)
-            continue;
-        damage_report(a, b, first + i, rc, e.message, true);
-        return rc;
+        int rc = intake_read_now(a->intake, first + i, a->codec, a->unit + i * IMAGE_CLUSTER_BYTES);
+        if (rc)
+            return rc;
     }
     a->unit_first = first;
     return 0;
+}
+
+static void note_demand(struct answerer *a, const struct block *b, uint64_t first, uint64_t n,
+                        bool write)
+{
+    learn_note(a->learn, first, write);
+    ahead_note(a->ahead, b, first, n);
 }
 
 static bool is_zero_unit(const struct answerer *a, uint64_t first, uint64_t n)
@@ -155,19 +162,28 @@ static enum answer answer_pending(struct answerer *a, const struct block *b, uin
         rc = install_zeros(&a->installer, b, start, len,
                            write ? INSTALL_ZERO_OWN : INSTALL_ZERO_SHARED, &present);
     } else {
-        if (decode_unit(a, b, first, n))
-            return answer_damaged(a, b, offset);
+        if (decode_unit(a, first, n)) {
+            if (demand_post(a->demand, b, first, (uint32_t)n) == DEMAND_POSTED)
+                note_demand(a, b, first, n, write);
+            return ELSEWHERE;
+        }
         rc = install_data(&a->installer, b, start, a->unit, len, &present);
     }
     enum answer answer = answer_settled(a, b, start, len, rc);
     if (answer != ANSWERED)
         return answer;
     a->counts.pages_on_demand += (len - present) / IMAGE_PAGE_BYTES;
-    learn_note(a->learn, first, write);
-    ahead_note(a->ahead, b, first, n);
+    note_demand(a, b, first, n, write);
     if (present > 0) /* EEXIST wakes nobody */
         wake_page(a, b, offset);
     return ANSWERED;
+}
+
+/* Poisoned at the instant. */
+static bool is_poisoned(const struct answerer *a, const struct block *b, uint64_t offset)
+{
+    unsigned bit = 1u << (offset / IMAGE_PAGE_BYTES % IMAGE_CLUSTER_PAGES);
+    return image_cluster_poison(a->img, block_cluster_at(b, offset)) & bit;
 }
 
 /*
@@ -180,6 +196,10 @@ static enum answer answer_pending(struct answerer *a, const struct block *b, uin
 static enum answer answer_done(struct answerer *a, const struct block *b, uint64_t offset)
 {
     uint64_t present = 0;
+    if (is_poisoned(a, b, offset)) { /* nothing may be put there: it would replace the poison */
+        wake_page(a, b, offset);
+        return ANSWERED;
+    }
     if (b->region.kind == REGION_SHARED) {
         int rc = install_discarded(&a->installer, b, offset, &present);
         if (present > 0)
@@ -232,6 +252,9 @@ enum answer answer_fault(struct answerer *a, uint64_t hva, bool write)
         return answer_pending(a, b, offset, write);
     case CLUSTER_DONE:
         return answer_done(a, b, offset);
+    case CLUSTER_POISONED: /* read late, like one in a unit that is done */
+        wake_page(a, b, offset);
+        return ANSWERED;
     case CLUSTER_GONE:
         return ANSWERED;
     case CLUSTER_FILLING:
@@ -258,6 +281,9 @@ static void count_job(struct answerer *a, const struct job *job, uint64_t pages)
     case JOB_FILL:
         a->counts.pages_filled += pages;
         break;
+    case JOB_DEMAND:
+        a->counts.pages_on_demand += pages;
+        break;
     }
 }
 
@@ -279,13 +305,19 @@ static enum answer install_part(struct answerer *a, const struct job *job,
     return answer;
 }
 
-/* A cluster that a worker could not read; a fault may have been there before it. */
+/* A cluster that another thread could not read; a fault may have been there before it. */
 static enum answer answer_bad_job(struct answerer *a, const struct job *job)
 {
+    bool demanded = job->origin == JOB_DEMAND;
     enum cluster_state state = page_state_get(a->state, job->damaged);
-    if (state != CLUSTER_PENDING && state != CLUSTER_DAMAGED)
+    if (job->status == -ECANCELED || (state != CLUSTER_PENDING && state != CLUSTER_DAMAGED))
         return ANSWERED; /* done meanwhile, or another worker will see */
-    damage_report(a, job->block, job->damaged, job->status, job->cause, false);
+    if (job->status != -EBADMSG && !(a->poisons && job->tries >= DAMAGE_IO_TRIES)) {
+        damage_report_unread(a, job->block, job->damaged, job->cause, demanded);
+        a->n_unread += !demanded;
+        return demanded ? LATER : ANSWERED;
+    }
+    damage_report(a, job->block, job->damaged, job->status, job->cause, demanded);
     return a->poisons ? damage_poison(a, job->block, job->damaged) : ANSWERED;
 }
 
@@ -328,7 +360,25 @@ enum answer answer_job(struct answerer *a, const struct job *job, const unsigned
 
 bool answerer_is_incomplete(const struct answerer *a)
 {
-    return a->counts.clusters_damaged > 0 && !a->poisons;
+    return a->n_unread > 0 || (a->counts.clusters_damaged > 0 && !a->poisons);
+}
+
+bool answerer_post_unread(struct answerer *a, uint64_t *cluster)
+{
+    for (; *cluster < a->state->n_clusters; ++*cluster) {
+        uint64_t c = *cluster;
+        if (page_state_get(a->state, c) != CLUSTER_PENDING ||
+            (image_index_entry(a->img, c) == IMAGE_INDEX_ZERO && !image_cluster_poison(a->img, c)))
+            continue;
+        const struct block *b = blocks_find_cluster(a->blocks, c);
+        uint64_t start = block_cluster_offset(b, c) / b->unit_bytes * b->unit_bytes;
+        uint64_t len = block_clip(b, start, b->unit_bytes);
+        demand_post(a->demand, b, block_cluster_at(b, start),
+                    (uint32_t)((len + IMAGE_CLUSTER_BYTES - 1) / IMAGE_CLUSTER_BYTES));
+        ++*cluster;
+        return true;
+    }
+    return false;
 }
 
 /* ---- events ---- */

@@ -39,6 +39,7 @@ void damage_report(struct answerer *a, const struct block *b, uint64_t cluster, 
     if (before > DAMAGE_NAMED_MAX)
         return;
     struct error e = {.guest = guest_waits && !a->poisons ? GUEST_WAITING : GUEST_RUNNING};
+    a->said_wait |= guest_waits;
     enum vmsnap_exit code = err == -EBADMSG ? VMSNAP_EXIT_IMAGE : VMSNAP_EXIT_FAILED;
     if (before == DAMAGE_NAMED_MAX)
         error_set(&e, code, 0, "more than %u clusters can't be restored: the others are not named",
@@ -50,6 +51,26 @@ void damage_report(struct answerer *a, const struct block *b, uint64_t cluster, 
     trouble_add(a->troubles, &e);
 }
 
+void damage_report_unread(struct answerer *a, const struct block *b, uint64_t cluster,
+                          const char *cause, bool guest_waits)
+{
+    for (unsigned i = 0; i < a->n_unread_named; i++)
+        if (a->unread_named[i] == cluster)
+            return;
+    if (a->n_unread_named == DAMAGE_NAMED_MAX)
+        return;
+    a->unread_named[a->n_unread_named++] = cluster;
+    struct error e = {.guest = guest_waits ? GUEST_WAITING : GUEST_RUNNING};
+    error_set(&e, VMSNAP_EXIT_FAILED, 0,
+              "memory block '%s' at offset 0x%" PRIx64 " can't be read now: %s", b->region.name,
+              block_cluster_offset(b, cluster), cause);
+    error_hint(&e,
+               "it is tried again all the time, and whoever touches it waits; 'vmsnap restore "
+               "--resume %d IMAGE' goes on with another copy of the image",
+               (int)a->target->pid);
+    trouble_add(a->troubles, &e);
+}
+
 enum answer damage_poison(struct answerer *a, const struct block *b, uint64_t cluster)
 {
     uint64_t offset = block_cluster_offset(b, cluster), poisoned;
@@ -57,5 +78,8 @@ enum answer damage_poison(struct answerer *a, const struct block *b, uint64_t cl
     uint64_t len = block_clip(b, start, b->unit_bytes);
     int rc = install_poison(&a->installer, b, start, len, &poisoned);
     a->counts.pages_poisoned += poisoned / IMAGE_PAGE_BYTES;
-    return answer_settled(a, b, start, len, rc);
+    enum answer answer = answer_settled(a, b, start, len, rc);
+    for (uint64_t at = 0; answer == ANSWERED && rc == 0 && at < len; at += IMAGE_CLUSTER_BYTES)
+        page_state_set(a->state, block_cluster_at(b, start + at), CLUSTER_POISONED);
+    return answer;
 }

@@ -17,9 +17,15 @@ int damage_check_kernel(bool poison, struct error *e);
  * A cluster turned out to be unreadable: marks and reports it (the first DAMAGE_NAMED_MAX by name),
  * once. `err` and `cause`: image_read_cluster()'s. `guest_waits`: something has touched it.
  */
-#define DAMAGE_NAMED_MAX 64u
 void damage_report(struct answerer *a, const struct block *b, uint64_t cluster, int err,
                    const char *cause, bool guest_waits);
+
+/* A cluster that could not be read but may yet, since that was an I/O error: says so, once for each
+ * of the first DAMAGE_NAMED_MAX. Such a one counts as damaged, where that is poisoned, when a
+ * demand thread has failed with it DAMAGE_IO_TRIES times (about 10 s). */
+#define DAMAGE_IO_TRIES 8u
+void damage_report_unread(struct answerer *a, const struct block *b, uint64_t cluster,
+                          const char *cause, bool guest_waits);
 
 /* What to do about it. */
 void damage_hint(const struct answerer *a, struct error *e);

@@ -102,13 +102,10 @@ static void decode_job(const struct fill *f, struct codec *codec, struct job *jo
     struct error e = {0};
     for (uint32_t i = 0; i < job->n_clusters && job->status == 0; i++) {
         job->damaged = job->cluster + i;
-        job->status = image_read_cluster(f->config.img, job->damaged, codec,
-                                         to + (size_t)i * IMAGE_CLUSTER_BYTES, &e);
+        job->status = intake_read(f->config.intake, job->damaged, codec,
+                                  to + (size_t)i * IMAGE_CLUSTER_BYTES, &e);
     }
-    if (job->status) {
-        strncpy(job->cause, e.message, sizeof(job->cause) - 1);
-        job->cause[sizeof(job->cause) - 1] = '\0';
-    }
+    job_set_cause(job, &e);
 }
 
 /* A worker, and up to when its time is charged to a stage. */

@@ -10,6 +10,7 @@
 
 #include "common/stage.h"
 #include "restore/ahead.h"
+#include "restore/intake.h"
 #include "restore/page_state.h"
 #include "restore/prefetch.h"
 #include "restore/queue.h"
@@ -20,6 +21,7 @@ struct fill;
 
 struct fill_config {
     const struct image *img;
+    struct intake *intake; /* its clusters */
     const struct blocks *blocks;
     struct page_state *state; /* looked at, to skip what is in already; and claimed (in_place.h) */
     struct queue *queue;

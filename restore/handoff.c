@@ -15,6 +15,8 @@
 #include "common/cleanup.h"
 #include "common/collapse.h"
 #include "common/inject.h"
+#include "common/testhook.h"
+#include "common/uffd.h"
 
 #define HUGE_CLUSTERS (COLLAPSE_BYTES / IMAGE_CLUSTER_BYTES)
 
@@ -125,4 +127,24 @@ bool handoff_collapse_step(struct handoff_collapse *c)
         break;
     }
     return c->block < c->blocks->count;
+}
+
+bool handoff_release_piece(struct handoff_release *r, int uffd, const struct blocks *blocks)
+{
+    if (r->block == blocks->count)
+        return false;
+    const struct block *b = &blocks->items[r->block];
+    uint64_t len = b->bytes - r->offset;
+    uint64_t piece =
+        b->region.page_bytes > UFFD_PIECE_BYTES ? b->region.page_bytes : UFFD_PIECE_BYTES;
+    if (len > piece)
+        len = piece;
+    TESTHOOK_POINT("serve-releasing");
+    uffd_unregister_pieces(uffd, b->region.hva + r->offset, len);
+    r->offset += len;
+    if (r->offset == b->bytes) {
+        r->block++;
+        r->offset = 0;
+    }
+    return true;
 }

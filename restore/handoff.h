@@ -32,4 +32,13 @@ void handoff_collapse_begin(struct handoff_collapse *c, const struct target *t,
 /* Collapses the next few huge pages, some milliseconds. False: nothing is left to do. */
 bool handoff_collapse_step(struct handoff_collapse *c);
 
+/* How far a server is with dropping the registration. */
+struct handoff_release {
+    uint32_t block;
+    uint64_t offset;
+};
+
+/* Drops that of one more piece, and wakes who waits there. False: there was none left. */
+bool handoff_release_piece(struct handoff_release *r, int uffd, const struct blocks *blocks);
+
 #endif

@@ -13,6 +13,8 @@
  *                    | shared memory in the file at least    |
  * damaged            | as pending; its content can't be read | nobody: a fault in it waits
  * gone               | unmapped by the process               | nobody
+ * poisoned           | a poison marker per page, but those   | nobody
+ *                    | already present and discarded ones    |
  *
  * Beside the state stands a bit per page: discarded. The guest gave the page back (a balloon, free
  * page reporting), so that its content is zero from then on: it is never installed again.
@@ -38,6 +40,7 @@ enum cluster_state {
     CLUSTER_GONE = 3,
     CLUSTER_FILLING = 4,
     CLUSTER_WRITING = 5,
+    CLUSTER_POISONED = 6,
 };
 
 struct page_state {

@@ -7,9 +7,11 @@
 
 #include "common/cleanup.h"
 #include "common/thread.h"
+#include "restore/reader.h"
 
 #define WINDOW 1024u /* clusters: 16 MiB of memory */
 #define READER_NICE 10
+#define LOOK_MS 100 /* how often a thread that waits looks whether it is to stop */
 
 /* Records of a window with less than that between them are read as one. */
 #define GAP_BYTES (128u << 10)
@@ -92,16 +94,22 @@ static unsigned list_extents(const struct prefetch *p, uint64_t from, struct ext
     return n;
 }
 
-/* May wait for the disk's queue. */
-static void will_need(const struct image *img, const struct extent *e)
+/* The call may wait for the disk's queue, or hang: a process makes it. False: stop. */
+static bool will_need(const struct prefetch *p, struct reader *r, const struct extent *e)
 {
     for (uint64_t at = e->offset; at < e->end; at += ADVICE_BYTES) {
         uint64_t len = e->end - at < ADVICE_BYTES ? e->end - at : ADVICE_BYTES;
-        posix_fadvise(image_fd(img), (off_t)at, (off_t)len, POSIX_FADV_WILLNEED);
+        int64_t result;
+        int rc = reader_advise(r, at, len);
+        while (rc == 0 && !atomic_load(&p->stop))
+            rc = reader_wait(r, LOOK_MS, &result);
+        if (rc <= 0)
+            return false;
     }
+    return true;
 }
 
-static void sweep_window(const struct prefetch *p, uint64_t from)
+static bool sweep_window(const struct prefetch *p, struct reader *r, uint64_t from)
 {
     struct extent extents[WINDOW];
     unsigned n = list_extents(p, from, extents);
@@ -112,16 +120,23 @@ static void sweep_window(const struct prefetch *p, uint64_t from)
                 sweep.end = extents[i].end;
             i++;
         }
-        will_need(p->img, &sweep);
+        if (!will_need(p, r, &sweep))
+            return false;
     }
+    return true;
 }
 
 static void *run_reader(void *opaque)
 {
     const struct prefetch *p = opaque;
-    setpriority(PRIO_PROCESS, 0, READER_NICE); /* on Linux: of this thread alone */
+    struct reader reader;
+    setpriority(PRIO_PROCESS, 0, READER_NICE); /* on Linux: of this thread, and what it forks */
+    if (reader_start(&reader, image_fd(p->img)))
+        return NULL;
     for (uint64_t at = 0; at < p->n && !atomic_load(&p->stop); at += WINDOW)
-        sweep_window(p, at);
+        if (!sweep_window(p, &reader, at))
+            break;
+    reader_stop(&reader);
     return NULL;
 }
 

@@ -36,7 +36,7 @@ int prefetch_plan(struct prefetch *p, const struct image *img, const struct work
  * slower. */
 void prefetch_begin_reading(struct prefetch *p);
 
-/* Ends it, and frees. A thread that sleeps in a file system is waited for. Any state. */
+/* Ends it, and frees. Any state. */
 void prefetch_free(struct prefetch *p);
 
 #endif

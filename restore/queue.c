@@ -2,10 +2,17 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #define WAKE_JOBS 8u
+
+void job_set_cause(struct job *job, const struct error *e)
+{
+    strncpy(job->cause, e->message, sizeof(job->cause) - 1);
+    job->cause[sizeof(job->cause) - 1] = '\0';
+}
 
 int queue_init(struct queue *q, uint32_t n_slots, uint64_t slot_bytes)
 {
@@ -92,6 +99,13 @@ void queue_flush(struct queue *q)
 {
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load_explicit(&q->sleeping, memory_order_relaxed) && n_ready(q) > 0)
+        queue_wake(q);
+}
+
+void queue_notify(struct queue *q)
+{
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load_explicit(&q->sleeping, memory_order_relaxed))
         queue_wake(q);
 }
 

@@ -19,6 +19,7 @@ enum job_origin {
     JOB_PREFETCH, /* the learned set, the hot list */
     JOB_AHEAD,    /* before a guest that reads in order: goes before all others */
     JOB_FILL,
+    JOB_DEMAND, /* a fault waits for it (demand.h); never in this queue */
 };
 
 /* What a slot holds: content of consecutive clusters of one block, or that one is damaged. */
@@ -33,7 +34,11 @@ struct job {
     int status;       /* 0, or -errno: the cluster could not be read, `cause` says why */
     uint64_t damaged; /* the cluster that could not be read */
     char cause[256];
+    unsigned tries; /* JOB_DEMAND: how many times, this one included */
 };
+
+/* Takes the message of why it could not be read. */
+void job_set_cause(struct job *job, const struct error *e);
 
 struct queue {
     struct pool slots; /* buffers of slot_bytes */
@@ -62,6 +67,8 @@ static inline void *queue_buffer(struct queue *q, uint32_t slot)
 void queue_submit(struct queue *q, uint32_t slot);
 /* Wakes it for what is there: before a worker goes to sleep, or away. */
 void queue_flush(struct queue *q);
+/* Wakes it for something that is elsewhere, if it sleeps. Called after that is there. */
+void queue_notify(struct queue *q);
 /* Gives a slot back unused, or (server) when its job is installed. */
 void queue_release(struct queue *q, uint32_t slot);
 /* Lets all workers go. */

@@ -9,7 +9,7 @@
  * In each turn:
  *   1. read messages; note discards at once, put faults into `waiting`;
  *   2. answer what waits: decode the cluster, install all of it, wake. A fault that got EAGAIN
- * stays;
+ *      stays; one whose cluster is not in the page cache is parked until a demand thread has it;
  *   3. only if none waits but for a job, install one job of the fill workers (at most 64 KiB, about
  *      21 us; a huge page where the memory is made of those), first what lies ahead of a guest that
  *      reads in order, and what a fault waits for;
@@ -22,7 +22,6 @@
  */
 #include "restore/serve.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
@@ -38,21 +37,17 @@
 #include "common/thread.h"
 #include "common/uffd.h"
 #include "restore/answer.h"
+#include "restore/fetched.h"
 #include "restore/fill.h"
+#include "restore/handoff.h"
+#include "restore/waiting.h"
 
 #define SPIN_NS 200000u
 #define RETRY_NO_ROOM_NS 50000000u
 #define RETRY_EVENT_NS 30000u
-#define WAITING_MAX 1024
 #define SERVER_NICE (-10)
 #define QUEUE_BYTES (4u << 20)
 #define MAX_THREADS 16u
-
-struct waiting_fault {
-    uint64_t hva;
-    uint64_t since_ns;
-    bool write;
-};
 
 struct server {
     struct server_config config;
@@ -63,21 +58,16 @@ struct server {
     pthread_t thread;
     bool thread_started;
 
-    struct waiting_fault waiting[WAITING_MAX];
-    unsigned n_waiting;
-    unsigned n_behind; /* of those: for a job that a worker is at */
-    bool hurried;      /* the workers were told */
-    bool has_job;      /* a job that got EAGAIN and must be tried again */
+    struct waiting waiting;
+    bool hurried; /* the workers were told */
+    bool has_job; /* a job that got EAGAIN and must be tried again */
     uint32_t job_slot;
-    uint64_t spin_ns; /* SPIN_NS; 0 on a single CPU, where it would hold up the guest */
-    uint64_t last_fault_ns;
+    struct fetched fetched; /* how clusters are had, and who has them elsewhere */
+    uint64_t spin_ns;       /* SPIN_NS; 0 on a single CPU, where it would hold up the guest */
     uint64_t last_empty_ns;
-    uint32_t release_block; /* server_release(): how far it is */
-    uint64_t release_offset;
+    struct handoff_release release; /* server_release(): how far it is */
 
     struct trouble_list troubles;
-    uint64_t demand_faults;
-    struct histogram fault_times;
     int event_fd;
     struct serve_stages stages;
     atomic_int stage; /* enum server_stage */
@@ -102,7 +92,7 @@ static void set_stage(struct server *s, enum server_stage stage)
 /* A worker that has lost its CPU in the middle of what a fault waits for must get it back. */
 static void hurry_workers(struct server *s)
 {
-    bool hurry = s->n_behind > 0;
+    bool hurry = s->waiting.n_behind > 0;
     struct fill *fill = atomic_load(&s->fill);
     queue_await(&s->queue, hurry);
     if (hurry == s->hurried || !fill)
@@ -111,31 +101,13 @@ static void hurry_workers(struct server *s)
     s->hurried = hurry;
 }
 
-/* Answers what waits; keeps what must be tried again. True when something is kept for want of room.
- */
+/* Answers what waits. True when something is kept for want of room. */
 static bool answer_waiting(struct server *s)
 {
-    bool no_room = false;
-    unsigned kept = 0, behind = 0;
-    if (s->n_waiting == 0)
+    if (s->waiting.n == 0)
         return false;
     uint64_t began_ns = clock_monotonic_ns();
-    for (unsigned i = 0; i < s->n_waiting; i++) {
-        struct waiting_fault fault = s->waiting[i];
-        enum answer answer = answer_fault(&s->answerer, fault.hva, fault.write);
-        if (answer == ANSWERED) {
-            uint64_t now = clock_monotonic_ns();
-            s->last_fault_ns = now;
-            s->demand_faults++;
-            histogram_add(&s->fault_times, now - fault.since_ns);
-        } else if (answer != NEVER) {
-            no_room |= answer == AGAIN_ROOM;
-            behind += answer == AGAIN_JOB;
-            s->waiting[kept++] = fault;
-        }
-    }
-    s->n_waiting = kept;
-    s->n_behind = behind;
+    bool no_room = waiting_answer(&s->waiting, &s->answerer);
     hurry_workers(s);
     stage_lap(&s->stages.answering, began_ns, 0);
     return no_room;
@@ -147,12 +119,11 @@ static void take_message(struct server *s, const struct uffd_msg *m)
 {
     switch (m->event) {
     case UFFD_EVENT_PAGEFAULT:
-        assert(s->n_waiting < WAITING_MAX);
-        s->waiting[s->n_waiting++] = (struct waiting_fault){
-            .hva = m->arg.pagefault.address,
-            .since_ns = s->last_empty_ns,
-            .write = m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE,
-        };
+        waiting_add(&s->waiting, &(struct waiting_fault){
+                                     .hva = m->arg.pagefault.address,
+                                     .since_ns = s->last_empty_ns,
+                                     .write = m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE,
+                                 });
         break;
     case UFFD_EVENT_REMOVE:
     case UFFD_EVENT_UNMAP:
@@ -170,7 +141,7 @@ static void take_message(struct server *s, const struct uffd_msg *m)
 static int read_messages(struct server *s)
 {
     struct uffd_msg *messages = s->config.messages;
-    size_t room = WAITING_MAX - s->n_waiting;
+    size_t room = waiting_room(&s->waiting);
     if (room == 0)
         return 0;
     uint64_t now = clock_monotonic_ns();
@@ -223,34 +194,12 @@ static bool install_next_job(struct server *s, bool *no_room)
 
 /* ---- the end ---- */
 
-/* Drops the registration of one piece. True while there is more. */
-static bool release_piece(struct server *s)
-{
-    const struct blocks *blocks = s->config.blocks;
-    if (s->release_block == blocks->count)
-        return false;
-    const struct block *b = &blocks->items[s->release_block];
-    uint64_t len = b->bytes - s->release_offset;
-    uint64_t piece =
-        b->region.page_bytes > UFFD_PIECE_BYTES ? b->region.page_bytes : UFFD_PIECE_BYTES;
-    if (len > piece)
-        len = piece;
-    TESTHOOK_POINT("serve-releasing");
-    uffd_unregister_pieces(s->config.uffd, b->region.hva + s->release_offset, len);
-    s->release_offset += len;
-    if (s->release_offset == b->bytes) {
-        s->release_block++;
-        s->release_offset = 0;
-    }
-    return true;
-}
-
 /* What there is to do when neither faults nor jobs wait. True: it did something. */
 static bool advance_stage(struct server *s)
 {
     switch (server_stage(s)) {
     case SERVER_FILLING:
-        if (!atomic_load(&s->all_queued) || s->has_job)
+        if (!atomic_load(&s->all_queued) || s->has_job || demand_under_way(s->fetched.demand) > 0)
             return false;
         /* Submitted before all_queued was set: one may have come in since we looked. */
         if (queue_next(&s->queue, &s->job_slot)) {
@@ -259,10 +208,16 @@ static bool advance_stage(struct server *s)
         }
         set_stage(s, answerer_is_incomplete(&s->answerer) ? SERVER_INCOMPLETE : SERVER_FILLED);
         return true;
+    case SERVER_INCOMPLETE:
+        if (!fetched_read_again(&s->fetched))
+            return false;
+        if (!answerer_is_incomplete(&s->answerer))
+            set_stage(s, SERVER_FILLED);
+        return true;
     case SERVER_FILLED:
         if (!atomic_load(&s->release_wanted))
             return false;
-        if (!release_piece(s))
+        if (!handoff_release_piece(&s->release, s->config.uffd, s->config.blocks))
             set_stage(s, SERVER_RELEASED);
         return true;
     default:
@@ -287,12 +242,15 @@ static void sleep_until_work(struct server *s)
 {
     queue_sleep_begin(&s->queue);
     bool job = queue_next(&s->queue, &s->job_slot);
+    bool fetched = fetched_look(&s->fetched);
     s->has_job |= job;
+    bool timed = fetched_is_timed(&s->fetched);
     bool command = atomic_load(&s->stop) ||
-                   (server_stage(s) == SERVER_FILLING && atomic_load(&s->all_queued)) ||
+                   (server_stage(s) == SERVER_FILLING && atomic_load(&s->all_queued) &&
+                    demand_under_way(s->fetched.demand) == 0) ||
                    (server_stage(s) == SERVER_FILLED && atomic_load(&s->release_wanted));
-    if (!job && !command)
-        sleep_for_more(s, 0);
+    if (!job && !fetched && !command)
+        sleep_for_more(s, timed ? FETCHED_LOOK_NS : 0);
     queue_sleep_end(&s->queue);
 }
 
@@ -309,8 +267,10 @@ static void wait_to_retry(struct server *s, bool no_room)
 /* One turn without a new message. */
 static void turn_without_message(struct server *s)
 {
-    bool no_room = answer_waiting(s);
-    if (s->n_waiting > s->n_behind) {
+    bool no_room = false;
+    bool installed = fetched_install(&s->fetched, &no_room);
+    no_room |= answer_waiting(s);
+    if (s->waiting.n > s->waiting.n_behind || !installed) {
         wait_to_retry(s, no_room);
         return;
     }
@@ -321,7 +281,7 @@ static void turn_without_message(struct server *s)
     }
     if (advance_stage(s))
         return;
-    if (s->last_empty_ns - s->last_fault_ns > s->spin_ns)
+    if (s->last_empty_ns - s->waiting.last_ns > s->spin_ns)
         sleep_until_work(s);
 }
 
@@ -334,7 +294,7 @@ static void *run_server(void *opaque)
         take_over(s);
     while (!atomic_load_explicit(&s->stop, memory_order_relaxed)) {
         if (read_messages(s) > 0)
-            answer_waiting(s);
+            waiting_answer(&s->waiting, &s->answerer);
         else
             turn_without_message(s);
     }
@@ -375,15 +335,25 @@ static int init_server(struct server *s)
     if (s->event_fd < 0)
         return -errno;
     trouble_init(&s->troubles, s->event_fd);
+    const struct intake_config intake = {.img = s->config.img,
+                                         .blocks = s->config.blocks,
+                                         .troubles = &s->troubles,
+                                         .n_threads = s->config.n_threads + DEMAND_THREADS};
+    s->fetched = (struct fetched){.answerer = &s->answerer, .waiting = &s->waiting};
+    int rc = fetched_start(&s->fetched, &intake, &s->queue);
+    if (rc)
+        return rc;
     s->answerer = (struct answerer){.target = s->config.target,
                                     .img = s->config.img,
                                     .blocks = s->config.blocks,
                                     .state = s->config.state,
                                     .troubles = &s->troubles,
+                                    .intake = s->fetched.intake,
+                                    .demand = s->fetched.demand,
                                     .poisons = s->config.poison_damage,
                                     .ahead = &s->ahead,
                                     .learn = s->config.learn};
-    int rc = answerer_init(&s->answerer, s->config.uffd);
+    rc = answerer_init(&s->answerer, s->config.uffd);
     if (rc == 0)
         rc = ahead_init(&s->ahead);
     if (rc == 0)
@@ -430,6 +400,7 @@ int server_begin_prefetch(struct server *s, struct error *e)
 {
     struct fill_config config = {
         .img = s->config.img,
+        .intake = s->fetched.intake,
         .blocks = s->config.blocks,
         .state = s->config.state,
         .queue = &s->queue,
@@ -481,7 +452,7 @@ bool server_prefetched(const struct server *s)
 
 bool server_needs_image(const struct server *s)
 {
-    return answerer_is_incomplete(&s->answerer);
+    return answerer_is_incomplete(&s->answerer) || fetched_is_failing(&s->fetched);
 }
 
 bool server_take_error(struct server *s, struct error *e)
@@ -497,8 +468,8 @@ void server_release(struct server *s)
 
 void server_get_stats(const struct server *s, struct server_stats *stats)
 {
-    *stats = (struct server_stats){.demand_faults = s->demand_faults,
-                                   .faults = s->fault_times,
+    *stats = (struct server_stats){.demand_faults = s->waiting.n_answered,
+                                   .faults = s->waiting.times,
                                    .counts = s->answerer.counts,
                                    .n_threads = s->config.n_threads,
                                    .serve = &s->stages,
@@ -509,12 +480,14 @@ void server_stop(struct server *s)
 {
     if (!s)
         return;
+    fetched_let_go(&s->fetched);
     if (s->thread_started) {
         atomic_store(&s->stop, true);
         queue_wake(&s->queue);
         pthread_join(s->thread, NULL);
     }
     fill_stop(s->fill); /* now that nobody hurries them */
+    fetched_stop(&s->fetched);
     queue_free(&s->queue);
     ahead_free(&s->ahead);
     answerer_free(&s->answerer);

@@ -1,15 +1,20 @@
 #!/usr/bin/python3
 """An image is damaged, or can't be read, while its guest runs: `restore --on-damage`."""
 
+import ctypes
 import os
 import shutil
+import signal
 import sys
+import threading
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, main, wait_until  # noqa: E402
+from case import case, descendants, main, wait_until  # noqa: E402
 from minivm import PAGE, MiniVm, MiniVmPlace, end_and_wait  # noqa: E402
-from vmsnap import Restore, vmsnap  # noqa: E402
+from slowfile import SlowFile  # noqa: E402
+from vmsnap import Restore, start_vmsnap, vmsnap  # noqa: E402
 
 try:
     from imagefile import damage_cluster, stored_clusters
@@ -158,6 +163,165 @@ def no_trouble(t):
     t.check("no trouble" in other.error["hint"], f"why: {other.error}")
     place.cont()
     place.wait_for_writes(2000)
+    restored.end()
+
+
+# ---- storage that fails ----
+
+def upper_half(image):
+    """The place in the file of the clusters in the upper half of memory."""
+    with open(image, "rb") as f:
+        places = stored_clusters(f.read())
+    upper = [place for c, place in sorted(places.items())][len(places) // 2:]
+    return min(p[0] for p in upper), max(p[0] + p[1] for p in upper)
+
+
+def restore_slowly(t, what, *args):
+    """A guest whose image's storage fails or hangs (`what`) for the upper half of its memory."""
+    image = take_image(t)
+    slow = SlowFile(t, image)
+    if what:
+        getattr(slow, what)(*upper_half(image))
+    place = MiniVmPlace(t, *SIZES)
+    restored = Restore(t, slow.path, place, *args).wait_running()
+    return image, slow, place, restored
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
+
+
+def demand_page(place, page):
+    """A page of the guest, brought in if it is not there (/proc/PID/mem does not wait for that); None: it
+    can't be read."""
+    buffer = ctypes.create_string_buffer(PAGE)
+    mine = _Iovec(ctypes.addressof(buffer), PAGE)
+    other = _Iovec(place.ram["hva"] + page * PAGE, PAGE)
+    n = ctypes.CDLL(None).process_vm_readv(place.pid, ctypes.byref(mine), ctypes.c_ulong(1),
+                                           ctypes.byref(other), ctypes.c_ulong(1), ctypes.c_ulong(0))
+    return buffer.raw if n == PAGE else None
+
+
+def wait_for_error(restored, text, seconds=20):
+    def found():
+        return [e for e in restored.result().of_type("error") if text in e["message"]]
+    return wait_until(found, seconds, f"an error that says '{text}'")[0]
+
+
+def check_stands(t, place):
+    before = place.writes()
+    time.sleep(0.4)
+    t.equal(place.writes(), before, "the guest waits")
+    t.equal(place.stats()["wrong_pages"], 0, "wrong pages that it found")
+
+
+@case("minivm.damage.io-error", "kernel", 60)
+def io_error(t):
+    """Clusters that can't be read for now: the guest waits, and goes on by itself when they can."""
+    _, slow, place, restored = restore_slowly(t, "fail")
+    error = wait_for_error(restored, "can't be read now")
+    for text in ("'ram'", "file offset", "Input/output error"):
+        t.check(text in error["message"], f"'{text}' in '{error['message']}'")
+    wait_until(lambda: any(e["guest_state"] == "waiting" for e in restored.result().of_type("error")),
+               20, "the guest waits")
+    check_stands(t, place)
+    t.equal(restored.result().of_type("summary"), [], "it is not through")
+    slow.work()
+    summary = restored.wait_complete(30)
+    t.equal((summary["clusters_damaged"], bool(summary["complete_ns"])), (0, True), "in the summary")
+    place.wait_for_writes(2000)
+    place.stop()
+    place.check_right("after errors")
+    t.equal(restored.end().code, 0, "exit status")
+
+
+@case("minivm.damage.stall", "kernel", 60)
+def stall(t):
+    """The storage hangs: said, with the place; all that is not there is served on; and another copy can
+    be given to a new server, while the old one lives."""
+    image, slow, place, restored = restore_slowly(t, "hang")
+    error = wait_for_error(restored, "does not answer")
+    t.check("'ram'" in error["message"] and "file offset" in error["message"], f"where: {error}")
+    check_stands(t, place)
+    done = vmsnap(t, "restore", "--resume", str(place.pid), image)
+    t.equal(done.code, 0, f"another copy: {done.text()}")
+    place.wait_for_writes(2000)
+    place.stop()
+    place.check_right("taken over")
+    slow.work()
+    t.equal(restored.end().code, 0, "exit status")
+
+
+@case("minivm.damage.stall-serves", "kernel", 60)
+def stall_serves(t):
+    """While reads hang, what can be read is served, and when they come back the rest as well."""
+    image, slow, place, restored = restore_slowly(t, "hang", "--paused", "--no-fill",
+                                                  "--prefetch", "none")
+    with open(image, "rb") as f:
+        clusters = sorted(stored_clusters(f.read()))
+    content = content_of(t, image)
+    waiting = threading.Thread(target=demand_page, args=(place, 4 * clusters[-1]), daemon=True)
+    waiting.start()
+    for cluster in clusters[1:len(clusters) // 2 - 1:5]:
+        page = 4 * cluster + 1
+        t.check(demand_page(place, page) == content[page * PAGE:(page + 1) * PAGE],
+                f"page {page} is served")
+    t.check(waiting.is_alive(), "the other is not")
+    slow.work()
+    waiting.join(10)
+    t.check(not waiting.is_alive(), "it is when the storage answers")
+    restored.end()
+
+
+@case("minivm.damage.stall-killed", "kernel", 60)
+def stall_killed(t):
+    """A server whose reads hang can be killed: it is gone at once, and its guest can be taken over."""
+    image, slow, place, restored = restore_slowly(t, "hang")
+    wait_for_error(restored, "does not answer")
+    for pid in [restored.process.pid, *descendants(restored.process.pid)]:
+        with open(f"/proc/{pid}/comm", encoding="ascii") as f:
+            if f.read().startswith("vmsnap"):
+                os.kill(pid, signal.SIGKILL)
+    restored.process.wait(5)
+    done = vmsnap(t, "restore", "--resume", str(place.pid), image)
+    t.equal(done.code, 0, f"taken over: {done.text()}")
+    place.wait_for_writes(2000)
+    place.stop()
+    place.check_right("taken over")
+    slow.work()
+
+
+@case("minivm.damage.cut", "kernel", 60)
+def cut(t):
+    """The image is cut while the guest runs: what is missing is damage, and a copy helps."""
+    image = take_image(t)
+    short = image + ".short"
+    shutil.copyfile(image, short)
+    place = MiniVmPlace(t, *SIZES)
+    restored = Restore(t, short, place, "--paused", "--no-fill", "--prefetch", "none").wait_running()
+    os.truncate(short, upper_half(image)[0])
+    place.cont()
+    error = wait_for_error(restored, "the file ends")
+    t.equal(error["exit_code"], 13, f"exit_code: {error}")
+    check_stands(t, place)
+    start_vmsnap(t, "restore", "--resume", str(place.pid), image)
+    place.wait_for_writes(2000)
+    place.stop()
+    place.check_right("a whole copy")
+
+
+@case("minivm.damage.io-error-poison", "slow", 90)
+def io_error_poison(t):
+    """An I/O error that stays for about 10 s counts as damage where that is poisoned."""
+    image, slow, place, restored = restore_slowly(t, None, "--paused", "--no-fill", "--prefetch",
+                                                  "none", "--on-damage", "poison")
+    with open(image, "rb") as f:
+        places = stored_clusters(f.read())
+    cluster = sorted(places)[len(places) // 2]
+    slow.fail(places[cluster][0], places[cluster][0] + 1)
+    t.check(demand_page(place, 4 * cluster) is None, "it can't be read")
+    wait_for_error(restored, "can't be read now")
+    wait_for_error(restored, "can't be restored")
     restored.end()
 
 

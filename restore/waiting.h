@@ -1,0 +1,49 @@
+/*
+ * waiting.h - faults that were read and not answered yet: to be answered by the server itself, or
+ * parked until another thread has their content (demand.h). The server's thread alone.
+ */
+#ifndef VMSNAP_RESTORE_WAITING_H
+#define VMSNAP_RESTORE_WAITING_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/histogram.h"
+#include "restore/answer.h"
+
+#define WAITING_MAX 1024u
+
+struct waiting_fault {
+    uint64_t hva;
+    uint64_t since_ns;
+    bool write;
+};
+
+struct waiting {
+    struct waiting_fault faults[WAITING_MAX], parked[WAITING_MAX];
+    unsigned n, n_parked; /* WAITING_MAX together */
+    unsigned n_behind;    /* of the first: for a job that a worker is at */
+    uint64_t n_answered;
+    uint64_t last_ns; /* when the last one was answered */
+    struct histogram times;
+};
+
+static inline unsigned waiting_room(const struct waiting *w)
+{
+    return WAITING_MAX - w->n - w->n_parked;
+}
+
+/* There must be room. */
+void waiting_add(struct waiting *w, const struct waiting_fault *fault);
+
+/* Answers those that are not parked; keeps what must be tried again. True when something is kept
+ * for want of room. */
+bool waiting_answer(struct waiting *w, struct answerer *a);
+
+/* Something has become of what the parked ones wait for: all are to be looked at again. */
+void waiting_unpark(struct waiting *w);
+
+/* Whether a parked one waits for memory in [hva, hva + len). */
+bool waiting_is_parked(const struct waiting *w, uint64_t hva, uint64_t len);
+
+#endif
