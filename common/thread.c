@@ -44,3 +44,21 @@ int thread_go_first(int priority)
     int err = errno;
     return setpriority(PRIO_PROCESS, 0, -20) == 0 ? 0 : -err;
 }
+
+int thread_go_last(pid_t tid)
+{
+    struct sched_param none = {.sched_priority = 0};
+    /* sched(7): to leave SCHED_IDLE takes what it takes to lower one's nice value. */
+    if (setpriority(PRIO_PROCESS, (id_t)tid, -1))
+        return -errno;
+    return sched_setscheduler(tid, SCHED_IDLE, &none) == 0 ? 0 : -errno;
+}
+
+int thread_go_nice(pid_t tid, int nice_value)
+{
+    struct sched_param none = {.sched_priority = 0};
+    if (sched_setscheduler(tid, SCHED_OTHER, &none))
+        return -errno;
+    /* On Linux: of that thread alone. */
+    return setpriority(PRIO_PROCESS, (id_t)tid, nice_value) == 0 ? 0 : -errno;
+}

@@ -5,7 +5,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "common/codec.h"
 #include "common/futex.h"
@@ -18,18 +17,14 @@
  * waits for the server. */
 #define RUN_CLUSTERS 4u
 
-/* Below the guest's own threads: a busy guest keeps its CPUs. */
-#define WORKER_NICE 10
-#define HURRY_NICE (-10) /* when one of them waits for us */
-
 enum stage { STAGE_PREFETCH, STAGE_ALL, STAGE_STOP };
 
 struct fill {
     struct fill_config config;
     pthread_t *threads;
     unsigned n_threads;
-    atomic_int tids[FILL_MAX_THREADS]; /* 0: not yet known */
-    atomic_uint stage;                 /* futex word: enum stage */
+    struct calm calm;
+    atomic_uint stage; /* futex word: enum stage */
     atomic_ullong prefetch_cursor;
     atomic_uint prefetch_working; /* workers that are not through with it */
     atomic_uint all_working;
@@ -387,9 +382,15 @@ static void run_rest(struct worker *w)
     while (atomic_load(&f->stage) == STAGE_PREFETCH)
         futex_wait(&f->stage, STAGE_PREFETCH, 1000);
     w->lap_ns = clock_monotonic_ns();
+    uint64_t last_until_ns = w->lap_ns + CALM_LAST_NS;
+    calm_down(&f->calm, CALM_LAST);
     while (!stopped(f)) {
         if (!keep_pace(w))
             return;
+        if (last_until_ns && w->lap_ns > last_until_ns) {
+            last_until_ns = 0;
+            calm_down(&f->calm, CALM_NICE);
+        }
         uint64_t at = atomic_fetch_add(&f->cursor, 1);
         if (at >= f->n_positions)
             break;
@@ -403,11 +404,9 @@ static void run_rest(struct worker *w)
 static void *run_worker(void *opaque)
 {
     struct worker *w = opaque;
-    atomic_store(&w->fill->tids[w->number], gettid());
+    calm_join(&w->fill->calm, w->number);
     w->lap_ns = clock_monotonic_ns();
-    bool go_on = run_prefetch(w);
-    setpriority(PRIO_PROCESS, 0, WORKER_NICE); /* on Linux: of this thread alone */
-    if (go_on)
+    if (run_prefetch(w))
         run_rest(w);
     codec_free(w->codec);
     free(w);
@@ -470,12 +469,7 @@ static void set_stage(struct fill *f, enum stage stage)
 
 void fill_hurry(struct fill *f, bool hurry)
 {
-    int calm = atomic_load(&f->prefetch_working) ? 0 : WORKER_NICE;
-    for (unsigned i = 0; i < FILL_MAX_THREADS; i++) {
-        int tid = atomic_load(&f->tids[i]);
-        if (tid)
-            setpriority(PRIO_PROCESS, (id_t)tid, hurry ? HURRY_NICE : calm);
-    }
+    calm_hurry(&f->calm, hurry);
 }
 
 void fill_allow_all(struct fill *f)
@@ -495,6 +489,7 @@ void fill_stop(struct fill *f)
     set_stage(f, STAGE_STOP);
     ahead_wake(f->config.ahead);
     queue_cancel(f->config.queue);
+    fill_hurry(f, true); /* one that nobody gives the CPU to would keep us waiting */
     for (unsigned i = 0; i < f->n_threads; i++)
         pthread_join(f->threads[i], NULL);
     free(f->threads);

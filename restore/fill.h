@@ -2,20 +2,22 @@
  * fill.h - the workers that bring memory in before it is touched: first what is prefetched
  * (prefetch.h), then everything else; and at any time before that what a guest that reads in order
  * is about to touch (ahead.h). They only read and decode, shared memory in place (in_place.h); the
- * server installs. They are throttled by the queue, and run at low priority once all that is
- * prefetched is in.
+ * server installs. They are throttled by the queue. What is prefetched they bring in at normal
+ * priority, for the guest is about to wait for it; the rest only where nobody wants the CPU, after
+ * five seconds at low priority.
  */
 #ifndef VMSNAP_RESTORE_FILL_H
 #define VMSNAP_RESTORE_FILL_H
 
 #include "common/stage.h"
 #include "restore/ahead.h"
+#include "restore/calm.h"
 #include "restore/intake.h"
 #include "restore/page_state.h"
 #include "restore/prefetch.h"
 #include "restore/queue.h"
 
-#define FILL_MAX_THREADS 16u
+#define FILL_MAX_THREADS CALM_MAX_THREADS
 
 struct fill;
 
