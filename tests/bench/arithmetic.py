@@ -54,12 +54,12 @@ def restore_sums(t):
     near(t, restore_fill.one_after_the_other({"decode": [1e9], "copy": [3e9]})[0], 0.75e9,
          "decoded and copied")
     t.check(restore_fill.one_after_the_other({"decode": [1e9], "copy": none}) is none, "no copy")
-    runs = {"warm": [{"times": [0.1]}, {"times": [0.2]}],
+    runs = {"warm": [{"times": [0.3], "launch": 0.2}, {"times": [0.2], "launch": 0.0}],
             "vmsnap, learned": [{"launch": 1.0}, {"launch": 2.0}]}
-    found = restore_redis.warm_and_launch(runs)
+    found = restore_redis.resident_and_launch(runs, "warm")
     near(t, found[0], 1.125, "a quarter more than warm, and the launch")
     near(t, found[1], 2.25, "the next round")
-    t.check(restore_redis.warm_and_launch({**runs, "warm": none}) is none, "never warm")
+    t.check(restore_redis.resident_and_launch({**runs, "warm": none}, "warm") is none, "never warm")
     t.equal(middle({"a": [{"n": 3}, {"n": 1}, {"n": 2}, {"n": 9}]}, "a", lambda r: r["n"]), {"n": 2},
             "the round in the middle")
     t.equal(middle({"a": none}, "a", lambda r: r["n"]), None, "no round")

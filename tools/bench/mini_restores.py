@@ -5,7 +5,7 @@ import os
 from case import Failed, end_process, wait_until
 from measure import NoFigure
 from minivm import MiniVm, MiniVmPlace
-from restores import Watched, evict
+from restores import Watched, prepare_cache
 from vmsnap import vmsnap
 
 MEMORY_MIB, RATE = 1024, 10000
@@ -79,8 +79,7 @@ class Worker:
 def restored(run, image, source, options, n_writes, wrapper=(), before=None):
     """A restore in which the guest makes n_writes, after before(watched, guest) if given. What
     Watched.end() tells, `reads` as above, and `waits` in seconds since the launch."""
-    if run.cold:
-        evict(image)
+    prepare_cache(run, image)
     place = source.place()
     watched = Watched(source.t, image, place, *options, wrapper=wrapper)
     if before:

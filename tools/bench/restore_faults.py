@@ -6,12 +6,12 @@ import time
 
 from case import end_process
 from figures import at_most
-from floor import MissingFloor, speed_of
+from floor import MissingFloor
 from measure import NoFigure, slowest
 from mini_experiments import placed
 from mini_restores import RATE, Source, Worker, restored
 from minivm import Incoming, MiniVm
-from restores import PAGE_BYTES, middle
+from restores import PAGE_BYTES, middle, speed_of_decode
 from rounds import in_turns, remove, values
 
 CLUSTER_BYTES = 16384
@@ -71,7 +71,7 @@ def faults(t, run):
         "vmsnap": by_vmsnap("--prefetch", "none", "--no-fill"),
         "floor, one page": lambda: floor_restore(frozen, PAGE_BYTES, cpus, n_writes),
         "floor, a cluster": lambda: floor_restore(frozen, CLUSTER_BYTES, cpus, n_writes),
-        "decode": placed(cpus[1], lambda: speed_of(t, "decode", frozen.image, 1)),
+        "decode": placed(cpus[1], lambda: speed_of_decode(t, frozen.image, 1)),
         "vmsnap, filling": by_vmsnap("--prefetch", "none")})
     frozen.remove()
     report(run.figures, f"minivm ({frozen.source.accelerator}) 1 GiB, random {RATE}/s, placed",

@@ -7,7 +7,7 @@ from figures import at_least, at_most
 from floor import speed_of
 from measure import NoFigure
 from mini_restores import Source
-from restores import PAGE_BYTES, Watched, evict, middle, plot_memory
+from restores import PAGE_BYTES, Watched, middle, plot_memory, prepare_cache, speed_of_decode
 from rounds import in_turns, remove, values
 
 COPY_PIECE_BYTES = 64 << 10 # what vmsnap puts in at a time
@@ -20,7 +20,7 @@ def fill(t, run):
     source.end()
     results = in_turns(t, run, {
         "vmsnap": lambda: by_vmsnap(run, source, image),
-        "decode": lambda: speed_of(t, "decode", image, n_cpus),
+        "decode": lambda: speed_of_decode(t, image, n_cpus),
         "copy": lambda: speed_of(t, "copy", source.bytes, COPY_PIECE_BYTES, n_cpus)})
     remove(image)
     case = f"minivm ({source.accelerator}) {run.mini_mib / 1024:.0f} GiB, 4K pages, idle"
@@ -32,8 +32,7 @@ def fill(t, run):
 
 def by_vmsnap(run, source, image):
     """From the guest's first instruction to the last page."""
-    if run.cold:
-        evict(image)
+    prepare_cache(run, image)
     watched = Watched(source.t, image, source.place(), "--prefetch", "none")
     summary = watched.wait_complete()
     seconds = (summary["complete_ns"] - summary["launch_to_running_ns"]) * 1e-9

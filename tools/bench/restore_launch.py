@@ -5,7 +5,7 @@ import os
 
 from figures import at_most
 from guest import Guest
-from restores import Watched, evict
+from restores import Watched, prepare_cache
 from rounds import in_turns, remove, values
 from speed import run_empty_start
 from vmsnap import vmsnap
@@ -39,8 +39,7 @@ def launch(t, run):
 
 
 def by_vmsnap(t, run, source, image):
-    if run.cold:
-        evict(image)
+    prepare_cache(run, image)
     watched = Watched(t, image, Guest(t, name="re", **source.shape()), "-vv")
     parts = launch_parts(watched.restore.result().err)
     found = watched.end()

@@ -83,6 +83,9 @@ def report(figures, case, results):
         aimed = method.startswith("learned")
         row("faults left by the prefetch", method, lambda r: r["faults"], "",
             f"<= {LEFT:.2f} of it" if aimed else "", at_most(LEFT) if aimed else None)
+    for name, fraction in (("p50", 0.5), ("p99", 0.99)):
+        row(f"demand fault seen by the guest, {name}", "hot list",
+            lambda r, f=fraction: slowest(r["reads"], r["faults"], f)[0] * 1e-9, "us")
     first = results["no prefetch"]
     if isinstance(first, NoFigure) or not first:
         return

@@ -10,12 +10,14 @@ import threading
 import time
 
 from case import Failed, tool
+from floor import speed_of
 from measure import MemoryWatch, NoFigure
 from vmsnap import Restore, vmsnap
 
 LOOK_SECONDS = 0.01
 ASK_SECONDS = 0.05
 PAGE_BYTES = 4096
+READ_BYTES = 4 << 20
 
 
 class VmmWatch:
@@ -137,14 +139,30 @@ def sibling(t, run, image):
     return path
 
 
-def evict(path):
-    """Out of the page cache, as after a reboot. Of the files of this run only."""
+def prepare_cache(run, path):
+    """All of the file into the page cache; or, if the run is a cold one, out of it. vmsnap writes its images
+    past the cache, so that one that was just made is not there. Of the files of this run only."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        if run.cold:
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        else:
+            read_all(fd)
     finally:
         os.close(fd)
+
+
+def read_all(fd):
+    while os.read(fd, READ_BYTES):
+        pass
+
+
+def speed_of_decode(t, image, n_threads):
+    """With the image in the page cache, also in a cold run: what decoding alone costs."""
+    with open(image, "rb", 0) as f:
+        read_all(f.fileno())
+    return speed_of(t, "decode", image, n_threads)
 
 
 def plot_memory(figures, plot, label, samples):
