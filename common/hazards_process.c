@@ -7,11 +7,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/fellow.h"
 #include "common/hazards_private.h"
 #include "common/json_text.h"
 
@@ -88,83 +87,19 @@ int hazard_look_vdpa(struct hazard_search *s, struct hazard *h, struct error *e)
     return 0;
 }
 
-/* The region that lies in this file, or NULL. */
-static const struct region *region_of_file(const struct hazard_search *s, uint64_t inode,
-                                           uint32_t dev_major, uint32_t dev_minor)
-{
-    for (size_t i = 0; i < s->scope->n_regions; i++) {
-        const struct region *r = &s->scope->regions[i];
-        struct stat st;
-        if (r->fd >= 0 && fstat(r->fd, &st) == 0 && st.st_ino == inode &&
-            major(st.st_dev) == dev_major && minor(st.st_dev) == dev_minor)
-            return r;
-    }
-    return NULL;
-}
-
-/* The region that a process maps shared and writable, or NULL. Processes come and go: one that
- * can't be read is none. */
-static const struct region *region_shared_with(const struct hazard_search *s, const char *pid)
-{
-    char path[64], perms[5];
-    snprintf(path, sizeof(path), "/proc/%.20s/maps", pid);
-    CLEANUP_STREAM FILE *f = fopen(path, "re");
-    CLEANUP_FREE char *line = NULL;
-    size_t size = 0;
-    while (f && getline(&line, &size, f) >= 0) {
-        unsigned dev_major, dev_minor;
-        unsigned long long inode;
-        if (sscanf(line, "%*x-%*x %4s %*x %x:%x %llu", perms, &dev_major, &dev_minor, &inode) !=
-                4 ||
-            inode == 0 || perms[1] != 'w' || perms[3] != 's')
-            continue;
-        const struct region *r = region_of_file(s, inode, dev_major, dev_minor);
-        if (r)
-            return r;
-    }
-    return NULL;
-}
-
-static bool any_region_in_a_file(const struct hazard_search *s)
-{
-    for (size_t i = 0; i < s->scope->n_regions; i++)
-        if (s->scope->regions[i].fd >= 0)
-            return true;
-    return false;
-}
-
-/* A process's own name for itself, for the message. */
-static void process_name(const char *pid, char *out, size_t size)
-{
-    char path[64];
-    snprintf(path, sizeof(path), "/proc/%.20s/comm", pid);
-    CLEANUP_STREAM FILE *f = fopen(path, "re");
-    if (!f || !fgets(out, (int)size, f))
-        snprintf(out, size, "?");
-    out[strcspn(out, "\n")] = '\0';
-}
-
 int hazard_look_shared(struct hazard_search *s, struct hazard *h, struct error *e)
 {
-    if (!any_region_in_a_file(s))
-        return 0;
-    DIR *d = opendir("/proc");
-    if (!d)
-        return cannot_look(s, "fellow processes", errno, e);
-    for (const struct dirent *entry; !h->found && (entry = readdir(d));) {
-        const char *pid = entry->d_name;
-        if (!isdigit((unsigned char)pid[0]) || atoi(pid) == s->scope->t->pid ||
-            atoi(pid) == getpid())
-            continue;
-        const struct region *r = region_shared_with(s, pid);
-        if (!r)
-            continue;
-        char name[32];
-        process_name(pid, name, sizeof(name));
-        hazard_found(h, "process %.20s (%s) maps memory block %.100s and can write it unseen", pid,
-                     name, r->name);
-    }
-    closedir(d);
+    struct fellow found;
+    const struct fellow_search search = {.target = s->scope->t->pid,
+                                         .writers_only = true,
+                                         .regions = s->scope->regions,
+                                         .n_regions = s->scope->n_regions};
+    int r = fellow_find(&found, &search);
+    if (r < 0)
+        return cannot_look(s, "fellow processes", -r, e);
+    if (r > 0)
+        hazard_found(h, "process %d (%s) maps memory block %.100s and can write it unseen",
+                     (int)found.pid, found.name, found.region->name);
     return 0;
 }
 
@@ -261,7 +196,7 @@ int hazard_look_traced(struct hazard_search *s, struct hazard *h, struct error *
         return 0;
     char pid[24], name[32];
     snprintf(pid, sizeof(pid), "%llu", (unsigned long long)tracer);
-    process_name(pid, name, sizeof(name));
+    fellow_name(pid, name, sizeof(name));
     hazard_found(h, "process %s (%s) traces the VMM: only one can", pid, name);
     return 0;
 }

@@ -23,6 +23,7 @@
 #include "common/log.h"
 #include "common/testhook.h"
 #include "common/uffd.h"
+#include "restore/foreign.h"
 #include "restore/presence.h"
 #include "restore/window.h"
 
@@ -86,8 +87,11 @@ static int empty_block(const struct attach *a, const struct block *b, struct err
     if (rc)
         return error_set(e, VMSNAP_EXIT_TARGET, -rc, "can't see what memory block '%s' holds",
                          b->region.name);
-    if (n <= WRITE_MAX_PAGES && !has_poison(a->img))
+    if (n <= WRITE_MAX_PAGES && !has_poison(a->img) && !presence_is_hidden(b, n))
         return 0;
+    rc = foreign_check_data(b, e);
+    if (rc)
+        return rc;
     log_debug("memory block '%s': %" PRIu64 " pages are there already, discarding them",
               b->region.name, n);
     rc = discard_pages(a, b, e);
@@ -241,12 +245,15 @@ int attach_memory(struct attach *a, struct error *e)
 {
     bool trust_absence = TESTHOOK_BROKEN("present-taken-for-absent");
     a->uffd = a->target_fd = -1;
+    int rc = foreign_check_fellows(a->blocks, a->target, e);
+    if (rc)
+        return rc;
     for (uint32_t i = 0; i < a->blocks->count && !trust_absence; i++) {
-        int rc = empty_block(a, &a->blocks->items[i], e);
+        rc = empty_block(a, &a->blocks->items[i], e);
         if (rc)
             return rc;
     }
-    int rc = inject_userfaultfd(a->target, &a->uffd, &a->target_fd, a->timeout_ms, e);
+    rc = inject_userfaultfd(a->target, &a->uffd, &a->target_fd, a->timeout_ms, e);
     if (rc)
         return rc;
     TESTHOOK_POINT("restore-attached");

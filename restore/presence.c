@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static bool has_holes(const struct block *b)
@@ -111,4 +112,12 @@ int presence_count(const struct block *b, const struct target *t, uint64_t *n_pa
             rc = presence_skip(b, t, at + n * IMAGE_PAGE_BYTES, &at);
     }
     return rc;
+}
+
+bool presence_is_hidden(const struct block *b, uint64_t n_pages)
+{
+    struct stat st;
+    if (b->region.kind == REGION_ANON || b->region.page_bytes == IMAGE_PAGE_BYTES)
+        return false;
+    return fstat(b->region.fd, &st) || (uint64_t)st.st_blocks * 512 / IMAGE_PAGE_BYTES > n_pages;
 }

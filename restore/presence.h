@@ -34,4 +34,8 @@ int presence_skip(const struct block *b, const struct target *t, uint64_t offset
 /* Counts the present pages of a block. */
 int presence_count(const struct block *b, const struct target *t, uint64_t *n_pages);
 
+/* Whether a file of hugetlbfs has more pages than presence_count() has found: allocated, perhaps
+ * with content, but not in the page table. */
+bool presence_is_hidden(const struct block *b, uint64_t n_pages);
+
 #endif

@@ -1,21 +1,17 @@
 #include "restore/probe.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <netdb.h>
 #include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/sysmacros.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/fellow.h"
 
 static int connect_result(const struct sockaddr_un *address, socklen_t len)
 {
@@ -71,37 +67,9 @@ int probe_tcp_held(const char *host, const char *port)
     return held;
 }
 
-/* Whether a line of /proc/PID/maps names this file. */
-static bool line_names(const char *line, const struct stat *file)
-{
-    unsigned major, minor;
-    uint64_t inode;
-    if (sscanf(line, "%*x-%*x %*s %*x %x:%x %" SCNu64, &major, &minor, &inode) != 3)
-        return false;
-    return inode == file->st_ino && makedev(major, minor) == file->st_dev;
-}
-
-static bool process_maps(const char *pid, const struct stat *file)
-{
-    char path[64];
-    snprintf(path, sizeof(path), "/proc/%.20s/maps", pid);
-    CLEANUP_STREAM FILE *f = fopen(path, "re");
-    char line[512];
-    while (f && fgets(line, sizeof(line), f))
-        if (line_names(line, file))
-            return true;
-    return false;
-}
-
 int probe_mapped_by(const struct stat *file)
 {
-    DIR *dir = opendir("/proc");
-    if (!dir)
-        return -errno;
-    int found = 0;
-    for (struct dirent *d; !found && (d = readdir(dir));)
-        if (d->d_name[0] >= '1' && d->d_name[0] <= '9' && process_maps(d->d_name, file))
-            found = atoi(d->d_name);
-    closedir(dir);
-    return found;
+    struct fellow found;
+    int rc = fellow_find(&found, &(struct fellow_search){.file = file});
+    return rc > 0 ? (int)found.pid : rc;
 }

@@ -36,6 +36,7 @@ enum kit_before {
     KIT_FRESH,     /* no page present */
     KIT_FILLED,    /* all present, other content: prealloc=on */
     KIT_LOCKED,    /* the same, locked: mem-lock=on */
+    KIT_UNMAPPED,  /* as filled, and unmapped: shared memory is in its file only */
     KIT_SPRINKLED, /* every seventh page present, other content */
 };
 
@@ -65,6 +66,7 @@ struct kit_board {
     uint32_t n_blocks;
     enum kit_before before;
     enum kit_work work;
+    char path[64];                     /* not empty: where the file of KIT_MEMFD has a name */
     bool split;                        /* many small mappings instead of one */
     bool poisoned;                     /* page KIT_POISONED_PAGE of block 0 is */
     uint64_t damaged_first, n_damaged; /* pages of block 0 that must give a SIGBUS too */

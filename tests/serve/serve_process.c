@@ -1,5 +1,6 @@
 /* The process that is restored. Its main thread only sleeps (so that calls can be injected into
  * it); its workers do what the board says. */
+#include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <string.h>
@@ -30,7 +31,8 @@ static uint64_t next_random(uint64_t *state) /* splitmix64 */
 
 static void *map_file(uint64_t bytes, unsigned memfd_flags, int map_flags)
 {
-    int fd = memfd_create("serve-kit", memfd_flags);
+    int fd = board->path[0] ? open(board->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)
+                            : memfd_create("serve-kit", memfd_flags);
     if (fd < 0 || ftruncate(fd, (off_t)bytes))
         return MAP_FAILED;
     return mmap(NULL, bytes, PROT_READ | PROT_WRITE, map_flags, fd,
@@ -69,6 +71,8 @@ static void fill_before(char *p, uint64_t bytes)
             memset(p + at, 0xee, PAGE);
     if (board->before == KIT_LOCKED)
         mlock(p, bytes);
+    if (board->before == KIT_UNMAPPED)
+        madvise(p, bytes, MADV_DONTNEED);
 }
 
 /* A mapping whose flags differ does not join with its neighbours: every third page is one. */
