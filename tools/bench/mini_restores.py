@@ -81,10 +81,10 @@ def restored(run, image, source, options, n_writes, wrapper=(), before=None):
     Watched.end() tells, `reads` as above, and `waits` in seconds since the launch."""
     prepare_cache(run, image)
     place = source.place()
-    watched = Watched(source.t, image, place, *options, wrapper=wrapper)
-    if before:
-        before(watched, place)
-    done = Worker(place, n_writes)
-    found = watched.end()
+    with Watched(source.t, image, place, *options, wrapper=wrapper) as watched:
+        if before:
+            before(watched, place)
+        done = Worker(place, n_writes)
+        found = watched.end()
     return {**found, "reads": done.reads,
             "waits": [(0.0, 0), *((t - watched.began, n) for t, n in done.waits)]}

@@ -33,10 +33,10 @@ def fill(t, run):
 def by_vmsnap(run, source, image):
     """From the guest's first instruction to the last page."""
     prepare_cache(run, image)
-    watched = Watched(source.t, image, source.place(), "--prefetch", "none")
-    summary = watched.wait_complete()
-    seconds = (summary["complete_ns"] - summary["launch_to_running_ns"]) * 1e-9
-    return {**watched.end(), "rate": summary["pages_filled"] * PAGE_BYTES / seconds}
+    with Watched(source.t, image, source.place(), "--prefetch", "none") as watched:
+        summary = watched.wait_complete()
+        seconds = (summary["complete_ns"] - summary["launch_to_running_ns"]) * 1e-9
+        return {**watched.end(), "rate": summary["pages_filled"] * PAGE_BYTES / seconds}
 
 
 def report(figures, case, results, ram_bytes):

@@ -40,9 +40,9 @@ def launch(t, run):
 
 def by_vmsnap(t, run, source, image):
     prepare_cache(run, image)
-    watched = Watched(t, image, Guest(t, name="re", **source.shape()), "-vv")
-    parts = launch_parts(watched.restore.result().err)
-    found = watched.end()
+    with Watched(t, image, Guest(t, name="re", **source.shape()), "-vv") as watched:
+        parts = launch_parts(watched.restore.result().err)
+        found = watched.end()
     return {"wall": found["launch"], "parts": parts,
             "own": found["summary"]["launch_to_running_ns"] * 1e-9}
 

@@ -94,9 +94,9 @@ class Redis:
     def by_vmsnap(self, image, *options):
         prepare_cache(self.run, image)
         place = self.guest.again()
-        watched = Watched(self.t, image, place, *options, asking=True)
-        times = self._ask(place.port, watched.began)
-        return {**watched.end(), "times": times}
+        with Watched(self.t, image, place, *options, asking=True) as watched:
+            times = self._ask(place.port, watched.began)
+            return {**watched.end(), "times": times}
 
     def by_qemu(self, name):
         """Started with all memory to load first; it runs when that is in."""
@@ -107,15 +107,17 @@ class Redis:
         began = time.monotonic()
         guest.start()
         watch = VmmWatch(guest.pid, began)
-        wait_until(lambda: guest.qmp.command("query-status", timeout=LOAD_SECONDS)["status"] !=
-                   "inmigrate", LOAD_SECONDS, "QEMU has loaded the guest", every=0.002)
-        guest.qmp.command("cont")
-        launch = time.monotonic() - began
-        times = self._ask(guest.port, began)
-        found = {"times": times, "launch": launch, "wall": time.monotonic() - began,
-                 "samples": watch.end()}
-        guest.stop()
-        return found
+        try:
+            wait_until(lambda: guest.qmp.command("query-status", timeout=LOAD_SECONDS)["status"] !=
+                       "inmigrate", LOAD_SECONDS, "QEMU has loaded the guest", every=0.002)
+            guest.qmp.command("cont")
+            launch = time.monotonic() - began
+            times = self._ask(guest.port, began)
+            return {"times": times, "launch": launch, "wall": time.monotonic() - began,
+                    "samples": watch.end()}
+        finally:
+            watch.end()
+            guest.stop()
 
     def warm(self):
         """The guest that was never away: it goes on, and is stopped again."""

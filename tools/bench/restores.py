@@ -91,19 +91,34 @@ class Asker:
 
 class Watched:
     """A restore under watch. `launch`: seconds from the start of the vmsnap process to its word that the
-    guest runs. `asking`: how many faults it has answered is asked for meanwhile."""
+    guest runs. `asking`: how many faults it has answered is asked for meanwhile. To be used by `with`: nothing
+    of it is left then, whatever happened."""
 
     def __init__(self, t, image, place, *options, asking=False, **more):
         self.memory = MemoryWatch(os.getpid(), os.path.realpath(tool("vmsnap")))
+        self.watch = self.asker = None
+        self.restore = TimedRestore(t, image, place, *options, **more)
         try:
-            self.restore = TimedRestore(t, image, place, *options, **more).wait_running()
+            self.restore.wait_running()
         except Failed as why:
-            self.memory.end()
+            self._end_all()
             raise NoFigure(str(why)) from why
         self.began = self.restore.began
         self.launch = self.restore.came["running"] - self.began
         self.watch = VmmWatch(self.restore.pid, self.began)
         self.asker = Asker(self.restore.process) if asking else None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._end_all()
+
+    def _end_all(self):
+        for one in (self.asker, self.watch, self.memory):
+            if one:
+                one.end()
+        self.restore.give_up()
 
     def wait_complete(self, seconds=120):
         return self.restore.wait_complete(seconds)
@@ -113,10 +128,7 @@ class Watched:
         if self.asker:
             self.asker.end()
         samples, peak = self.watch.end(), self.memory.end()
-        try:
-            summary = self.restore.end().summary
-        finally:
-            self.restore.give_up()
+        summary = self.restore.end().summary
         demanded = [(t - self.began, n) for t, n in self.restore.demanded]
         return {"launch": self.launch, "samples": samples, "peak": peak, "demanded": demanded,
                 "wall": time.monotonic() - self.began, "summary": summary,
