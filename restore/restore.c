@@ -194,7 +194,8 @@ static int write_pidfile(struct restore *r, struct error *e)
 
 static int let_run(struct restore *r, struct error *e)
 {
-    supervised_tell_lives(&r->vmm, qmp_fd(r->qmp), !leaves_paused(r));
+    supervised_tell_lives(&r->vmm, qmp_fd(r->qmp), !leaves_paused(r),
+                          relaunch_uses_terminal(&r->launch));
     int rc = write_pidfile(r, e);
     if (rc)
         return rc;

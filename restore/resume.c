@@ -241,7 +241,7 @@ int resume_run(const struct restore_options *o, pid_t pid, const struct resume_h
 {
     struct target target;
     struct session s = {.o = o, .target = &target, .began_ns = clock_monotonic_ns()};
-    s.shows_progress = o->progress;
+    s.shows_progress = o->progress && !(help && help->on_terminal);
     int rc = kernel_require(e);
     if (rc == 0)
         rc = damage_check_kernel(o->poison_damage, e);

@@ -11,6 +11,7 @@ struct resume_help {
     int command_fd; /* the VMM's connection for commands: its guest is to be let run; -1: it is not
                      */
     int word_fd;    /* detached: where the caller waits to hear that the guest runs; -1 */
+    bool on_terminal; /* the VMM has the terminal: no progress line there */
 };
 
 /*

@@ -41,12 +41,13 @@ static void tell(const struct supervised_message *m, const int *fds, size_t n_fd
     (void)n; /* a dead supervisor shows as POLLHUP */
 }
 
-void supervised_tell_lives(const struct vmm *v, int command_fd, bool resumes)
+void supervised_tell_lives(const struct vmm *v, int command_fd, bool resumes, bool on_terminal)
 {
     const struct supervised_message m = {.kind = SUPERVISED_LIVES,
                                          .vmm = atomic_load(&v->pid),
                                          .child = atomic_load(&v->child),
-                                         .resumes = resumes};
+                                         .resumes = resumes,
+                                         .on_terminal = on_terminal};
     tell(&m, (const int[]){v->target.pidfd, command_fd}, 2);
 }
 

@@ -26,8 +26,9 @@ enum supervised_kind {
 
 struct supervised_message {
     uint32_t kind;
-    int32_t vmm, child; /* SUPERVISED_LIVES: its pid, and whom we forked (a wrapper, or itself) */
-    uint32_t resumes;   /* SUPERVISED_LIVES: its guest is to be let run */
+    int32_t vmm, child;   /* SUPERVISED_LIVES: its pid, and whom we forked (a wrapper, or itself) */
+    uint32_t resumes;     /* SUPERVISED_LIVES: its guest is to be let run */
+    uint32_t on_terminal; /* SUPERVISED_LIVES: it has the terminal: no progress line there */
     uint64_t n_settled;
 };
 
@@ -35,7 +36,7 @@ struct supervised_message {
 void supervised_begin(int line, pid_t supervisor);
 
 /* What `kind` says. Never block; are lost if the supervisor is gone. */
-void supervised_tell_lives(const struct vmm *v, int command_fd, bool resumes);
+void supervised_tell_lives(const struct vmm *v, int command_fd, bool resumes, bool on_terminal);
 void supervised_tell_runs(void);
 void supervised_tell_told(void);
 void supervised_tell_serves(uint64_t n_settled);

@@ -211,6 +211,13 @@ int supervisor_resume(const struct restore_options *o, pid_t vmm, struct error *
                            .runs = true,
                            .vmm = vmm,
                            .vmm_fd = (int)syscall(SYS_pidfd_open, vmm, 0)};
+    int rc = 0;
+    if (o->pidfile && s.vmm_fd >= 0)
+        rc = pidfile_adopt(&s.pidfile, o->pidfile, vmm, s.vmm_fd);
+    if (rc)
+        return error_set(e, VMSNAP_EXIT_FAILED, rc == -ESTALE ? 0 : -rc,
+                         "%s can't be taken over: it is not the pidfile of process %d", o->pidfile,
+                         (int)vmm);
     /* Without such a process there is nothing to look after: the server says so. */
     if (TESTHOOK_BROKEN("not-supervised") || s.vmm_fd < 0 || begin(&s) != 0)
         return resume_run(o, vmm, NULL, e);

@@ -25,7 +25,9 @@
 bool supervisor_begin(const struct restore_options *o, int word_fd, int *vmm_status, int *rc,
                       struct error *e);
 
-/* resume_run() (resume.h) under a supervisor. Does not come back where the server has said all. */
+/* resume_run() (resume.h) under a supervisor. Does not come back where the server has said all.
+ * o->pidfile: an earlier restore's file, which must name the process, is removed at its end, which
+ * is then waited for. */
 int supervisor_resume(const struct restore_options *o, pid_t vmm, struct error *e);
 
 #endif

@@ -68,12 +68,11 @@ static void remove_pidfile(const struct supervisor *s)
 }
 
 /* As a detached server does that has nothing left to do. */
-static void stay_for_pidfile(const struct supervisor *s)
+static void stay_for_pidfile(struct supervisor *s)
 {
-    struct pidfile p;
-    if (!s->server && !s->by_hand && s->o->pidfile &&
-        pidfile_adopt(&p, s->o->pidfile, s->vmm, s->vmm_fd) == 0)
-        pidfile_stay(&p);
+    if (!s->server && !s->by_hand && s->o->pidfile)
+        pidfile_adopt(&s->pidfile, s->o->pidfile, s->vmm, s->vmm_fd);
+    pidfile_stay(&s->pidfile);
 }
 
 int supervisor_explain_failure(const struct supervisor *s, struct error *e)
@@ -93,6 +92,8 @@ int supervisor_finish(struct supervisor *s, int *vmm_status, struct error *e)
     case END_NONE:
         break;
     case END_SERVER:
+        if (s->by_hand && s->end_status == VMSNAP_EXIT_DONE)
+            stay_for_pidfile(s);
         _exit(s->end_status);
     case END_TOO_SOON:
         if (!s->by_hand)

@@ -8,6 +8,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#include "restore/pidfile.h"
 #include "restore/restore.h"
 
 enum end {
@@ -21,6 +22,7 @@ enum end {
 
 struct supervisor {
     const struct restore_options *o;
+    struct pidfile pidfile; /* by hand: that was taken over */
     bool by_hand;  /* --resume: the VMM is no child of ours, nor to be ended by our signals */
     int word_fd;   /* detached: where our caller waits for a word; -1 */
     sigset_t mask; /* as it was before us */
@@ -35,6 +37,7 @@ struct supervisor {
     uint64_t n_settled; /* clusters that needed nothing any more when the last one took over */
 
     bool lives, runs, complete, given_up;
+    bool on_terminal;             /* the VMM has it */
     bool resumes;                 /* the guest is to be let run */
     bool served;                  /* by hand: the takeover has come about */
     pid_t vmm, child;             /* `child`: who was started, a wrapper perhaps */

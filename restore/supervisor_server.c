@@ -59,6 +59,7 @@ static void take_message(struct supervisor *s, const struct supervised_message *
         s->vmm = m->vmm;
         s->child = m->child;
         s->resumes = m->resumes;
+        s->on_terminal = m->on_terminal;
         s->lives = s->vmm_fd >= 0;
         if (s->o->detach)
             let_go_of_caller(s);
@@ -72,7 +73,7 @@ static void take_message(struct supervisor *s, const struct supervised_message *
         break;
     case SUPERVISED_SERVES:
         s->served = true;
-        s->runs |= !s->is_first;
+        s->runs |= !s->is_first && !s->resumes; /* else it tells when it was let run */
         if (m->n_settled > s->n_settled) {
             s->n_settled = m->n_settled;
             s->n_failures = 0;
@@ -87,7 +88,7 @@ static void take_message(struct supervisor *s, const struct supervised_message *
 bool supervisor_read_line(struct supervisor *s)
 {
     while (s->line >= 0) {
-        struct supervised_message m;
+        struct supervised_message m = {0};
         union {
             struct cmsghdr align;
             char bytes[CMSG_SPACE(2 * sizeof(int))];
@@ -129,7 +130,8 @@ static _Noreturn void run_successor(struct supervisor *s)
 {
     struct error e = {0};
     struct resume_help help = {.command_fd = s->runs || !s->resumes ? -1 : s->command_fd,
-                               .word_fd = s->word_fd};
+                               .word_fd = s->word_fd,
+                               .on_terminal = s->on_terminal};
     TESTHOOK_SUCCEED(s->n_started);
     signals_outlive();
     int rc = resume_run(s->o, s->vmm, &help, &e);

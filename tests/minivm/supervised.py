@@ -419,6 +419,31 @@ def by_hand(t):
     t.equal(finish(t, first).code, 0, "exit status")
 
 
+@case("minivm.supervised.pidfile-by-hand", "kernel", 60)
+def pidfile_by_hand(t):
+    """A takeover by hand removes the earlier pidfile at the VMM's end, if it is that VMM's; killed ones too."""
+    image = take_image(t, *KINDS[0])
+    pidfile = t.path("pid")
+    place, restored = started(t, image, KINDS[0], "--no-fill", "--prefetch", "none", "--pidfile", pidfile)
+    restored.wait_running()
+    for pid in ours(restored):
+        kill(pid)
+    restored.process.wait(10)
+    with open(t.path("other"), "w", encoding="ascii") as f:
+        f.write("1\n")
+    for wrong in ("other", "none"):
+        refused = vmsnap(t, "restore", "--resume", str(place.pid), "--pidfile", t.path(wrong))
+        t.equal(refused.code, 1, f"{wrong}: {refused.text()}")
+        t.check("pidfile" in refused.error["message"], f"why: {refused.error}")
+    by = start_vmsnap(t, "restore", "--resume", str(place.pid), "--pidfile", pidfile,
+                      hooks={"kill_at": "resume-serving", "pause_log": t.path("log")})
+    place.wait_for_writes(500)
+    t.check(os.path.exists(pidfile), "it is there as long as the VMM lives")
+    place.qmp.command("quit")
+    t.equal(finish(t, by).code, 0, "exit status")
+    t.check(not os.path.exists(pidfile) and os.path.exists(t.path("other")), "it is gone, and no other")
+
+
 @case("minivm.supervised.race", "kernel", 60)
 def race(t):
     """By hand was quicker: the supervisor waits, and takes over when that one is killed as well."""

@@ -116,7 +116,8 @@ static const struct option_spec options[] = {
      .kind = OPTION_STRING,
      .to.string = &args.pidfile,
      .argument = "FILE",
-     .help = "write the VMM's process id there; removed at its end"},
+     .help =
+         "write the VMM's process id there; removed at its end (with --resume: by us from now on)"},
     {.name = "report",
      .kind = OPTION_STRING,
      .to.string = &args.report_path,
@@ -275,7 +276,7 @@ static void on_detached(void *opaque)
 static int check_resume(const struct command_line *line, struct error *e)
 {
     if (line->rest || args.print_command || args.paused || args.detach || args.no_fill ||
-        args.learn || args.pidfile || args.report_path || args.sync_clock || args.allow.count)
+        args.learn || args.report_path || args.sync_clock || args.allow.count)
         return option_usage_error(e,
                                   "--resume takes over a VMM that runs: what is for starting one "
                                   "can't be given with it");
