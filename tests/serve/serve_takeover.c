@@ -20,6 +20,9 @@
 #include "tests/kernel/ktest.h"
 #include "tests/serve/serve_kit.h"
 
+/* Slow enough that much is not in yet when one is killed. */
+#define FILL_BYTES_PER_S (16u << 20)
+
 struct shape {
     enum kit_work work;
     unsigned n_kills;
@@ -56,7 +59,7 @@ static int take_over(void *opaque)
 {
     struct kit *k = opaque;
     struct restore_options o = {.n_threads = 2,
-                                .prefetch_hot = true,
+                                .bytes_per_s = FILL_BYTES_PER_S,
                                 .timeout_ms = 5000,
                                 .report = on_report,
                                 .trouble = on_trouble};
