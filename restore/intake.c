@@ -20,8 +20,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -30,17 +28,16 @@
 #include "common/image_format.h"
 #include "common/log.h"
 #include "restore/reader.h"
+#include "restore/resident.h"
 
 #define LOOK_MS 100       /* how often a thread that waits looks whether it is to stop */
 #define RETRY_FIRST_MS 50 /* after an I/O error; four times as long after the next */
-#define MEMORY_PAGE 4096u
 
 static_assert(IMAGE_RECORD_MAX <= READER_BYTES, "a record fits into a reader's buffer");
 
 struct intake {
     struct intake_config config;
-    char *map; /* the image, never touched: only for mincore(). NULL: none */
-    uint64_t map_bytes;
+    struct resident resident;
     int nowait_flag; /* of preadv2(): RWF_NOWAIT, or 0 where nothing can wait */
     bool all_by_readers;
 
@@ -54,40 +51,10 @@ struct intake {
 
 /* ---- at once ---- */
 
-static bool has_nowait(int fd)
+/* Where it can't be told, RWF_NOWAIT will. */
+static bool is_resident(const struct intake *s, uint64_t offset, uint64_t bytes)
 {
-    char byte;
-    struct iovec iov = {.iov_base = &byte, .iov_len = 1};
-    return preadv2(fd, &iov, 1, 0, RWF_NOWAIT) >= 0 || errno == EAGAIN;
-}
-
-static void map_image(struct intake *s)
-{
-    struct stat st;
-    if (fstat(image_fd(s->config.img), &st) || st.st_size <= 0)
-        return;
-    void *map = mmap(NULL, (size_t)st.st_size, PROT_NONE, MAP_PRIVATE | MAP_NORESERVE,
-                     image_fd(s->config.img), 0);
-    if (map == MAP_FAILED)
-        return;
-    madvise(map, (size_t)st.st_size, MADV_DONTFORK);
-    s->map = map;
-    s->map_bytes = (uint64_t)st.st_size;
-}
-
-static bool is_resident(struct intake *s, uint64_t offset, uint64_t bytes)
-{
-    unsigned char there[IMAGE_RECORD_MAX / MEMORY_PAGE + 2];
-    if (!s->map)
-        return true; /* RWF_NOWAIT will tell */
-    uint64_t first = offset / MEMORY_PAGE, end = (offset + bytes + MEMORY_PAGE - 1) / MEMORY_PAGE;
-    if (end - first > sizeof(there) || offset + bytes > s->map_bytes ||
-        mincore(s->map + first * MEMORY_PAGE, (end - first) * MEMORY_PAGE, there))
-        return false;
-    for (uint64_t i = 0; i < end - first; i++)
-        if (!(there[i] & 1))
-            return false;
-    return true;
+    return !resident_can_tell(&s->resident) || resident_has(&s->resident, offset, bytes);
 }
 
 static int read_cached(struct intake *s, uint64_t offset, uint32_t bytes, void *to)
@@ -110,13 +77,15 @@ int intake_read_now(struct intake *s, uint64_t cluster, struct codec *codec, voi
 
 /* ---- by a reader ---- */
 
+/* Who holds the lock may have lost its CPU to the guest (calm.h), and a fault may wait for us: it
+ * is never waited for. */
 static int take_reader(struct intake *s, struct reader *r)
 {
-    pthread_mutex_lock(&s->lock);
-    bool any = s->n_idle > 0;
+    bool locked = pthread_mutex_trylock(&s->lock) == 0, any = locked && s->n_idle > 0;
     if (any)
         *r = s->idle[--s->n_idle];
-    pthread_mutex_unlock(&s->lock);
+    if (locked)
+        pthread_mutex_unlock(&s->lock);
     return any ? 0 : reader_start(r, image_fd(s->config.img));
 }
 
@@ -126,11 +95,12 @@ static void give_reader(struct intake *s, struct reader *r)
         reader_stop(r);
         return;
     }
-    pthread_mutex_lock(&s->lock);
-    bool room = s->n_idle < s->config.n_threads;
+    bool locked = pthread_mutex_trylock(&s->lock) == 0;
+    bool room = locked && s->n_idle < s->config.n_threads;
     if (room)
         s->idle[s->n_idle++] = *r;
-    pthread_mutex_unlock(&s->lock);
+    if (locked)
+        pthread_mutex_unlock(&s->lock);
     if (!room)
         reader_stop(r);
 }
@@ -252,9 +222,10 @@ int intake_open(struct intake **out, const struct intake_config *config)
     pthread_mutex_init(&s->lock, NULL);
     bool in_memory = fstatfs(image_fd(config->img), &fs) == 0 && fs.f_type == TMPFS_MAGIC;
     s->nowait_flag = in_memory ? 0 : RWF_NOWAIT;
-    s->all_by_readers = !in_memory && !has_nowait(image_fd(config->img));
+    s->all_by_readers = !in_memory && !resident_has_nowait(image_fd(config->img));
     if (!in_memory && !s->all_by_readers)
-        map_image(s);
+        resident_open(&s->resident, image_fd(config->img),
+                      image_get_trailer(config->img)->file_bytes);
     *out = s;
     return 0;
 }
@@ -270,8 +241,7 @@ void intake_close(struct intake *s)
         return;
     for (unsigned i = 0; i < s->n_idle; i++)
         reader_stop(&s->idle[i]);
-    if (s->map)
-        munmap(s->map, s->map_bytes);
+    resident_close(&s->resident);
     pthread_mutex_destroy(&s->lock);
     free(s->idle);
     free(s);

@@ -8,6 +8,7 @@
 #include "common/cleanup.h"
 #include "common/thread.h"
 #include "restore/reader.h"
+#include "restore/resident.h"
 
 #define WINDOW 1024u /* clusters: 16 MiB of memory */
 #define READER_NICE 10
@@ -94,33 +95,48 @@ static unsigned list_extents(const struct prefetch *p, uint64_t from, struct ext
     return n;
 }
 
+struct sweeper {
+    const struct prefetch *plan;
+    struct resident resident;
+    struct reader reader;
+    bool has_reader; /* started when the first is needed */
+};
+
 /* The call may wait for the disk's queue, or hang: a process makes it. False: stop. */
-static bool will_need(const struct prefetch *p, struct reader *r, const struct extent *e)
+static bool advise(struct sweeper *s, uint64_t offset, uint64_t bytes)
+{
+    int64_t result;
+    if (!s->has_reader && reader_start(&s->reader, image_fd(s->plan->img)))
+        return false;
+    s->has_reader = true;
+    int rc = reader_advise(&s->reader, offset, bytes);
+    while (rc == 0 && !atomic_load(&s->plan->stop))
+        rc = reader_wait(&s->reader, LOOK_MS, &result);
+    return rc > 0;
+}
+
+static bool will_need(struct sweeper *s, const struct extent *e)
 {
     for (uint64_t at = e->offset; at < e->end; at += ADVICE_BYTES) {
         uint64_t len = e->end - at < ADVICE_BYTES ? e->end - at : ADVICE_BYTES;
-        int64_t result;
-        int rc = reader_advise(r, at, len);
-        while (rc == 0 && !atomic_load(&p->stop))
-            rc = reader_wait(r, LOOK_MS, &result);
-        if (rc <= 0)
+        if (!resident_has(&s->resident, at, len) && !advise(s, at, len))
             return false;
     }
     return true;
 }
 
-static bool sweep_window(const struct prefetch *p, struct reader *r, uint64_t from)
+static bool sweep_window(struct sweeper *s, uint64_t from)
 {
     struct extent extents[WINDOW];
-    unsigned n = list_extents(p, from, extents);
-    for (unsigned i = 0; i < n && !atomic_load(&p->stop);) {
+    unsigned n = list_extents(s->plan, from, extents);
+    for (unsigned i = 0; i < n && !atomic_load(&s->plan->stop);) {
         struct extent sweep = extents[i++];
         while (i < n && extents[i].offset <= sweep.end + GAP_BYTES) {
             if (extents[i].end > sweep.end)
                 sweep.end = extents[i].end;
             i++;
         }
-        if (!will_need(p, r, &sweep))
+        if (!will_need(s, &sweep))
             return false;
     }
     return true;
@@ -129,14 +145,15 @@ static bool sweep_window(const struct prefetch *p, struct reader *r, uint64_t fr
 static void *run_reader(void *opaque)
 {
     const struct prefetch *p = opaque;
-    struct reader reader;
+    struct sweeper s = {.plan = p};
     setpriority(PRIO_PROCESS, 0, READER_NICE); /* on Linux: of this thread, and what it forks */
-    if (reader_start(&reader, image_fd(p->img)))
-        return NULL;
+    resident_open(&s.resident, image_fd(p->img), image_get_trailer(p->img)->file_bytes);
     for (uint64_t at = 0; at < p->n && !atomic_load(&p->stop); at += WINDOW)
-        if (!sweep_window(p, &reader, at))
+        if (!sweep_window(&s, at))
             break;
-    reader_stop(&reader);
+    if (s.has_reader)
+        reader_stop(&s.reader);
+    resident_close(&s.resident);
     return NULL;
 }
 

@@ -6,7 +6,7 @@
  * Two orders are wanted. The guest should find first what it touches first: so clusters are decoded
  * in the order of touches. The disk should go forward in large steps: so a thread has the kernel
  * read the file ahead of that, in windows of the order, each as one sweep by file offset, while the
- * VMM still starts. With the image in the page cache the sweep costs next to nothing.
+ * VMM still starts. What the page cache holds is left out; if that is all, nothing is started.
  */
 #ifndef VMSNAP_RESTORE_PREFETCH_H
 #define VMSNAP_RESTORE_PREFETCH_H
