@@ -148,6 +148,16 @@ static bool is_zero_unit(const struct answerer *a, uint64_t first, uint64_t n)
     return true;
 }
 
+/* One of a crowd that waits. */
+static bool is_left_to_others(struct answerer *a, const struct block *b, uint64_t first, uint64_t n,
+                              bool write)
+{
+    enum demand_answer answer = demand_post(a->demand, b, first, (uint32_t)n, true);
+    if (answer == DEMAND_POSTED)
+        note_demand(a, b, first, n, write);
+    return answer != DEMAND_FULL;
+}
+
 /* A pending unit: its content, all of it, then it is done. */
 static enum answer answer_pending(struct answerer *a, const struct block *b, uint64_t offset,
                                   bool write)
@@ -162,8 +172,11 @@ static enum answer answer_pending(struct answerer *a, const struct block *b, uin
         rc = install_zeros(&a->installer, b, start, len,
                            write ? INSTALL_ZERO_OWN : INSTALL_ZERO_SHARED, &present);
     } else {
+        if (a->own_units == 0 && is_left_to_others(a, b, first, n, write))
+            return ELSEWHERE;
+        a->own_units -= a->own_units > 0;
         if (decode_unit(a, first, n)) {
-            if (demand_post(a->demand, b, first, (uint32_t)n) == DEMAND_POSTED)
+            if (demand_post(a->demand, b, first, (uint32_t)n, false) == DEMAND_POSTED)
                 note_demand(a, b, first, n, write);
             return ELSEWHERE;
         }
@@ -374,7 +387,7 @@ bool answerer_post_unread(struct answerer *a, uint64_t *cluster)
         uint64_t start = block_cluster_offset(b, c) / b->unit_bytes * b->unit_bytes;
         uint64_t len = block_clip(b, start, b->unit_bytes);
         demand_post(a->demand, b, block_cluster_at(b, start),
-                    (uint32_t)((len + IMAGE_CLUSTER_BYTES - 1) / IMAGE_CLUSTER_BYTES));
+                    (uint32_t)((len + IMAGE_CLUSTER_BYTES - 1) / IMAGE_CLUSTER_BYTES), false);
         ++*cluster;
         return true;
     }

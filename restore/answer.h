@@ -38,6 +38,7 @@ struct answerer {
     struct learn *learn;   /* that, too; may be NULL */
     struct codec *codec;
     unsigned char *unit; /* decoded content, of the largest unit */
+    uint32_t own_units;  /* of those that wait, so many may be decoded here; others elsewhere */
     uint64_t unit_first; /* the cluster that `unit` starts with; UINT64_MAX: nothing valid */
     struct answer_counts counts;
     bool said_wait;    /* that the guest has come to damage */

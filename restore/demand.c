@@ -29,8 +29,10 @@ struct demand {
     struct slot slots[SLOTS_MAX];
     unsigned n_slots, n_used;
     unsigned char *memory; /* unit_bytes per slot */
+    struct ring quick;     /* those that the server may take back */
     struct ring posted, ready;
     atomic_uint posts; /* futex word */
+    atomic_uint idle;  /* threads that sleep on it */
     atomic_bool stop, failing;
     pthread_t threads[DEMAND_THREADS];
     unsigned n_threads;
@@ -83,8 +85,10 @@ static void *run_thread(void *opaque)
     while (codec && !atomic_load(&d->stop)) {
         unsigned seen = atomic_load(&d->posts);
         uint32_t slot;
-        if (!ring_pop(&d->posted, &slot)) {
+        if (!ring_pop(&d->quick, &slot) && !ring_pop(&d->posted, &slot)) {
+            atomic_fetch_add(&d->idle, 1);
             futex_wait(&d->posts, seen, LOOK_MS);
+            atomic_fetch_sub(&d->idle, 1);
             continue;
         }
         decode_slot(d, codec, slot);
@@ -97,17 +101,44 @@ static void *run_thread(void *opaque)
 
 /* ---- the server's side ---- */
 
-static void post(struct demand *d, uint32_t number)
+/* The rings have a place for every slot. A thread that counts itself as idle too late for us to
+ * see it finds `posts` changed. */
+static void hand_out(struct demand *d, struct ring *ring, uint32_t number)
+{
+    ring_push(ring, number);
+    atomic_fetch_add(&d->posts, 1);
+    if (atomic_load(&d->idle) > 0)
+        futex_wake(&d->posts, 1);
+}
+
+static void post(struct demand *d, uint32_t number, bool is_quick)
 {
     struct slot *s = &d->slots[number];
     s->state = SLOT_POSTED;
     s->job.tries++;
-    ring_push(&d->posted, number); /* has a place for every slot */
-    atomic_fetch_add(&d->posts, 1);
-    futex_wake(&d->posts, 1);
+    hand_out(d, is_quick ? &d->quick : &d->posted, number);
 }
 
-enum demand_answer demand_post(struct demand *d, const struct block *b, uint64_t first, uint32_t n)
+bool demand_help(struct demand *d, struct codec *codec)
+{
+    uint32_t number;
+    int rc = 0;
+    if (d->n_used == 0 || !ring_pop(&d->quick, &number))
+        return false;
+    struct job *job = &d->slots[number].job;
+    for (uint32_t i = 0; i < job->n_clusters && rc == 0; i++)
+        rc = intake_read_now(d->config.intake, job->cluster + i, codec,
+                             content(d, number) + (size_t)i * IMAGE_CLUSTER_BYTES);
+    job->status = 0;
+    if (rc)
+        hand_out(d, &d->posted, number);
+    else
+        ring_push(&d->ready, number);
+    return true;
+}
+
+enum demand_answer demand_post(struct demand *d, const struct block *b, uint64_t first, uint32_t n,
+                               bool is_quick)
 {
     uint32_t found = d->n_slots;
     for (uint32_t i = 0; i < d->n_slots; i++) {
@@ -121,7 +152,7 @@ enum demand_answer demand_post(struct demand *d, const struct block *b, uint64_t
     struct slot *s = &d->slots[found];
     s->job = (struct job){.block = b, .cluster = first, .n_clusters = n, .origin = JOB_DEMAND};
     d->n_used++;
-    post(d, found);
+    post(d, found, is_quick);
     return DEMAND_POSTED;
 }
 
@@ -152,7 +183,7 @@ bool demand_tick(struct demand *d, uint64_t now_ns)
         if (d->slots[i].state != SLOT_TO_RETRY)
             continue;
         if (d->slots[i].retry_ns <= now_ns)
-            post(d, i);
+            post(d, i, false);
         else
             waiting = true;
     }
@@ -172,6 +203,8 @@ int demand_start(struct demand **out, const struct demand_config *config)
     d->n_slots = n < SLOTS_MIN ? SLOTS_MIN : n > SLOTS_MAX ? SLOTS_MAX : (unsigned)n;
     d->memory = malloc(d->n_slots * config->unit_bytes);
     int rc = d->memory ? ring_init(&d->posted, d->n_slots) : -ENOMEM;
+    if (rc == 0)
+        rc = ring_init(&d->quick, d->n_slots);
     if (rc == 0)
         rc = ring_init(&d->ready, d->n_slots);
     for (unsigned i = 0; i < DEMAND_THREADS && rc == 0; i++) {
@@ -194,6 +227,7 @@ void demand_stop(struct demand *d)
     futex_wake(&d->posts, (int)DEMAND_THREADS);
     for (unsigned i = 0; i < d->n_threads; i++)
         pthread_join(d->threads[i], NULL);
+    ring_free(&d->quick);
     ring_free(&d->posted);
     ring_free(&d->ready);
     free(d->memory);

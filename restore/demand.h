@@ -33,11 +33,18 @@ int demand_start(struct demand **out, const struct demand_config *config);
 /* Ends and joins them (intake_stop() first), and frees. NULL is allowed. */
 void demand_stop(struct demand *d);
 
-/* Has the unit of n clusters from `first` on read and decoded, unless that is under way.
- * DEMAND_FULL: no room now; it is to be posted again after the next demand_release(). Never waits.
+/*
+ * Has the unit of n clusters from `first` on read and decoded, unless that is under way.
+ * `is_quick`: it is thought to be in the page cache. DEMAND_FULL: no room now; it is to be posted
+ * again after the next demand_release(). Never waits.
  */
 enum demand_answer { DEMAND_POSTED, DEMAND_UNDER_WAY, DEMAND_FULL };
-enum demand_answer demand_post(struct demand *d, const struct block *b, uint64_t first, uint32_t n);
+enum demand_answer demand_post(struct demand *d, const struct block *b, uint64_t first, uint32_t n,
+                               bool is_quick);
+
+/* Does the work of one that is quick and that no thread has begun with, if that needs no waiting.
+ * False: there is none. */
+bool demand_help(struct demand *d, struct codec *codec);
 
 /* One that is ready: its job (as in queue.h) and content. False: none. */
 bool demand_next(struct demand *d, uint32_t *slot);

@@ -64,6 +64,11 @@ bool fetched_install(struct fetched *f, bool *no_room)
     return true;
 }
 
+bool fetched_help(struct fetched *f)
+{
+    return demand_help(f->demand, f->answerer->codec);
+}
+
 bool fetched_read_again(struct fetched *f)
 {
     uint64_t now = clock_monotonic_ns();

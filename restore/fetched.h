@@ -41,6 +41,9 @@ bool fetched_look(struct fetched *f);
 /* Installs all there is. False: one must be tried again; *no_room: for want of memory. */
 bool fetched_install(struct fetched *f, bool *no_room);
 
+/* Decodes one that waits for a demand thread to begin with it. False: there is none. */
+bool fetched_help(struct fetched *f);
+
 /* Has what the fill could not read tried again, one after another. False: not now. Afterwards
  * answerer_is_incomplete() says whether that was all. */
 bool fetched_read_again(struct fetched *f);

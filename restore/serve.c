@@ -1,15 +1,14 @@
 /*
- * serve.c - the fault thread.
- *
- * It alone reads the userfaultfd and it alone installs. That makes the rule about discards (a page
- * that the guest gave back must not return) hold without a lock: no event is ever read between a
- * look at the marks and the ioctl that acts on it, and while an event is unread the kernel refuses
- * the ioctl with EAGAIN.
+ * serve.c - the fault thread. It alone reads the userfaultfd and it alone installs. That makes the
+ * rule about discards (a page that the guest gave back must not return) hold without a lock: no
+ * event is ever read between a look at the marks and the ioctl that acts on it, and while an event
+ * is unread the kernel refuses the ioctl with EAGAIN.
  *
  * In each turn:
  *   1. read messages; note discards at once, put faults into `waiting`;
  *   2. answer what waits: decode the cluster, install all of it, wake. A fault that got EAGAIN
- *      stays; one whose cluster is not in the page cache is parked until a demand thread has it;
+ *      stays; one whose cluster is not in the page cache, or that is one of a crowd, is parked
+ *      until a demand thread has it (waiting.h, demand.h);
  *   3. only if none waits but for a job, install one job of the fill workers (at most 64 KiB, about
  *      21 us; a huge page where the memory is made of those), first what lies ahead of a guest that
  *      reads in order, and what a fault waits for;
@@ -274,6 +273,8 @@ static void turn_without_message(struct server *s)
         wait_to_retry(s, no_room);
         return;
     }
+    if (fetched_help(&s->fetched))
+        return;
     if (install_next_job(s, &no_room)) {
         if (s->has_job)
             wait_to_retry(s, no_room);
@@ -281,7 +282,7 @@ static void turn_without_message(struct server *s)
     }
     if (advance_stage(s))
         return;
-    if (s->last_empty_ns - s->waiting.last_ns > s->spin_ns)
+    if (s->last_empty_ns > s->waiting.last_ns + s->spin_ns)
         sleep_until_work(s);
 }
 
@@ -294,7 +295,7 @@ static void *run_server(void *opaque)
         take_over(s);
     while (!atomic_load_explicit(&s->stop, memory_order_relaxed)) {
         if (read_messages(s) > 0)
-            waiting_answer(&s->waiting, &s->answerer);
+            answer_waiting(s);
         else
             turn_without_message(s);
     }
@@ -339,6 +340,7 @@ static int init_server(struct server *s)
                                          .blocks = s->config.blocks,
                                          .troubles = &s->troubles,
                                          .n_threads = s->config.n_threads + DEMAND_THREADS};
+    s->waiting.crowd = s->config.crowd ? s->config.crowd : WAITING_CROWD;
     s->fetched = (struct fetched){.answerer = &s->answerer, .waiting = &s->waiting};
     int rc = fetched_start(&s->fetched, &intake, &s->queue);
     if (rc)
@@ -368,11 +370,8 @@ static int init_server(struct server *s)
 
 static unsigned choose_threads(unsigned wanted)
 {
-    if (wanted == 0) {
-        long n = sysconf(_SC_NPROCESSORS_ONLN);
-        wanted = n > 0 ? (unsigned)n : 1;
-    }
-    return wanted > MAX_THREADS ? MAX_THREADS : wanted;
+    long n = wanted ? (long)wanted : sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (unsigned)n;
 }
 
 int server_start(struct server **out, const struct server_config *config, struct error *e)

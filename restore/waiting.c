@@ -14,6 +14,7 @@ bool waiting_answer(struct waiting *w, struct answerer *a)
 {
     bool no_room = false;
     unsigned kept = 0, behind = 0;
+    a->own_units = w->n >= w->crowd ? 1 : UINT32_MAX;
     for (unsigned i = 0; i < w->n; i++) {
         struct waiting_fault fault = w->faults[i];
         enum answer answer = answer_fault(a, fault.hva, fault.write);

@@ -13,6 +13,10 @@
 
 #define WAITING_MAX 1024u
 
+/* Where so many wait at a time, the server decodes for the first alone, and lets the demand threads
+ * begin with the others. */
+#define WAITING_CROWD 4u
+
 struct waiting_fault {
     uint64_t hva;
     uint64_t since_ns;
@@ -23,6 +27,7 @@ struct waiting {
     struct waiting_fault faults[WAITING_MAX], parked[WAITING_MAX];
     unsigned n, n_parked; /* WAITING_MAX together */
     unsigned n_behind;    /* of the first: for a job that a worker is at */
+    unsigned crowd;       /* as WAITING_CROWD */
     uint64_t n_answered;
     uint64_t last_ns; /* when the last one was answered */
     struct histogram times;

@@ -44,15 +44,15 @@ class SlowFile:
         os.rename(self._mode + ".new", self._mode)
 
     def work(self):
-        self._set("work 0 0")
+        self._set("work")
 
-    def fail(self, low, high):
-        """Reads of anything in [low, high) get EIO."""
-        self._set(f"fail {low} {high}")
+    def fail(self, places):
+        """Reads of anything in one of the places (offset, length) get EIO."""
+        self._set("\n".join(["fail", *(f"{at} {length}" for at, length in places)]))
 
-    def hang(self, low, high):
+    def hang(self, places):
         """They don't return until work()."""
-        self._set(f"hang {low} {high}")
+        self._set("\n".join(["hang", *(f"{at} {length}" for at, length in places)]))
 
 
 class _Server:
@@ -60,6 +60,7 @@ class _Server:
         self.fd, self.backing, self.mode_path = fd, os.open(backing, os.O_RDONLY), mode_path
         self.size = os.fstat(self.backing).st_size
         self.held = []
+        self.what, self.places, self.known = "work", [], None
 
     def answer(self, unique, data=b"", error=0):
         try:
@@ -72,17 +73,22 @@ class _Server:
         return struct.pack("<6Q10I", node, 0 if node == 1 else self.size, 0, 0, 0, 0, 0, 0, 0, mode,
                            1, 0, 0, 0, 4096, 0)
 
-    def mode(self):
+    def look(self):
+        """What is to be done, if that has changed."""
         with open(self.mode_path, encoding="ascii") as f:
-            what, low, high = f.read().split()
-        return what, int(low), int(high)
+            now = os.fstat(f.fileno())
+            if self.known == (now.st_ino, now.st_mtime_ns):
+                return
+            self.known = (now.st_ino, now.st_mtime_ns)
+            self.what, *places = f.read().split("\n")
+        self.places = [tuple(map(int, place.split())) for place in places]
 
     def read(self, request):
         """False: it hangs."""
         unique, offset, size = request
-        what, low, high = self.mode()
-        if what != "work" and offset < high and offset + size > low:
-            if what == "hang":
+        self.look()
+        if any(offset < at + length and offset + size > at for at, length in self.places):
+            if self.what == "hang":
                 return False
             self.answer(unique, error=errno.EIO)
             return True

@@ -169,11 +169,10 @@ def no_trouble(t):
 # ---- storage that fails ----
 
 def upper_half(image):
-    """The place in the file of the clusters in the upper half of memory."""
+    """The places (offset, length) in the file of the clusters in the upper half of memory."""
     with open(image, "rb") as f:
         places = stored_clusters(f.read())
-    upper = [place for c, place in sorted(places.items())][len(places) // 2:]
-    return min(p[0] for p in upper), max(p[0] + p[1] for p in upper)
+    return [place for c, place in sorted(places.items())][len(places) // 2:]
 
 
 def restore_slowly(t, what, *args):
@@ -181,7 +180,7 @@ def restore_slowly(t, what, *args):
     image = take_image(t)
     slow = SlowFile(t, image)
     if what:
-        getattr(slow, what)(*upper_half(image))
+        getattr(slow, what)(upper_half(image))
     place = MiniVmPlace(t, *SIZES)
     restored = Restore(t, slow.path, place, *args).wait_running()
     return image, slow, place, restored
@@ -299,7 +298,7 @@ def cut(t):
     shutil.copyfile(image, short)
     place = MiniVmPlace(t, *SIZES)
     restored = Restore(t, short, place, "--paused", "--no-fill", "--prefetch", "none").wait_running()
-    os.truncate(short, upper_half(image)[0])
+    os.truncate(short, sorted(upper_half(image))[0][0])
     place.cont()
     error = wait_for_error(restored, "the file ends")
     t.equal(error["exit_code"], 13, f"exit_code: {error}")
@@ -318,7 +317,7 @@ def io_error_poison(t):
     with open(image, "rb") as f:
         places = stored_clusters(f.read())
     cluster = sorted(places)[len(places) // 2]
-    slow.fail(places[cluster][0], places[cluster][0] + 1)
+    slow.fail([places[cluster]])
     t.check(demand_page(place, 4 * cluster) is None, "it can't be read")
     wait_for_error(restored, "can't be read now")
     wait_for_error(restored, "can't be restored")

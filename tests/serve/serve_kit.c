@@ -194,6 +194,7 @@ bool kit_serve(struct kit *k, bool prefetch_hot, bool fill)
                                    .learn = k->learn.img ? &k->learn : NULL,
                                    .fill = fill,
                                    .poison_damage = k->poison_damage,
+                                   .crowd = k->crowd,
                                    .bytes_per_s = k->bytes_per_s,
                                    .messages = record_messages(&k->record)};
     if (server_start(&k->server, &config, &e) || server_begin_prefetch(k->server, &e))

@@ -53,12 +53,14 @@ struct kit_block {
 
 /* What the process does with its memory when told to go. */
 enum kit_work {
-    KIT_READ,    /* reads every page in random order, then writes and reads back */
-    KIT_DISCARD, /* reads, discards and writes at random; knows what each page must hold */
-    KIT_GIVE_UP, /* discards the first KIT_GIVEN_UP pages of block 0, then reads them */
-    KIT_UNMAP,   /* reads, changes and unmaps (MADV_DONTNEED): shared memory keeps its content */
-    KIT_TOUCH,   /* reads page `touch_page` of block 0 */
-    KIT_STROLL,  /* reads every page in order, and pauses at each 16 KiB */
+    KIT_READ,      /* reads every page in random order, then writes and reads back */
+    KIT_DISCARD,   /* reads, discards and writes at random; knows what each page must hold */
+    KIT_GIVE_UP,   /* discards the first KIT_GIVEN_UP pages of block 0, then reads them */
+    KIT_UNMAP,     /* reads, changes and unmaps (MADV_DONTNEED): shared memory keeps its content */
+    KIT_TOUCH,     /* reads page `touch_page` of block 0 */
+    KIT_TOUCH_ALL, /* reads a byte of each cluster of block 0, every thread its own ones, at random
+                    */
+    KIT_STROLL,    /* reads every page in order, and pauses at each 16 KiB */
 };
 
 struct kit_board {
@@ -98,6 +100,7 @@ struct kit {
     bool goes_early; /* kit_serve() lets the process work before it fills */
     struct server *server;
     bool poison_damage; /* for kit_serve() */
+    unsigned crowd;     /* that, too */
 };
 
 /* What a page of the image holds; zeros for some, and for whole clusters. */

@@ -268,6 +268,16 @@ static void unmap_own(unsigned thread, uint64_t *seed)
 
 /* ---- the process ---- */
 
+/* The clusters are taken in an order that jumps about. */
+static void touch_own(unsigned thread)
+{
+    uint64_t n = board->blocks[0].n_pages / IMAGE_CLUSTER_PAGES; /* a power of two */
+    for (uint64_t i = thread; i < n; i += board->n_threads) {
+        volatile char c = *page_at(0, i * 2654435761u % n * IMAGE_CLUSTER_PAGES);
+        (void)c;
+    }
+}
+
 static void *run_worker(void *opaque)
 {
     unsigned thread = (unsigned)(uintptr_t)opaque;
@@ -284,6 +294,8 @@ static void *run_worker(void *opaque)
         read_all(&seed);
     else if (board->work == KIT_STROLL)
         stroll();
+    else if (board->work == KIT_TOUCH_ALL)
+        touch_own(thread);
     else if (board->work == KIT_DISCARD)
         discard_own(thread, &seed);
     else if (board->work == KIT_GIVE_UP)
