@@ -28,7 +28,7 @@
 #include "common/testhook.h"
 
 #define MAGIC "vmsnaprr"
-#define VERSION 3u
+#define VERSION 4u
 #define MAX_BLOCKS 4096u
 #define LOCK_WAIT_NS 1000000000ull
 #define ASK_WAIT_NS 10000000000ull /* for a server that lives to let go */
@@ -170,7 +170,7 @@ void record_close(struct record *r)
 /* ---- a new one ---- */
 
 static void write_header(struct record *r, const struct image *img, const char *path,
-                         const struct blocks *blocks, bool fill)
+                         const struct blocks *blocks)
 {
     struct record_facts *f = &r->facts;
     *f = (struct record_facts){.version = VERSION,
@@ -178,8 +178,7 @@ static void write_header(struct record *r, const struct image *img, const char *
                                .total_bytes = r->bytes,
                                .n_clusters = image_get_trailer(img)->n_clusters,
                                .states_at = states_at(blocks->count),
-                               .uffd = -1,
-                               .fill = fill};
+                               .uffd = -1};
     memcpy(f->magic, MAGIC, sizeof(f->magic));
     memcpy(f->image_id, image_get_header(img)->image_id, sizeof(f->image_id));
     snprintf(f->image_path, sizeof(f->image_path), "%s", path);
@@ -212,7 +211,7 @@ static int size_and_seal(struct record *r, const struct target *t, struct error 
 }
 
 int record_create(struct record *r, const struct target *t, const struct image *img,
-                  const char *image_path, const struct blocks *blocks, bool fill, int timeout_ms,
+                  const char *image_path, const struct blocks *blocks, int timeout_ms,
                   struct error *e)
 {
     *r = (struct record){.lock_fd = -1, .target_fd = -1};
@@ -231,7 +230,7 @@ int record_create(struct record *r, const struct target *t, const struct image *
     if (rc)
         record_close(r);
     else
-        write_header(r, img, path ? path : "", blocks, fill);
+        write_header(r, img, path ? path : "", blocks);
     return rc;
 }
 
@@ -395,11 +394,6 @@ const char *record_image_path(const struct record *r)
 const uint8_t *record_image_id(const struct record *r)
 {
     return r->facts.image_id;
-}
-
-bool record_fills(const struct record *r)
-{
-    return r->facts.fill;
 }
 
 enum record_guest record_get_guest(const struct record *r)

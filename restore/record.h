@@ -43,7 +43,7 @@ struct record_facts {
     uint64_t states_at;
     uint8_t image_id[16];
     int32_t uffd; /* -1: none (any more) */
-    uint32_t fill;
+    uint32_t reserved;
     char image_path[PATH_MAX]; /* absolute; empty: the image had no name */
 };
 
@@ -62,7 +62,7 @@ struct record {
  * 1, or as inject_memfd(). On failure *r is empty; the VMM may be left with an idle memfd.
  */
 int record_create(struct record *r, const struct target *t, const struct image *img,
-                  const char *image_path, const struct blocks *blocks, bool fill, int timeout_ms,
+                  const char *image_path, const struct blocks *blocks, int timeout_ms,
                   struct error *e);
 
 /* From here on a successor may take over: memory is attached, the VMM's copy of the userfaultfd is
@@ -100,7 +100,6 @@ void record_close(struct record *r);
 
 const char *record_image_path(const struct record *r); /* may be empty */
 const uint8_t *record_image_id(const struct record *r);
-bool record_fills(const struct record *r);
 enum record_guest record_get_guest(const struct record *r);
 int record_uffd(const struct record *r); /* the descriptor's number in the VMM */
 

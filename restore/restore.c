@@ -151,7 +151,7 @@ static int make_record(struct restore *r, struct error *e)
     s->target = &r->vmm.target;
     window_open_all(&s->blocks, s->target);
     int rc = record_create(&s->record, s->target, s->img, r->o->image_path, &s->blocks,
-                           !r->o->no_fill, r->o->timeout_ms, e);
+                           r->o->timeout_ms, e);
     if (rc == 0)
         record_states(&s->record, image_get_trailer(s->img)->n_clusters, &s->state);
     return rc;
@@ -170,7 +170,7 @@ static int attach_and_serve(struct restore *r, struct error *e)
         return rc;
     s->target_fd = a.target_fd;
     record_ready(&s->record, a.target_fd);
-    return session_serve(s, a.uffd, !r->o->no_fill, false, e);
+    return session_serve(s, a.uffd, false, e);
 }
 
 static int load(struct restore *r, struct error *e)

@@ -213,7 +213,7 @@ static int take_over(struct session *s, const struct resume_help *help, struct e
     TESTHOOK_POINT("resume-taken");
     signals_outlive();
     session_plan_prefetch(s);
-    rc = session_serve(s, uffd, record_fills(&s->record), true, e);
+    rc = session_serve(s, uffd, true, e);
     if (rc)
         return rc;
     s->running_ns = clock_monotonic_ns() - s->began_ns;

@@ -34,7 +34,7 @@ void session_plan_prefetch(struct session *s)
     prefetch_begin_reading(&s->prefetch);
 }
 
-int session_serve(struct session *s, int uffd, bool fill, bool takes_over, struct error *e)
+int session_serve(struct session *s, int uffd, bool takes_over, struct error *e)
 {
     struct server_config config = {.uffd = uffd,
                                    .target = s->target,
@@ -44,12 +44,11 @@ int session_serve(struct session *s, int uffd, bool fill, bool takes_over, struc
                                    .n_threads = s->o->n_threads,
                                    .prefetch = &s->prefetch,
                                    .learn = s->learn.img ? &s->learn : NULL,
-                                   .fill = fill,
+                                   .fill = !s->o->no_fill,
                                    .poison_damage = s->o->poison_damage,
                                    .bytes_per_s = s->o->bytes_per_s,
                                    .messages = record_messages(&s->record),
                                    .takes_over = takes_over};
-    s->fills = fill;
     if (takes_over)
         fill_progress_take_over(&s->progress, s->img, &s->state);
     int rc = server_start(&s->server, &config, e);
@@ -246,7 +245,7 @@ static void serve_again(struct session *s)
     int uffd = target_get_fd(s->target, s->target_fd);
     int rc = uffd < 0 ? error_set(&e, VMSNAP_EXIT_FAILED, -uffd,
                                   "can't get the VMM's userfaultfd, to serve it again")
-                      : session_serve(s, uffd, s->fills, true, &e);
+                      : session_serve(s, uffd, true, &e);
     if (rc == 0) {
         server_begin_fill(s->server);
         return;
@@ -337,7 +336,7 @@ void session_begin(struct session *s)
         learn_guest_runs(&s->learn);
     else
         server_begin_fill(s->server);
-    fill_progress_start(&s->progress, s->img, s->shows_progress, s->fills);
+    fill_progress_start(&s->progress, s->img, s->shows_progress, !s->o->no_fill);
 }
 
 void session_accompany(struct session *s)

@@ -42,7 +42,6 @@ struct session {
     bool stays;            /* until the VMM's end, not only until the last page is in */
     bool shows_progress;
 
-    bool fills; /* not only what is touched */
     bool begun;
     struct clock_sync *clock; /* NULL: not asked for */
     bool clock_reported;
@@ -59,7 +58,7 @@ struct session {
 void session_plan_prefetch(struct session *s);
 
 /* Starts the server on `uffd`, which is its own from then on, and its prefetch. */
-int session_serve(struct session *s, int uffd, bool fill, bool takes_over, struct error *e);
+int session_serve(struct session *s, int uffd, bool takes_over, struct error *e);
 
 /* The guest runs: lets the fill go on. session_accompany() does it unless it is done. */
 void session_begin(struct session *s);

@@ -134,6 +134,23 @@ def waits(t):
     check_whole(t, place, "taken over many times")
 
 
+@case("minivm.resume.no-fill", "kernel", 60)
+def no_fill(t):
+    """A takeover by hand of a guest that only got what it touched brings in the rest and ends; with
+    --no-fill it goes on as before."""
+    image = take_image(t)
+    place = MiniVmPlace(t, *SIZES)
+    pid = restore_and_kill(t, image, place, "restore-running", "--no-fill", "--prefetch", "none")
+    still = start_vmsnap(t, "restore", "--resume", str(pid), "--no-fill",
+                         hooks={"kill_at": "serve-installed:3", "pause_log": t.path("log"), **ALONE})
+    still.communicate(timeout=20)
+    t.equal(still.returncode, -signal.SIGKILL, "it serves")
+    done = vmsnap(t, "restore", "--resume", str(pid))
+    t.equal(done.code, 0, done.text())
+    t.check(done.summary["pages_filled"] > 1000, f"the rest: {done.summary}")
+    check_whole(t, place, "taken over")
+
+
 @case("minivm.resume.image", "kernel", 60)
 def image_moved(t):
     """The image has moved: said, and another path given. Another image, a process that nobody

@@ -169,7 +169,7 @@ bool kit_serve(struct kit *k, bool prefetch_hot, bool fill)
 {
     struct error e = {0};
     window_open_all(&k->blocks, &k->target);
-    if (record_create(&k->record, &k->target, k->img, k->image_path, &k->blocks, fill, 5000, &e))
+    if (record_create(&k->record, &k->target, k->img, k->image_path, &k->blocks, 5000, &e))
         return complain(&e);
     record_states(&k->record, image_get_trailer(k->img)->n_clusters, &k->state);
     k->attach = (struct attach){.target = &k->target,

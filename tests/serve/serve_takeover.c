@@ -231,7 +231,7 @@ static int run_swapped(const void *arg)
         pid_t pid = ktest_spawn(swap_records, ready);
         KTEST_CHECK(KTEST_WAIT(atomic_load(ready)) && target_open(&t, pid, &e) == 0, "no process");
         struct record r;
-        int rc = record_create(&r, &t, k.img, k.image_path, &k.blocks, true, 5000, &e);
+        int rc = record_create(&r, &t, k.img, k.image_path, &k.blocks, 5000, &e);
         if (rc == 0)
             record_close(&r);
         refused += rc != 0;

@@ -275,8 +275,8 @@ static void on_detached(void *opaque)
 
 static int check_resume(const struct command_line *line, struct error *e)
 {
-    if (line->rest || args.print_command || args.paused || args.detach || args.no_fill ||
-        args.learn || args.report_path || args.sync_clock || args.allow.count)
+    if (line->rest || args.print_command || args.paused || args.detach || args.learn ||
+        args.report_path || args.sync_clock || args.allow.count)
         return option_usage_error(e,
                                   "--resume takes over a VMM that runs: what is for starting one "
                                   "can't be given with it");
