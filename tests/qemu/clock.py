@@ -33,11 +33,11 @@ def agent_initrd(t):
     return path
 
 
-def make_guest(t, agent=True, port=True, **shape):
+def make_guest(t, agent=True, port=True, qga_path=None, **shape):
     """A guest with the agent's port, and the agent; `qga_path` is the socket."""
     run = {"run": "/bin/agent"} if agent else {}
     guest = Guest(t, memory_mib=192, work="none", devices=(), initrd=agent_initrd(t), **run, **shape)
-    guest.qga_path = os.path.join(guest.dir, "qga")
+    guest.qga_path = qga_path or os.path.join(guest.dir, "qga")
     if port:
         guest.extra += ["-device", "virtio-serial-pci",
                         "-chardev", f"socket,path={guest.qga_path},server=on,wait=off,id=qga0",
@@ -133,8 +133,9 @@ def synced(t):
     t.equal(types, ["running", "clock", "summary", "exit"], "objects in order")
 
 
-def detach(t, image, guest, *args):
-    process = start_vmsnap(t, "restore", "--detach", "--sync-clock", *args, image, "--", *guest.argv())
+def detach(t, image, guest, *args, wrapper=()):
+    process = start_vmsnap(t, "restore", "--detach", "--sync-clock", *args, image, "--", *wrapper,
+                           *guest.argv())
     out, err = process.communicate(timeout=40)
     running = json.loads(out)
     t.defer(subprocess.run, ["kill", "-9", str(running["vmm_pid"])])
@@ -155,6 +156,15 @@ def detached(t):
     t.equal((code, running["clock_synced"]), (0, True), f"exit status, clock_synced ({running} {err})")
     behind = Agent(t, guest.qga_path).sync().behind_seconds()
     t.check(abs(behind) < 1, f"behind by {behind:.3f} s")
+    guest.qmp.command("quit")
+
+    hidden = t.path("hidden")
+    os.mkdir(hidden)
+    guest = make_guest(t, qga_path=f"{hidden}/qga")
+    code, running, err = detach(t, image, guest, wrapper=(
+        "unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {hidden} && exec "$@"', "sh"))
+    t.equal(os.listdir(hidden), [], "the socket is in a place that only the VMM sees")
+    t.equal((code, running["clock_synced"]), (0, True), f"a VMM with another root: {running} {err}")
     guest.qmp.command("quit")
 
 

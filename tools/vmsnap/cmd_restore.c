@@ -325,7 +325,7 @@ static int run(const struct command_line *line, struct error *e)
             return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't write %s", args.report_path);
     }
     service_open();
-    service_status("the VMM comes up");
+    service_status(args.resume_pid ? "the guest is taken over" : "the VMM comes up");
     struct restore_options o = {
         .image_path = line->operand[0],
         .vmm_argv = line->rest,
