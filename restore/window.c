@@ -239,7 +239,7 @@ int window_write(const struct block *b, uint64_t offset, const void *data, uint6
     if (rc == 0)
         rc = window_guard(write_piece, &p);
     window_forget(b, offset, len);
-    return rc;
+    return rc == -EFAULT ? -ENOSPC : rc; /* what it nearly always means */
 }
 
 void window_forget(const struct block *b, uint64_t offset, uint64_t len)

@@ -42,7 +42,7 @@ int window_populate(const struct block *b, uint64_t offset, uint64_t len);
  * whatever place it was. It must hold no lock and own nothing then. Any thread. */
 int window_guard(int (*run)(void *opaque), void *opaque);
 
-/* Populates and writes. */
+/* Populates and writes. -ENOMEM, -ENOSPC: as above. */
 int window_write(const struct block *b, uint64_t offset, const void *data, uint64_t len);
 
 /* Lets go of our page table entries, not of the content: it is not counted as ours any more. */
