@@ -274,20 +274,31 @@ void record_refuse(struct record *r)
     atomic_store(&r->header->wish, WISH_REFUSED);
 }
 
+/* Only while it is not through. */
+static bool take_back(struct record *r)
+{
+    if (flock(r->lock_fd, LOCK_EX | LOCK_NB))
+        return false;
+    if (record_is_released(r))
+        flock(r->lock_fd, LOCK_UN);
+    return !record_is_released(r);
+}
+
+bool record_take_back(struct record *r)
+{
+    return !record_is_released(r) && take_back(r);
+}
+
 bool record_hand_over(struct record *r)
 {
     uint64_t until_ns = clock_monotonic_ns() + ASKER_COMES_NS;
     flock(r->lock_fd, LOCK_UN);
     while (record_is_asked_for(r) && clock_monotonic_ns() < until_ns)
         usleep(5000);
-    if (flock(r->lock_fd, LOCK_EX | LOCK_NB))
-        return true;
-    atomic_store(&r->header->wish, WISH_NONE);
-    if (record_is_released(r)) { /* who had it is through already */
-        flock(r->lock_fd, LOCK_UN);
-        return true;
-    }
-    return false;
+    bool is_ours = take_back(r);
+    if (is_ours)
+        atomic_store(&r->header->wish, WISH_NONE);
+    return !is_ours;
 }
 
 /* ---- somebody else's ---- */
@@ -353,7 +364,7 @@ static int check(struct record *r, const struct target *t, struct error *e)
     return is_sound(r) ? 0 : refuse(t, "makes no sense", e);
 }
 
-int record_open(struct record *r, const struct target *t, bool asks, struct error *e)
+int record_open(struct record *r, const struct target *t, struct error *e)
 {
     *r = (struct record){.lock_fd = -1, .target_fd = find_there(t)};
     if (r->target_fd == -ENOENT) {
@@ -372,15 +383,19 @@ int record_open(struct record *r, const struct target *t, bool asks, struct erro
     if (rc == 0)
         rc = map(r, t, e);
     if (rc == 0)
-        rc = check(r, t, e); /* before anything is written to it */
-    if (rc == 0)
-        rc = lock(r, t, asks, e);
-    if (rc == 0)
         rc = check(r, t, e);
-    if (rc == 0 && atomic_load(&r->header->stage) == RECORD_NEW)
-        rc = refuse(t, "was never finished: its guest has not run", e);
     if (rc)
         record_close(r);
+    return rc;
+}
+
+int record_lock(struct record *r, const struct target *t, bool asks, struct error *e)
+{
+    int rc = lock(r, t, asks, e);
+    if (rc == 0)
+        rc = check(r, t, e); /* its server may have written to it since */
+    if (rc == 0 && atomic_load(&r->header->stage) == RECORD_NEW)
+        rc = refuse(t, "was never finished: its guest has not run", e);
     return rc;
 }
 

@@ -80,11 +80,17 @@ void record_uffd_closed(struct record *r);
 bool record_is_released(const struct record *r);
 
 /*
- * Finds, locks and checks the record of a VMM whose server has died; waits about a second for the
- * lock. With `asks` a server that lives is asked for it, and given ten seconds. Exit code 10: it
- * has none, or it makes no sense, or was never ready; 11: somebody serves it.
+ * Finds and checks the record of a VMM; its image and blocks can be looked at then, while somebody
+ * may still serve it. Exit code 10: it has none, or it makes no sense.
  */
-int record_open(struct record *r, const struct target *t, bool asks, struct error *e);
+int record_open(struct record *r, const struct target *t, struct error *e);
+
+/*
+ * Locks it, and checks it once more; waits about a second for a server that was killed. With `asks`
+ * one that lives is asked for it, and given ten seconds. Exit code 11: somebody serves it; 10: it
+ * was never ready, or makes no sense (any more).
+ */
+int record_lock(struct record *r, const struct target *t, bool asks, struct error *e);
 
 /* The server's side: whether somebody asks for it (he waits), and two answers to that. */
 bool record_is_asked_for(const struct record *r);
@@ -92,6 +98,8 @@ void record_refuse(struct record *r);
 /* Lets go of the lock. True: somebody else has it now. False: who asked did not come, and it is
  * ours again; that takes up to two seconds. */
 bool record_hand_over(struct record *r);
+/* Afterwards: takes it again if whoever had it is gone before he was through. */
+bool record_take_back(struct record *r);
 
 /* Unmaps and lets go of the lock. An empty one is allowed. */
 void record_close(struct record *r);

@@ -202,9 +202,7 @@ static uint64_t count_settled(const struct session *s)
 
 static int take_over(struct session *s, const struct resume_help *help, struct error *e)
 {
-    int rc = take_image(s, e);
-    if (rc == 0)
-        rc = take_blocks(s, e);
+    int rc = take_blocks(s, e);
     if (rc)
         return rc;
     int uffd = take_uffd(s, e);
@@ -236,6 +234,18 @@ static int take_over(struct session *s, const struct resume_help *help, struct e
     return -EBUSY;
 }
 
+/* The image is opened, which may hang or fail, before the lock is taken, or asked for. */
+static int go_on(struct session *s, const struct resume_help *help, struct error *e)
+{
+    bool asks = s->o->image_path && !help;
+    int rc = record_is_released(&s->record) ? 0 : take_image(s, e);
+    if (rc == 0)
+        rc = record_lock(&s->record, s->target, asks, e);
+    if (rc)
+        return rc;
+    return record_is_released(&s->record) ? clear_up(s, e) : take_over(s, help, e);
+}
+
 int resume_run(const struct restore_options *o, pid_t pid, const struct resume_help *help,
                struct error *e)
 {
@@ -249,13 +259,13 @@ int resume_run(const struct restore_options *o, pid_t pid, const struct resume_h
         rc = target_open(&target, pid, e);
     if (rc)
         return rc;
-    rc = record_open(&s.record, &target, o->image_path && !help, e);
+    rc = record_open(&s.record, &target, e);
     if (rc == 0)
         e->guest = GUEST_WAITING;
     if (rc == -ENOENT && help)
         rc = tell_complete(&s);
     else if (rc == 0)
-        rc = record_is_released(&s.record) ? clear_up(&s, e) : take_over(&s, help, e);
+        rc = go_on(&s, help, e);
     session_close(&s);
     target_close(&target);
     return rc;

@@ -238,7 +238,7 @@ static bool follow_server(struct session *s, struct handoff_collapse *collapse)
 
 /* ---- handing over ---- */
 
-/* Who asked did not come. */
+/* Who asked did not come, or is gone before he was through. */
 static void serve_again(struct session *s)
 {
     struct error e = {.guest = GUEST_WAITING};
@@ -276,16 +276,30 @@ static void answer_asker(struct session *s)
         return;
     }
     log_warn("another vmsnap serves process %d from here on", (int)s->target->pid);
-    window_close_all(&s->blocks);
 }
 
-/* Nothing is left to do but to wait for the VMM's end, if anybody wants to know of it. */
-static void outlast_vmm(struct session *s)
+/*
+ * Somebody else serves the guest. If he dies before he is through we do it again, as well as we
+ * can; else there is only the VMM's end to wait for, if anybody wants to know of it. True: serve.
+ */
+static bool stand_by(struct session *s)
 {
     progress_finish(&s->progress.line);
-    while (s->stays && !vmm_ended(s))
+    while (s->record.header && !vmm_ended(s)) {
+        if (record_is_released(&s->record)) {
+            window_close_all(&s->blocks); /* nobody but the VMM has its memory */
+            if (!s->stays)
+                return false;
+        } else if (record_take_back(&s->record)) {
+            s->handed_over = false;
+            serve_again(s);
+            if (s->server)
+                return true;
+        }
         if (shows_its_end(s, 1000))
             usleep(20000); /* only its wrapper is waited for */
+    }
+    return false;
 }
 
 static void serve_to_the_end(struct session *s)
@@ -319,10 +333,8 @@ static void serve_to_the_end(struct session *s)
         show_progress(s);
         if (record_is_asked_for(&s->record))
             answer_asker(s);
-        if (!s->server) {
-            outlast_vmm(s);
+        if (!s->server && !stand_by(s))
             return;
-        }
     }
 }
 

@@ -12,9 +12,9 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from case import case, descendants, main, wait_until  # noqa: E402
-from minivm import PAGE, MiniVm, MiniVmPlace, end_and_wait  # noqa: E402
+from minivm import PAGE, MiniVm, MiniVmPlace, end_and_wait, need_huge_pages  # noqa: E402
 from slowfile import SlowFile  # noqa: E402
-from vmsnap import Restore, start_vmsnap, vmsnap  # noqa: E402
+from vmsnap import Restore, pause_log, start_vmsnap, vmsnap  # noqa: E402
 
 try:
     from imagefile import damage_cluster, stored_clusters
@@ -78,20 +78,20 @@ def check_error(t, error, cluster, offset):
         t.check(text in error["message"], f"'{text}' in '{error['message']}'")
 
 
-def poison_one(t, kind):
+def poison_one(t, kind, unit=4):
     image = take_image(t, "--kind", kind)
     bad, cluster, offset = damage_middle(t, image)
     place = MiniVmPlace(t, *SIZES, "--kind", kind)
     restored = Restore(t, bad, place, "--paused", "--on-damage", "poison").wait_running()
     summary = restored.wait_complete()
-    t.equal((summary["clusters_damaged"], summary["pages_poisoned"]), (1, 4), "in the summary")
+    t.equal((summary["clusters_damaged"], summary["pages_poisoned"]), (1, unit), "in the summary")
     t.check(summary["complete_ns"], f"all that can be had is in: {summary}")
     check_error(t, restored.result().error, cluster, offset)
     t.check("poisoned" in restored.result().error["hint"], "what became of it")
     links = [os.readlink(f"/proc/{place.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{place.pid}/fd")]
     t.check(not any("userfaultfd" in link for link in links), f"its descriptors: {links}")
     t.equal(unreadable_pages(t, place, content_of(t, image)),
-            set(range(4 * cluster, 4 * cluster + 4)), "poisoned pages")
+            set(range(4 * cluster // unit * unit, 4 * cluster // unit * unit + unit)), "poisoned pages")
     restored.end()
 
 
@@ -100,6 +100,13 @@ def poison(t):
     """Exactly the pages of the damaged cluster are poisoned; the restore comes to its end."""
     for kind in ("anon", "memfd"):
         poison_one(t.sub(), kind)
+
+
+@case("minivm.damage.poison-huge", "kernel", 60, lock="hugepages")
+def poison_huge(t):
+    """Of memory on hugetlbfs the huge page is."""
+    need_huge_pages(t, 24)
+    poison_one(t, "hugetlbfs", 512)
 
 
 @case("minivm.damage.poison-refused", "kernel", 60)
@@ -150,6 +157,45 @@ def resume(t):
     result = restored.end()
     t.equal(result.code, 0, f"the VMM's exit status: {result.text()}")
     t.equal(result.summary.get("handed_over"), True, f"what it says: {result.summary}")
+
+
+def kill_all(process, name="vmsnap"):
+    """Kills it and all of that name below it."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        with open(f"/proc/{pid}/comm", encoding="ascii") as f:
+            if f.read().startswith(name):
+                os.kill(pid, signal.SIGKILL)
+    process.wait(5)
+
+
+@case("minivm.damage.stand-by", "kernel", 60)
+def stand_by(t):
+    """Another image does not make a server give way; and if the one that it gave way to dies, it serves
+    again."""
+    image = take_image(t)
+    os.rename(image, image + ".other")
+    image = take_image(t)
+    bad, _, _ = damage_middle(t, image)
+    place = MiniVmPlace(t, *SIZES)
+    restored = wait_at_damage(t, bad, place)
+    other = vmsnap(t, "restore", "--resume", str(place.pid), image + ".other")
+    t.equal(other.code, 15, f"another image: {other.text()}")
+    t.check("gives way" not in restored.result().err and "from here on" not in restored.result().err,
+            f"nobody gave way: {restored.result().err}")
+    log, reached, _ = pause_log(t)
+    second = start_vmsnap(t, "restore", "--resume", str(place.pid), image,
+                          hooks={"pause_at": "resume-taken", "pause_log": log})
+    reached("resume-taken")
+    kill_all(second)
+    time.sleep(2)
+    plain = vmsnap(t, "restore", "--resume", str(place.pid))
+    t.equal(plain.code, 11, f"the first serves again: {plain.text()}")
+    done = vmsnap(t, "restore", "--resume", str(place.pid), image)
+    t.equal(done.code, 0, f"a sound copy: {done.text()}")
+    place.wait_for_writes(2000)
+    place.stop()
+    place.check_right("taken over, back, and over again")
+    t.equal(restored.end().code, 0, "exit status")
 
 
 @case("minivm.damage.no-trouble", "kernel", 60)
@@ -277,11 +323,7 @@ def stall_killed(t):
     """A server whose reads hang can be killed: it is gone at once, and its guest can be taken over."""
     image, slow, place, restored = restore_slowly(t, "hang")
     wait_for_error(restored, "does not answer")
-    for pid in [restored.process.pid, *descendants(restored.process.pid)]:
-        with open(f"/proc/{pid}/comm", encoding="ascii") as f:
-            if f.read().startswith("vmsnap"):
-                os.kill(pid, signal.SIGKILL)
-    restored.process.wait(5)
+    kill_all(restored.process)
     done = vmsnap(t, "restore", "--resume", str(place.pid), image)
     t.equal(done.code, 0, f"taken over: {done.text()}")
     place.wait_for_writes(2000)

@@ -277,7 +277,7 @@ static int run_forged(const void *arg)
         struct record r;
         KTEST_CHECK(KTEST_WAIT(atomic_load(step) == 1 + 2 * i) && target_open(&t, pid, &e) == 0,
                     "no process");
-        int rc = record_open(&r, &t, false, &e);
+        int rc = record_open(&r, &t, &e);
         printf("    %s\n", e.message);
         KTEST_CHECK(rc && e.exit_code == VMSNAP_EXIT_TARGET, "forgery %d was taken", i);
         KTEST_CHECK(strstr(e.message, i ? "makes no sense" : "not of vmsnap's making"), "why");
