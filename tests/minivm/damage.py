@@ -300,14 +300,15 @@ def stall(t):
 @case("minivm.damage.stall-serves", "kernel", 60)
 def stall_serves(t):
     """While reads hang, what can be read is served, and when they come back the rest as well."""
-    image, slow, place, restored = restore_slowly(t, "hang", "--paused", "--no-fill",
-                                                  "--prefetch", "none")
+    image, slow, place, restored = restore_slowly(t, None, "--paused", "--no-fill", "--prefetch", "none")
     with open(image, "rb") as f:
-        clusters = sorted(stored_clusters(f.read()))
+        places = sorted((at, n, cluster) for cluster, (at, n) in stored_clusters(f.read()).items())
     content = content_of(t, image)
-    waiting = threading.Thread(target=demand_page, args=(place, 4 * clusters[-1]), daemon=True)
+    hang = places[len(places) * 2 // 3:]
+    slow.hang(hang[0][0], hang[-1][0] + hang[-1][1])
+    waiting = threading.Thread(target=demand_page, args=(place, 4 * hang[-1][2]), daemon=True)
     waiting.start()
-    for cluster in clusters[1:len(clusters) // 2 - 1:5]:
+    for _, _, cluster in places[1:len(places) // 2:5]:
         page = 4 * cluster + 1
         t.check(demand_page(place, page) == content[page * PAGE:(page + 1) * PAGE],
                 f"page {page} is served")
