@@ -127,7 +127,7 @@ static bool will_need(struct sweeper *s, const struct extent *e)
 
 static bool sweep_window(struct sweeper *s, uint64_t from)
 {
-    struct extent extents[WINDOW];
+    struct extent extents[WINDOW] = {{0}};
     unsigned n = list_extents(s->plan, from, extents);
     for (unsigned i = 0; i < n && !atomic_load(&s->plan->stop);) {
         struct extent sweep = extents[i++];

@@ -24,7 +24,8 @@ void session_plan_prefetch(struct session *s)
         return;
     int rc = workset_read(&learned, s->img, &e);
     if (rc && rc != -ENOENT)
-        log_warn("what an earlier run learned is not used: %s", e.message);
+        log_warn("what an earlier run learned is not used (--learn records it anew): %s",
+                 e.message);
     if (prefetch_plan(&s->prefetch, s->img, &learned, true))
         log_warn("no memory to prefetch anything");
     log_info("%llu clusters learned and %llu of the hot list are brought in first",

@@ -116,7 +116,7 @@ int workset_read_fd(struct workset *w, int fd, const char *name, const struct im
     if (rc)
         return rc;
     size_t bytes = h.n_entries * sizeof(uint64_t);
-    CLEANUP_FREE uint64_t *entries = malloc(bytes ? bytes : 1);
+    CLEANUP_FREE uint64_t *entries = calloc(h.n_entries + 1, sizeof(*entries));
     if (!entries)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "%s", name);
     rc = read_all(fd, entries, bytes, sizeof(h));

@@ -91,6 +91,11 @@ def next_restore(t):
     t.check(summary["pages_prefetched"] <= 4 * len(learned) + 4 * hot_clusters(image),
             f"no more than was learned and is hot: {summary}")
 
+    # Recorded anew, over a set that is there: nothing is lost, and what comes in is the guest's own doing.
+    again = learn(t, image, "--no-fill")
+    t.equal(again["pages_prefetched"], 0, "prefetched while it was learned anew")
+    t.check(set(learned) <= set(entries(image + ".workset")), "what was touched before is touched again")
+
     none = end(t, restore(t, image, "--no-fill", "--prefetch", "none"))
     t.equal(none["pages_prefetched"], 0, "--prefetch none")
 

@@ -177,6 +177,38 @@ Test(workset, clusters_that_do_not_exist_are_refused)
     check_refused(WHOLE, "do not exist");
 }
 
+/* What a fuzzer would do that knows the checksum: whatever comes, it is refused, or names clusters
+ * of the image alone. */
+Test(workset, no_lie_gets_through)
+{
+    uint64_t x = 88172645463325252ull;
+    unsigned accepted = 0;
+    for (int i = 0; i < 20000; i++) {
+        struct workset w;
+        struct error e;
+        size_t n_words = sizeof(file) / 8, n = TOUCHED;
+        memset(&file, 0, sizeof(file));
+        memcpy(file.entries, touched, sizeof(touched));
+        workset_fill_header(&file.header, img, touched, TOUCHED);
+        for (int k = 0; k < 3; k++) {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            ((uint64_t *)&file)[x % n_words] ^= 1ull << (x >> 32) % 64;
+        }
+        if (file.header.n_entries <= 64)
+            n = file.header.n_entries;
+        seal(n);
+        if (read_bytes(&w, sizeof(file.header) + n * 8, &e))
+            continue;
+        accepted++;
+        for (uint64_t k = 0; k < w.n; k++)
+            cr_assert_lt(WORKSET_CLUSTER(w.entries[k]), n_clusters);
+        workset_free(&w);
+    }
+    cr_assert_gt(accepted, 100, "%u of them were accepted", accepted);
+}
+
 /* ---- the order ---- */
 
 Test(workset, what_was_learned_comes_before_the_hot_list_and_each_once)
