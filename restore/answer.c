@@ -347,6 +347,14 @@ static enum answer answer_job_in_place(struct answerer *a, const struct job *job
     return answer;
 }
 
+bool answer_job_punches(const struct answerer *a, const struct job *job)
+{
+    bool any = false;
+    for (uint32_t i = 0; job->in_place && i < job->n_clusters; i++)
+        any |= page_state_discarded(a->state, job->cluster + i) != 0;
+    return any;
+}
+
 enum answer answer_job(struct answerer *a, const struct job *job, const unsigned char *data)
 {
     if (job->status)

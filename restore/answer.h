@@ -64,6 +64,9 @@ enum answer {
 /* A MISSING fault. Decodes, installs the whole unit around it, wakes. */
 enum answer answer_fault(struct answerer *a, uint64_t hva, bool write);
 
+/* Whether answer_job() will take from the file of shared memory what was discarded meanwhile. */
+bool answer_job_punches(const struct answerer *a, const struct job *job);
+
 /* A job of the fill workers or of the demand threads. */
 enum answer answer_job(struct answerer *a, const struct job *job, const unsigned char *data);
 

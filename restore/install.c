@@ -366,7 +366,7 @@ int install_poison(const struct installer *ins, const struct block *b, uint64_t 
     return rc == 0 && tried > 0 && settled == 0 ? -ENOENT : rc;
 }
 
-int install_forget_begun(const struct block *b, struct page_state *state)
+static int forget_begun(const struct block *b, struct page_state *state)
 {
     for (uint64_t at = 0; at < b->bytes; at += b->unit_bytes) {
         uint64_t first = block_cluster_at(b, at);
@@ -380,4 +380,13 @@ int install_forget_begun(const struct block *b, struct page_state *state)
             page_state_set(state, first, CLUSTER_PENDING);
     }
     return 0;
+}
+
+int install_forget_begun(const struct blocks *blocks, struct page_state *state)
+{
+    int rc = 0;
+    for (uint32_t i = 0; i < blocks->count && rc == 0; i++)
+        if (blocks->items[i].window)
+            rc = forget_begun(&blocks->items[i], state);
+    return rc;
 }

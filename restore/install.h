@@ -78,6 +78,6 @@ int install_filled(const struct installer *ins, const struct block *b, uint64_t 
  * emptied and pending again, with what was discarded meanwhile. Nothing of it was ever mapped, so
  * that nothing of the guest's is lost. 0 or -errno.
  */
-int install_forget_begun(const struct block *b, struct page_state *state);
+int install_forget_begun(const struct blocks *blocks, struct page_state *state);
 
 #endif

@@ -88,15 +88,21 @@ static void set_stage(struct server *s, enum server_stage stage)
 
 /* ---- faults ---- */
 
+static void tell_workers(struct server *s, bool hurry)
+{
+    struct fill *fill = atomic_load(&s->fill);
+    if (fill)
+        fill_hurry(fill, hurry);
+}
+
 /* A worker that has lost its CPU in the middle of what a fault waits for must get it back. */
 static void hurry_workers(struct server *s)
 {
     bool hurry = s->waiting.n_behind > 0;
-    struct fill *fill = atomic_load(&s->fill);
     queue_await(&s->queue, hurry);
-    if (hurry == s->hurried || !fill)
+    if (hurry == s->hurried || !atomic_load(&s->fill))
         return;
-    fill_hurry(fill, hurry);
+    tell_workers(s, hurry);
     s->hurried = hurry;
 }
 
@@ -181,9 +187,14 @@ static bool install_next_job(struct server *s, bool *no_room)
     if (!s->has_job && !queue_next(&s->queue, &s->job_slot))
         return false;
     const struct job *job = &s->queue.jobs[s->job_slot];
+    bool punches = answer_job_punches(&s->answerer, job);
+    if (punches) /* that takes a lock which one of them may hold, without a CPU */
+        tell_workers(s, true);
     uint64_t began_ns = clock_monotonic_ns();
     enum answer answer = answer_job(&s->answerer, job, queue_buffer(&s->queue, s->job_slot));
     stage_lap(&s->stages.installing, began_ns, (uint64_t)job->n_clusters * IMAGE_CLUSTER_BYTES);
+    if (punches)
+        tell_workers(s, s->hurried);
     s->has_job = answer == AGAIN_EVENT || answer == AGAIN_ROOM || answer == AGAIN_JOB;
     *no_room |= answer == AGAIN_ROOM;
     if (!s->has_job)
@@ -318,16 +329,6 @@ static void on_all_queued(void *opaque)
     queue_wake(&s->queue);
 }
 
-/* What the one before us had begun in place. */
-static int forget_begun(const struct server_config *c)
-{
-    int rc = 0;
-    for (uint32_t i = 0; i < c->blocks->count && rc == 0; i++)
-        if (c->takes_over && c->blocks->items[i].window)
-            rc = install_forget_begun(&c->blocks->items[i], c->state);
-    return rc;
-}
-
 static int init_server(struct server *s)
 {
     uint64_t slot = fill_slot_bytes(s->config.blocks);
@@ -360,8 +361,8 @@ static int init_server(struct server *s)
         rc = ahead_init(&s->ahead);
     if (rc == 0)
         rc = queue_init(&s->queue, (uint32_t)n_slots, slot);
-    if (rc == 0)
-        rc = forget_begun(&s->config);
+    if (rc == 0 && s->config.takes_over)
+        rc = install_forget_begun(s->config.blocks, s->config.state);
     if (rc == 0)
         rc = thread_start(&s->thread, run_server, s);
     s->thread_started = rc == 0;
