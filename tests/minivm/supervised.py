@@ -194,10 +194,9 @@ def killed_injecting(t, points, times, options):
     for point in points:
         ends = []
         while not ends or ends[-1] != "not reached":
-            for _ in range(times):
-                inner = t.sub()
-                ends.append(killed_anywhere(inner, image, options, point, len(ends) // times + 1))
-                inner.end()
+            inner = t.sub()
+            ends.append(killed_anywhere(inner, image, options, point, len(ends) // times + 1))
+            inner.end()
         seen.update(ends)
         t.say(f"{point}: {ends}")
     t.check({"too soon", "taken over"} <= seen, f"before and after the guest runs: {seen}")
@@ -354,6 +353,60 @@ def random_6(t):
 @case("minivm.supervised.random-100", "kernel,slow", 900)
 def random_100(t):
     random_moments(t, 100, random.randrange(1 << 30))
+
+
+def random_starts(t, times, seed):
+    """SIGKILL for server or supervisor at a random moment from the start on. Of a server killed early nothing
+    is left; else the guest runs, and all is right."""
+    chance = random.Random(seed)
+    t.say(f"seed {seed}")
+    images = [(options, take_kept_image(t, number, *options)) for number, options in enumerate(KINDS)]
+    too_early = 0
+    for number in range(times):
+        inner = t.sub()
+        options, image = chance.choice(images)
+        place, restored = started(inner, image, options)
+        delay = chance.uniform(0, 0.12)
+        time.sleep(delay)
+        whom = chance.choice(("server", "supervisor"))
+        victims = {"supervisor": [restored.process.pid],
+                   "server": [p for p in ours(restored) if named(p) == "vmsnap-server"]}[whom]
+        for pid in victims:
+            kill(pid)
+        what = f"{number}: {options[1]}, {whom} killed after {delay:.3f} s"
+        wait_until(lambda restored=restored, whom=whom: restored.result().of_type("running") or
+                   (restored.process.poll() is not None and
+                    (whom == "server" or not descendants(os.getpid()))), 30, what)
+        if restored.result().of_type("running"):
+            place.pid = restored.result().of_type("running")[0]["vmm_pid"]
+            inner.defer(kill, place.pid)
+            place.connect()
+            wait_until(lambda place=place: not holds_anything(place.pid), 30, f"{what}: all is filled")
+            check_whole(inner, place, what)
+        else:
+            too_early += 1
+            if whom == "server" and victims:
+                check_too_soon(inner, restored, place, what)
+        inner.end()
+    t.say(f"{times} times; {too_early} before the guest ran")
+
+
+def named(pid):
+    try:
+        with open(f"/proc/{pid}/comm", encoding="ascii") as f:
+            return f.read().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+@case("minivm.supervised.starts-6", "kernel", 90)
+def starts_6(t):
+    random_starts(t, 6, random.randrange(1 << 30))
+
+
+@case("minivm.supervised.starts-100", "kernel,slow", 900)
+def starts_100(t):
+    random_starts(t, 100, random.randrange(1 << 30))
 
 
 # ---- what it does besides
