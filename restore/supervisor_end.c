@@ -7,8 +7,10 @@
 
 #include "common/clock.h"
 #include "restore/pidfile.h"
+#include "restore/vmm.h"
 
-#define CLEAN_UP_MS 10000 /* for the keeper to end a VMM */
+#define KEEPER_MS 1000 /* for the keeper to end a VMM */
+#define CLEAN_UP_MS 10000
 
 /* Whether a wrapper is left, whose status is what counts. */
 static bool wrapper_is_left(const struct supervisor *s)
@@ -31,12 +33,26 @@ bool supervisor_is_over(struct supervisor *s)
     return s->end != END_NONE;
 }
 
-/* The keeper ends what the server had started; both come to us. */
-static void wait_for_keeper(void)
+/* Until no child is left. */
+static bool wait_for_children(int timeout_ms)
 {
-    uint64_t until_ns = clock_monotonic_ns() + CLEAN_UP_MS * 1000000ull;
-    while (waitpid(-1, NULL, WNOHANG) >= 0 && clock_ms_until(until_ns) > 0)
+    uint64_t until_ns = clock_monotonic_ns() + (uint64_t)timeout_ms * 1000000u;
+    while (waitpid(-1, NULL, WNOHANG) >= 0) {
+        if (clock_ms_until(until_ns) == 0)
+            return false;
         usleep(2000);
+    }
+    return true;
+}
+
+/* The keeper ends what the server had started, and both come to us; but what the server had just
+ * forked the keeper does not know. */
+static void end_children(const struct supervisor *s)
+{
+    if (wait_for_children(KEEPER_MS) || s->lives)
+        return;
+    vmm_kill_children(SIGKILL);
+    wait_for_children(CLEAN_UP_MS);
 }
 
 static int explain_too_soon(const struct supervisor *s, struct error *e)
@@ -97,7 +113,7 @@ int supervisor_finish(struct supervisor *s, int *vmm_status, struct error *e)
         _exit(s->end_status);
     case END_TOO_SOON:
         if (!s->by_hand)
-            wait_for_keeper();
+            end_children(s);
         remove_pidfile(s);
         return explain_too_soon(s, e);
     case END_COMPLETE:

@@ -30,6 +30,7 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/testhook.h"
 #include "restore/keeper.h"
 
 #define END_GRACE_MS 2000
@@ -216,6 +217,7 @@ int vmm_start(struct vmm *v, const struct relaunch *l, bool detached, struct err
     CLEANUP_FD int from_child = fds[0];
     if (child < 0)
         return error_set(e, VMSNAP_EXIT_VMM, err, "can't start a process for the VMM");
+    TESTHOOK_POINT("restore-forked");
     atomic_store(&v->child, child);
     keeper_watch(v->keeper_fd, child);
     struct start_failure f;
@@ -390,8 +392,7 @@ void vmm_signal(struct vmm *v, int sig)
         kill(child, sig);
 }
 
-/* Every process that is our child now: descendants whose parents have ended come to us. */
-static void kill_children(int sig)
+void vmm_kill_children(int sig)
 {
     CLEANUP_STREAM FILE *f = fopen("/proc/thread-self/children", "re");
     int pid;
@@ -435,10 +436,10 @@ void vmm_end(struct vmm *v)
     if (v->has_target || (v->launched_ns && has_children())) {
         vmm_signal(v, SIGTERM);
         if (!v->has_target)
-            kill_children(SIGTERM);
+            vmm_kill_children(SIGTERM);
         if (!wait_gone(v, END_GRACE_MS)) {
             vmm_signal(v, SIGKILL);
-            kill_children(SIGKILL);
+            vmm_kill_children(SIGKILL);
             wait_gone(v, END_KILL_MS);
         }
     }

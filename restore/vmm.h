@@ -62,6 +62,9 @@ void vmm_signal(struct vmm *v, int sig);
 /* Ends what was started: SIGTERM, a moment, SIGKILL; removes the directory. Any state. */
 void vmm_end(struct vmm *v);
 
+/* For every process that is our child now: descendants whose parents have ended come to us. */
+void vmm_kill_children(int sig);
+
 /* Leaves the VMM running and forgets it. */
 void vmm_leave(struct vmm *v);
 

@@ -19,7 +19,7 @@ from vmsnap import (Restore, broken, finish, hook_points, pause_log, start_vmsna
                     vmsnap)
 
 FROM_LIVE = ("restore-let-live", *POINTS)
-BEFORE = ("restore-launched", "restore-attached", "restore-registered", "restore-state-loaded")
+BEFORE = ("restore-forked", "restore-launched", "restore-attached", "restore-registered", "restore-state-loaded")
 KINDS = (("--kind", "anon", "--pattern", "random"), ("--kind", "memfd", "--pattern", "random"))
 
 
@@ -155,8 +155,7 @@ def check_too_soon(t, restored, place, what):
     result = restored.result()
     t.equal(result.code, 1, f"{what}: {result.text()}")
     t.equal(result.error["guest_state"], "not-started", f"{what}: guest_state")
-    t.check(not any(place.control.encode() in cmdline(p) for p in descendants(os.getpid())),
-            f"{what}: no VMM is left")
+    t.check(not is_left(place), f"{what}: no VMM is left")
 
 
 def killed_serving(t, times, seed):
@@ -287,6 +286,11 @@ def before_at_points(t, times):
             inner.end()
 
 
+def is_left(place):
+    """Whether there is a VMM, or a vmsnap for it."""
+    return any(place.control.encode() in cmdline(pid) for pid in descendants(os.getpid()))
+
+
 def cmdline(pid):
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as f:
@@ -374,9 +378,8 @@ def random_starts(t, times, seed):
         for pid in victims:
             kill(pid)
         what = f"{number}: {options[1]}, {whom} killed after {delay:.3f} s"
-        wait_until(lambda restored=restored, whom=whom: restored.result().of_type("running") or
-                   (restored.process.poll() is not None and
-                    (whom == "server" or not descendants(os.getpid()))), 30, what)
+        wait_until(lambda restored=restored, whom=whom, place=place: restored.result().of_type("running") or
+                   (restored.process.poll() is not None and (whom == "server" or not is_left(place))), 30, what)
         if restored.result().of_type("running"):
             place.pid = restored.result().of_type("running")[0]["vmm_pid"]
             inner.defer(kill, place.pid)
@@ -460,7 +463,7 @@ def by_hand(t):
     for pid in ours(restored):
         kill(pid)
     restored.process.wait(10)
-    first = start_vmsnap(t, "restore", "--resume", str(place.pid),
+    first = start_vmsnap(t, "restore", "--no-fill", "--resume", str(place.pid),
                          hooks={"kill_at": "resume-serving", "pause_log": log, "kill_again": 2})
     wait_until(lambda: os.path.exists(log) and len(open(log, encoding="ascii").readlines()) == 3, 20,
                "it and two successors are killed")
@@ -507,7 +510,7 @@ def race(t):
     mine = ours(restored)
     os.kill(mine[0], signal.SIGSTOP)
     kill(mine[1])
-    by = start_vmsnap(t, "restore", "--resume", str(place.pid),
+    by = start_vmsnap(t, "restore", "--no-fill", "--resume", str(place.pid),
                       hooks={"pause_at": "resume-serving", "pause_log": log, **ALONE})
     reached("resume-serving")
     go()

@@ -351,7 +351,7 @@ def restorer(t):
 
 
 # Until then the VMM does not outlive its restorer.
-BEFORE_RUNNING = {"restore-launched", "restore-attached", "restore-registered",
+BEFORE_RUNNING = {"restore-forked", "restore-launched", "restore-attached", "restore-registered",
                   "restore-state-loaded"}
 
 
