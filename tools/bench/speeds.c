@@ -48,9 +48,20 @@ static void note_error(struct crew *crew, int err)
     atomic_compare_exchange_strong(&crew->error, &none, err);
 }
 
-/* Runs them all; *ns: how long it took. 0 or the first -errno. */
-static int run_crew(struct crew *crew, struct worker *workers, unsigned n, uint64_t *ns)
+static void add_up(struct worker *sum, const struct worker *w)
 {
+    sum->clusters += w->clusters;
+    sum->bytes += w->bytes;
+    histogram_merge(&sum->times, &w->times);
+}
+
+/* Runs them all, and adds up in *sum what they did; *ns: how long it took. 0 or the first -errno.
+ */
+static int run_crew(struct crew *crew, unsigned n, struct worker *sum, uint64_t *ns)
+{
+    struct worker *workers = calloc(n, sizeof(*workers));
+    if (!workers)
+        return -ENOMEM;
     uint64_t began_ns = clock_monotonic_ns();
     unsigned started = 0;
     for (; started < n; started++) {
@@ -61,9 +72,12 @@ static int run_crew(struct crew *crew, struct worker *workers, unsigned n, uint6
             break;
         }
     }
-    while (started > 0)
+    while (started > 0) {
         pthread_join(workers[--started].thread, NULL);
+        add_up(sum, &workers[started]);
+    }
     *ns = clock_monotonic_ns() - began_ns;
+    free(workers);
     return atomic_load(&crew->error);
 }
 
@@ -111,37 +125,25 @@ static void *decode_all(void *opaque)
     return NULL;
 }
 
-static void print_decoded(struct worker *workers, unsigned n, uint64_t ns)
-{
-    for (unsigned i = 1; i < n; i++) {
-        workers[0].clusters += workers[i].clusters;
-        workers[0].bytes += workers[i].bytes;
-        histogram_merge(&workers[0].times, &workers[i].times);
-    }
-    printf("{\"type\": \"decode\", \"bytes\": %" PRIu64 ", \"ns\": %" PRIu64
-           ", \"clusters\": %" PRIu64 ", \"p50_ns\": %" PRIu64 ", \"p99_ns\": %" PRIu64 "}\n",
-           workers[0].bytes, ns, workers[0].clusters, histogram_quantile(&workers[0].times, 0.5),
-           histogram_quantile(&workers[0].times, 0.99));
-}
-
 int speeds_decode(const char *image, unsigned n_threads, struct error *e)
 {
     struct crew crew = {.work = decode_all};
-    struct worker *workers CLEANUP_FREE = calloc(n_threads, sizeof(*workers));
-    if (!workers)
-        return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory for %u threads", n_threads);
     struct image *img;
     int ret = image_open(&img, image, e);
     if (ret)
         return ret;
     crew.img = img;
     crew.n_clusters = image_get_trailer(img)->n_clusters;
-    uint64_t ns;
-    ret = run_crew(&crew, workers, n_threads, &ns);
+    static struct worker sum; /* too large for a stack */
+    uint64_t ns = 0;
+    ret = run_crew(&crew, n_threads, &sum, &ns);
     image_close(img);
     if (ret)
         return error_set(e, VMSNAP_EXIT_FAILED, -ret, "cannot decode %s", image);
-    print_decoded(workers, n_threads, ns);
+    printf("{\"type\": \"decode\", \"bytes\": %" PRIu64 ", \"ns\": %" PRIu64
+           ", \"clusters\": %" PRIu64 ", \"p50_ns\": %" PRIu64 ", \"p99_ns\": %" PRIu64 "}\n",
+           sum.bytes, ns, sum.clusters, histogram_quantile(&sum.times, 0.5),
+           histogram_quantile(&sum.times, 0.99));
     return 0;
 }
 
@@ -174,9 +176,9 @@ static void *copy_all(void *opaque)
 /* In a child: the memory is its parent's. */
 static int copy_from_here(struct crew *crew, unsigned n_threads)
 {
-    struct worker *workers CLEANUP_FREE = calloc(n_threads, sizeof(*workers));
-    uint64_t ns;
-    int ret = workers ? run_crew(crew, workers, n_threads, &ns) : -ENOMEM;
+    static struct worker sum;
+    uint64_t ns = 0;
+    int ret = run_crew(crew, n_threads, &sum, &ns);
     if (ret) {
         fprintf(stderr, "vmsnap-bench: UFFDIO_COPY: %s\n", strerror(-ret));
         return 1;
