@@ -12,8 +12,7 @@
  *   3. only if none waits but for a job, install one job of the fill workers (at most 64 KiB, about
  *      21 us; a huge page where the memory is made of those), first what lies ahead of a guest that
  *      reads in order, and what a fault waits for;
- *   4. with nothing to do, go on reading for SPIN_NS after the last fault (a wakeup across CPUs
- * costs more than the fault itself), then sleep in poll.
+ *   4. with nothing to do, go on reading for a while after the last fault (linger.h), then sleep.
  *
  * A cluster that can't be read (damaged image, I/O error) is marked and reported; a fault in it is
  * never answered: the guest waits, which it can survive, rather than reads a wrong byte. Or, where
@@ -39,9 +38,9 @@
 #include "restore/fetched.h"
 #include "restore/fill.h"
 #include "restore/handoff.h"
+#include "restore/linger.h"
 #include "restore/waiting.h"
 
-#define SPIN_NS 200000u
 #define RETRY_NO_ROOM_NS 50000000u
 #define RETRY_EVENT_NS 30000u
 #define SERVER_NICE (-10)
@@ -62,7 +61,7 @@ struct server {
     bool has_job; /* a job that got EAGAIN and must be tried again */
     uint32_t job_slot;
     struct fetched fetched; /* how clusters are had, and who has them elsewhere */
-    uint64_t spin_ns;       /* SPIN_NS; 0 on a single CPU, where it would hold up the guest */
+    struct linger linger;
     uint64_t last_empty_ns;
     struct handoff_release release; /* server_release(): how far it is */
 
@@ -124,6 +123,7 @@ static void take_message(struct server *s, const struct uffd_msg *m)
 {
     switch (m->event) {
     case UFFD_EVENT_PAGEFAULT:
+        linger_fault(&s->linger);
         waiting_add(&s->waiting, &(struct waiting_fault){
                                      .hva = m->arg.pagefault.address,
                                      .since_ns = s->last_empty_ns,
@@ -250,6 +250,7 @@ static void sleep_for_more(struct server *s, uint32_t timeout_ns)
 /* Sleeps until a message, a job or a command comes. */
 static void sleep_until_work(struct server *s)
 {
+    linger_sleeps(&s->linger);
     queue_sleep_begin(&s->queue);
     bool job = queue_next(&s->queue, &s->job_slot);
     bool fetched = fetched_look(&s->fetched);
@@ -293,7 +294,7 @@ static void turn_without_message(struct server *s)
     }
     if (advance_stage(s))
         return;
-    if (s->last_empty_ns > s->waiting.last_ns + s->spin_ns)
+    if (s->last_empty_ns > s->waiting.last_ns + linger_ns(&s->linger))
         sleep_until_work(s);
 }
 
@@ -386,7 +387,7 @@ int server_start(struct server **out, const struct server_config *config, struct
     s->config.n_threads = choose_threads(config->n_threads);
     s->queue.wake_fd = -1;
     s->last_empty_ns = clock_monotonic_ns();
-    s->spin_ns = sysconf(_SC_NPROCESSORS_ONLN) > 1 ? SPIN_NS : 0;
+    linger_init(&s->linger);
     int rc = init_server(s);
     if (rc) {
         server_stop(s);
