@@ -318,9 +318,10 @@ static int read_greeting(struct qmp *q, uint64_t deadline_ns, struct error *e)
     int r = receive(q, deadline_ns, &message, e);
     if (r == -ETIMEDOUT) {
         error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT, "connected, but no QMP greeting came");
-        error_hint(e,
-                   "another client (libvirt, Proxmox, ...) seems to hold this socket: start the VM "
-                   "with a second -qmp socket and name that one");
+        error_hint(
+            e, "either another client (libvirt, Proxmox, another vmsnap, ...) holds this socket: "
+               "then start the VM with a second -qmp socket and name that one; or the VMM "
+               "hangs or is stopped");
     }
     json_t *greeting = r > 0 ? json_object_get(message, "QMP") : NULL;
     if (json_is_object(greeting))

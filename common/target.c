@@ -30,7 +30,9 @@ static int open_failed(struct target *t, pid_t pid, int err, const char *what, s
     }
     error_set(e, VMSNAP_EXIT_TARGET, err, "process %d: can't open %s", (int)pid, what);
     if (err == EPERM || err == EACCES)
-        error_hint(e, "run vmsnap as root");
+        error_hint(e, geteuid()
+                          ? "run vmsnap as root"
+                          : "root may not here: a process of the host, or of another container");
     return -err;
 }
 

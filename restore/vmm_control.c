@@ -110,7 +110,8 @@ static int check_descriptors(struct refuse_scope *s)
 
 static const struct refuse_check checks[] = {
     {HAZARD_IN_USE, false, check_in_use,
-     "end the source VM, or give a command line with other addresses after --"},
+     "end who listens there (the source VM?), or have other addresses on the command line "
+     "after --"},
     {HAZARD_INHERITED_FD, true, check_descriptors,
      "open it at the same number when you call vmsnap, or give a command line after --"},
 };

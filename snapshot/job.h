@@ -54,11 +54,17 @@ struct job {
     size_t device_state_bytes;
     struct pause_times pause;
     uint64_t started_ns, instant_ns, finished_ns;
+    uint64_t throttling_from_ns, throttling_until_then_ns; /* job_note_throttling() */
+    bool throttling_told;
 };
 
 /* Takes note of signals. True: one of them asks us to end. */
 bool job_interrupted(struct job *j);
 void job_show_progress(struct job *j);
+
+/* Says, once, when writes of the guest wait for buffers most of the time. Each may wait for less
+ * than --max-stall, and the guest still hardly gets anywhere. Call it now and then. */
+void job_note_throttling(struct job *j);
 
 /* Which huge pages there are, before anything is protected. */
 int job_note_huge(struct job *j, struct error *e);

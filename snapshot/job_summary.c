@@ -3,8 +3,11 @@
 
 #include <stdio.h>
 
+#include "common/clock.h"
 #include "common/format.h"
 #include "common/log.h"
+
+#define THROTTLING_NS 10000000000ull /* looked at over so long */
 
 static void add_number(json_t *o, const char *key, uint64_t n)
 {
@@ -155,4 +158,22 @@ void job_explain(const struct job *j)
     explain_sweep(&j->capture.stages);
     explain_encoder(encoder_stages(j->encoder), sink_stages(j->sink), j->options->n_threads);
     explain_sink(sink_stages(j->sink));
+}
+
+void job_note_throttling(struct job *j)
+{
+    uint64_t now = clock_monotonic_ns(), waited = atomic_load(&j->capture.throttled_ns);
+    uint64_t passed = now - j->throttling_from_ns;
+    if (j->throttling_from_ns && passed < THROTTLING_NS)
+        return;
+    char text[2][FORMAT_MAX];
+    uint64_t since = waited - j->throttling_until_then_ns;
+    if (j->throttling_from_ns && since > passed / 2 && !j->throttling_told) {
+        log_warn("writes of the guest have waited for %s of the last %s: the image is not written "
+                 "as fast as the guest writes (--bwlimit, --threads, --level)",
+                 format_duration(text[0], since), format_duration(text[1], passed));
+        j->throttling_told = true;
+    }
+    j->throttling_from_ns = now;
+    j->throttling_until_then_ns = waited;
 }

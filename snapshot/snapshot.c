@@ -198,6 +198,7 @@ static int wait_for_capture(struct job *j, struct error *e)
         if (job_interrupted(j))
             ret = -EINTR;
         job_show_progress(j);
+        job_note_throttling(j);
         if (fds[1].revents)
             break;
     }

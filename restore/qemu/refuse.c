@@ -221,7 +221,8 @@ static int check_disks(struct refuse_scope *base)
 
 static const struct refuse_check checks[] = {
     {HAZARD_IN_USE, false, check_in_use,
-     "end the source VM, or give a command line with other addresses after --"},
+     "end who listens there (the source VM?), or have other addresses on the command line "
+     "after --"},
     {HAZARD_MEM_PATH, false, check_memory_path,
      "end the source VM and remove the file, or give a command line with another mem-path"},
     {HAZARD_VHOST_USER, false, check_vhost_user, NULL},

@@ -59,6 +59,7 @@ USAGE_ERRORS = [
     (["restore", "--resume", "1", "--detach"], "starting one", None),
     (["restore", "--listen", "s", "i"], "unknown option '--listen'", None),
     (["restore"], "IMAGE is missing", None),
+    (["restore", "a", "qemu"], "unexpected argument 'qemu'", "after --"),
     (["restore", "a", "--"], "nothing follows '--'", None),
     (["restore", "--prefetch", "all", "a"], "unknown", "hot, none"),
     (["info"], "IMAGE is missing", None),

@@ -248,7 +248,7 @@ def _reap():
             return
 
 
-def run_function(function, name, timeout, output=None):
+def run_function(function, name, timeout, output=None, passed="PASSED"):
     """Calls function(Case) and cleans up after it, whatever happens: an exit status and a verdict. It
     is ended after `timeout` seconds, and by SIGINT, SIGTERM or SIGHUP (status 130)."""
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -264,7 +264,7 @@ def run_function(function, name, timeout, output=None):
     signal.alarm(timeout)
     try:
         function(t)
-        status, verdict = 0, "PASSED"
+        status, verdict = 0, passed
     except Skipped as why:
         status, verdict = SKIP_STATUS, f"SKIPPED, {why}:"
     except (Failed, DeadlineError) as why:

@@ -100,7 +100,7 @@ def parse(all_names):
     options = parser.parse_args()
     for name in options.only:
         if not chosen_by(name, all_names):
-            parser.error(f"no experiment '{name}'")
+            parser.error(f"no experiment '{name}'; there are: {', '.join(all_names)}")
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds is at least 1")
     return options
@@ -119,7 +119,7 @@ def run_one(run, name, function, seconds):
         return True
     seconds = min(seconds, int(left))
     run.until = time.monotonic() + 0.8 * seconds
-    status, verdict = run_function(call, name, seconds, sys.stderr)
+    status, verdict = run_function(call, name, seconds, sys.stderr, passed="DONE")
     if status == 130:
         return False
     if status != 0:

@@ -6,6 +6,7 @@ from measure import NoFigure, spread
 
 SCALES = {"ms": 1e3, "us": 1e6, "s": 1.0, "MiB": 1 / (1 << 20), "%": 100.0,
           "GB/s": 1e-9, "x": 1.0, "": 1.0}
+SI_UNITS = {"ms": "s", "us": "s", "MiB": "B", "%": "", "GB/s": "B/s"} # of the numbers themselves
 
 
 class Figures:
@@ -42,7 +43,9 @@ class Figures:
 
     def json(self, machine, options):
         return json.dumps({"schema_version": 1, "machine": machine, "options": options,
-                           "figures": self.rows, "series": self.series}, indent=1)
+                           "figures": [{**row, "unit": SI_UNITS.get(row["unit"], row["unit"])}
+                                       for row in self.rows],
+                           "series": self.series}, indent=1)
 
     def table(self):
         """Markdown: it reads well on a terminal and goes into docs/performance.md as it is."""

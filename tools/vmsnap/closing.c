@@ -8,6 +8,8 @@
 #include "common/format.h"
 #include "tools/vmsnap/report.h"
 
+#define WORTH_TELLING_NS 100000000u
+
 static uint64_t get_number(const json_t *summary, const char *key)
 {
     json_int_t n = json_integer_value(json_object_get(summary, key));
@@ -38,18 +40,31 @@ static void pause_words(char *out, size_t size, const json_t *summary)
                  format_duration(pause, get_number(summary, "pause_ns")), accelerator);
 }
 
+/* "; writes waited 3.3 s for buffers": the guest was held back. */
+static void throttled_words(char *out, size_t size, const json_t *summary)
+{
+    char waited[FORMAT_MAX];
+    uint64_t ns = get_number(summary, "throttled_ns");
+    *out = '\0';
+    if (ns >= WORTH_TELLING_NS)
+        snprintf(out, size, "; writes waited %s for buffers", format_duration(waited, ns));
+}
+
 void closing_snapshot(const json_t *summary)
 {
-    char pause[128], ram[FORMAT_MAX], stored[FORMAT_MAX], wall[FORMAT_MAX], p99[FORMAT_MAX];
+    char pause[128], throttled[128], ram[FORMAT_MAX], stored[FORMAT_MAX], wall[FORMAT_MAX],
+        p99[FORMAT_MAX];
     uint64_t ram_bytes = get_number(summary, "ram_bytes");
     uint64_t image_bytes = get_number(summary, "image_bytes");
     uint64_t faults = get_number(summary, "write_faults");
     double ratio = image_bytes ? (double)ram_bytes / (double)image_bytes : 0;
     pause_words(pause, sizeof(pause), summary);
-    report_closing("%s; %s RAM, %s stored (%.1f:1) in %s; %" PRIu64 " write fault%s%s%s; guest %s",
+    throttled_words(throttled, sizeof(throttled), summary);
+    report_closing("%s; %s RAM, %s stored (%.1f:1) in %s; %" PRIu64
+                   " write fault%s%s%s%s; guest %s",
                    pause, format_bytes(ram, ram_bytes), format_bytes(stored, image_bytes), ratio,
                    format_duration(wall, get_number(summary, "wall_ns")), faults,
                    faults == 1 ? "" : "s", faults ? ", p99 " : "",
                    faults ? format_duration(p99, get_number(summary, "fault_p99_ns")) : "",
-                   get_text(summary, "guest_state", "running"));
+                   throttled, get_text(summary, "guest_state", "running"));
 }

@@ -163,10 +163,11 @@ static void print_clock(const json_t *o)
 static void print_running(const json_t *o)
 {
     char after[FORMAT_MAX], behind[FORMAT_MAX];
-    report_line("guest %s after %s (%s), process %" PRIu64 "; its clock is %s behind",
+    bool known = json_object_get(o, "accelerator"); /* not after a takeover */
+    report_line("guest %s after %s%s%s%s, process %" PRIu64 "; its clock is %s behind",
                 get_text(o, "guest_state"),
-                format_duration(after, get_number(o, "launch_to_running_ns")),
-                closing_accelerator(o), get_number(o, "vmm_pid"),
+                format_duration(after, get_number(o, "launch_to_running_ns")), known ? " (" : "",
+                known ? closing_accelerator(o) : "", known ? ")" : "", get_number(o, "vmm_pid"),
                 format_duration(behind, get_number(o, "clock_behind_ns")));
     const json_t *warnings = json_object_get(o, "warnings");
     warned = json_array_size(warnings) > 0;

@@ -71,7 +71,7 @@ static const struct option_spec options[] = {
      .to.size = &args.buffer_bytes,
      .argument = "SIZE",
      .help = "hard cap of the page buffers; when they are full the guest's writers wait "
-             "(default 64MiB)"},
+             "(default 64MiB; about 11 MiB at least)"},
     {.name = "precopy",
      .kind = OPTION_COUNT,
      .to.count = &args.precopy,

@@ -306,8 +306,12 @@ static int add_operand(const struct command *command, struct command_line *line,
     while (command->operands && command->operands[max].name)
         max++;
     assert(max <= OPERANDS_MAX);
-    if (line->n_operands >= max)
-        return option_usage_error(e, "unexpected argument '%s'", text);
+    if (line->n_operands >= max) {
+        option_usage_error(e, "unexpected argument '%s'", text);
+        if (command->rest)
+            error_hint(e, "the command line of the VMM comes after --");
+        return -EINVAL;
+    }
     if (!*text)
         return option_usage_error(e, "%s is empty", command->operands[line->n_operands].name);
     line->operand[line->n_operands++] = text;
