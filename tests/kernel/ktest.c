@@ -119,6 +119,15 @@ uint64_t ktest_status(pid_t pid, const char *key)
     return 0;
 }
 
+static char scratch[4][128];
+static unsigned n_scratch;
+
+void ktest_scratch(const char *path)
+{
+    if (n_scratch < sizeof(scratch) / sizeof(scratch[0]))
+        snprintf(scratch[n_scratch++], sizeof(scratch[0]), "%s", path);
+}
+
 static int run_case(const struct ktest_case *c)
 {
     struct timespec t0, t1;
@@ -126,6 +135,8 @@ static int run_case(const struct ktest_case *c)
     int result = c->run(c->arg);
     while (n_children > 0)
         ktest_end(children[0]);
+    while (n_scratch > 0)
+        unlink(scratch[--n_scratch]);
     clock_gettime(CLOCK_MONOTONIC, &t1);
     double s = (double)(t1.tv_sec - t0.tv_sec) + (double)(t1.tv_nsec - t0.tv_nsec) / 1e9;
     const char *word = result == KTEST_PASS ? "ok" : result == KTEST_SKIP ? "skip" : "FAIL";

@@ -55,6 +55,9 @@ pid_t ktest_spawn(int (*fn)(void *opaque), void *opaque);
 /* Kills and reaps one child. */
 void ktest_end(pid_t pid);
 
+/* A file that is removed at the end of the case, whatever comes of it. */
+void ktest_scratch(const char *path);
+
 /* Reaps a child within `timeout_ms`: its status as of waitpid(), or -1 when it still runs. */
 int ktest_reap(pid_t pid, int timeout_ms);
 

@@ -96,6 +96,7 @@ static int write_image(struct sink *sink, const struct region *regions,
 static int make_image(struct kit *k, const struct region *regions, bool hot, struct error *e)
 {
     snprintf(k->image_path, sizeof(k->image_path), "/tmp/vmsnap-serve-%d", (int)getpid());
+    ktest_scratch(k->image_path);
     struct sink *sink;
     const struct sink_options options = {.overwrite = true, .n_buffers = SINK_MIN_BUFFERS};
     int rc = sink_open_file(&sink, k->image_path, &options, e);
