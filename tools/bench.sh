@@ -3,8 +3,9 @@
 #
 # Names and installs what is missing, builds the release, and measures vmsnap beside everything that
 # could be used instead, in turns in one run: QEMU's background-snapshot, stop-and-save, fork-and-dump,
-# QEMU's load of all memory, a guest that was never away, floors that only resolve faults. Prints a table; leaves results.json, table.md and plots (SVG) in
-# build/bench. It asserts nothing. Let nothing else run beside it.
+# QEMU's load of all memory, a guest that was never away, floors that only resolve faults. Prints a
+# table; leaves results.json, table.md and plots (SVG) in build/bench. It asserts nothing. Let nothing
+# else run beside it.
 #
 #   (nothing)     4 GiB guests, up to 16 GiB in minivm, 3 rounds: at most 40 minutes
 #   --quick       1 GiB guests, fewer workloads, one round: at most 5 minutes
