@@ -14,9 +14,8 @@
  *      reads in order, and what a fault waits for;
  *   4. with nothing to do, go on reading for a while after the last fault (linger.h), then sleep.
  *
- * A cluster that can't be read (damaged image, I/O error) is marked and reported; a fault in it is
- * never answered: the guest waits, which it can survive, rather than reads a wrong byte. Or, where
- * that was asked for, its pages are poisoned.
+ * A fault in a damaged cluster is never answered: the guest waits, which it can survive, rather
+ * than reads a wrong byte. Or, where that was asked for, its pages are poisoned.
  */
 #include "restore/serve.h"
 
