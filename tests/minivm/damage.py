@@ -305,7 +305,7 @@ def stall_serves(t):
         places = sorted((at, n, cluster) for cluster, (at, n) in stored_clusters(f.read()).items())
     content = content_of(t, image)
     hang = places[len(places) * 2 // 3:]
-    slow.hang(hang[0][0], hang[-1][0] + hang[-1][1])
+    slow.hang([place[:2] for place in hang])
     waiting = threading.Thread(target=demand_page, args=(place, 4 * hang[-1][2]), daemon=True)
     waiting.start()
     for _, _, cluster in places[1:len(places) // 2:5]:
