@@ -89,6 +89,7 @@ Test(window, in_a_thread_too)
 }
 
 /* Outside of a guard it is what it always was. */
+/* cppcheck-suppress unknownMacro */
 Test(window, a_bus_error_of_ones_own_ends_the_process, .signal = SIGBUS)
 {
     struct block b = make_block();
