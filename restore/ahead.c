@@ -6,6 +6,7 @@
 
 #define MOST_CLUSTERS 128u /* 2 MiB */
 #define RUNS_MAX 256u
+#define WANTED_CLUSTERS 16u /* the third time: not by chance */
 
 int ahead_init(struct ahead *a)
 {
@@ -53,10 +54,14 @@ void ahead_note(struct ahead *a, const struct block *b, uint64_t cluster, uint64
     if (cluster + s->ahead < end)
         end = cluster + s->ahead;
     uint64_t asked = ask(a, cluster + 1, end);
-    if (asked > s->next) {
-        s->next = asked;
-        ahead_wake(a);
-    }
+    if (asked <= s->next)
+        return;
+    s->next = asked;
+    /* Who reads in order waits for the workers: where all CPUs are busy they must not come last. */
+    struct calm *calm = atomic_load(&a->calm);
+    if (s->ahead >= WANTED_CLUSTERS && calm)
+        calm_want(calm);
+    ahead_wake(a);
 }
 
 bool ahead_take(struct ahead *a, uint64_t *cluster)

@@ -15,6 +15,7 @@
 #include "common/ring.h"
 #include "common/streams.h"
 #include "restore/blocks.h"
+#include "restore/calm.h"
 
 #define AHEAD_RUN 4u /* clusters that are asked for at once */
 
@@ -24,6 +25,8 @@ struct ahead {
     atomic_uint asked;      /* futex word: counts the askings */
     atomic_uint waiting;    /* workers that sleep on it */
     atomic_bool on;
+    /* Of those who take it; outlives the server's thread. NULL: none yet. */
+    struct calm *_Atomic calm;
 };
 
 /* Off at first. 0 or -ENOMEM. */

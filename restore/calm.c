@@ -22,10 +22,21 @@ static void apply(struct calm *c, pid_t tid)
 /* Somebody may hurry us at the same time: whoever comes second sees the other. */
 void calm_down(struct calm *c, enum calm_mode mode)
 {
-    atomic_store(&c->mode, (int)mode);
+    int before = CALM_AS_ANY;
+    if (mode == CALM_LAST) /* unless they are wanted already */
+        atomic_compare_exchange_strong(&c->mode, &before, CALM_LAST);
+    else
+        atomic_store(&c->mode, (int)mode);
     apply(c, gettid());
     if (atomic_load(&c->hurried))
         thread_go_nice(gettid(), HURRY_NICE_VALUE);
+}
+
+void calm_want(struct calm *c)
+{
+    int before = CALM_LAST;
+    if (atomic_compare_exchange_strong(&c->mode, &before, CALM_NICE))
+        calm_hurry(c, atomic_load(&c->hurried));
 }
 
 void calm_hurry(struct calm *c, bool hurry)

@@ -34,6 +34,11 @@ void calm_join(struct calm *c, unsigned number);
  * that again. */
 void calm_down(struct calm *c, enum calm_mode mode);
 
+/* All of them: the guest goes through its memory in order, and is about to touch what they are to
+ * bring in. They come last no more. The
+ * server's thread. */
+void calm_want(struct calm *c);
+
 /* All of them at once, or back to how they were. Any thread. */
 void calm_hurry(struct calm *c, bool hurry);
 

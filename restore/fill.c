@@ -448,6 +448,7 @@ int fill_start(struct fill **out, const struct fill_config *config)
         f->n_positions += block_positions(&config->blocks->items[i]);
     atomic_init(&f->prefetch_working, config->n_threads);
     atomic_init(&f->all_working, config->n_threads);
+    atomic_store(&config->ahead->calm, &f->calm);
     int rc = 0;
     for (unsigned i = 0; i < config->n_threads && rc == 0; i++) {
         rc = start_worker(f, i);
