@@ -122,10 +122,12 @@ static int describe_features(json_t *cpu, struct qom *m, const char *path, bool 
                              struct error *e)
 {
     json_t *list = NULL, *features = json_array();
-    int r = qom_list(m, path, &list, e);
     size_t i;
     const json_t *p;
     json_object_set_new(cpu, "features", features);
+    if (!kvm && !shows_elsewhere(cpu, "vmx-", kvm) && !shows_elsewhere(cpu, "rsba", kvm))
+        return 0; /* the list alone takes 1.5 ms */
+    int r = qom_list(m, path, &list, e);
     json_array_foreach(list, i, p)
     {
         const char *name = json_text(p, "name", "");
