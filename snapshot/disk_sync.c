@@ -182,16 +182,17 @@ int disk_sync_run(struct disk_sync *d, int timeout_ms, int (*tick)(void *opaque)
         if (ticked)
             return r;
         if (r == -ETIMEDOUT) {
-            error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT,
-                      "the files that the VM has open for writing could not be synced, which stopping "
-                      "the VM would wait for");
+            error_set(
+                e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT,
+                "the files that the VM has open for writing could not be synced, which stopping "
+                "the VM would wait for");
             error_hint(e, "see whether the file system of its disks or logs hangs");
             return r;
         }
         if (r < 0)
             return error_set(e, VMSNAP_EXIT_FAILED, -r, "cannot sync the VM's disk files");
-        log_info("synced %u file%s that the VM has open for writing (disks, logs) in %.1f ms", d->n_files, d->n_files > 1 ? "s" : "",
-                 (double)took_ns / 1e6);
+        log_info("synced %u file%s that the VM has open for writing (disks, logs) in %.1f ms",
+                 d->n_files, d->n_files > 1 ? "s" : "", (double)took_ns / 1e6);
     }
     return 0;
 }
