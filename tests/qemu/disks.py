@@ -101,7 +101,7 @@ def sync_hangs(t):
     go()
     result = finish(t, process)
     t.equal(result.code, 17, f"exit status: {result.text()}")
-    t.check("disk" in result.error["message"], f"the message: {result.error}")
+    t.check("synced" in result.error["message"], f"the message: {result.error}")
     check_untouched(t, guest, syncing)
 
 
