@@ -12,8 +12,6 @@
 #include "common/qemu/agent.h"
 #include "common/thread.h"
 
-#define LIMIT_MS 10000
-
 struct clock_sync {
     pthread_mutex_t lock; /* for closing `fd`: the agent takes one client at a time */
     int fd;               /* -1: none, or closed */
@@ -60,8 +58,7 @@ struct clock_sync *clock_sync_start(int fd, int timeout_ms, const struct error *
     s->fd = fd;
     pthread_mutex_init(&s->lock, NULL);
     s->began_ns = clock_monotonic_ns();
-    s->deadline_ns =
-        s->began_ns + (uint64_t)(timeout_ms < LIMIT_MS ? timeout_ms : LIMIT_MS) * 1000000u;
+    s->deadline_ns = s->began_ns + (uint64_t)timeout_ms * 1000000u;
     if (fd < 0)
         s->error = *why;
     int rc = fd >= 0 ? thread_start(&s->thread, run_sync, s) : 0;

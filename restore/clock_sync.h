@@ -11,11 +11,13 @@
 
 #include "common/error.h"
 
+#define CLOCK_SYNC_MAX_MS 10000 /* to find the agent, and again to talk to it */
+
 struct clock_sync;
 
 /*
  * Begins. `fd`: the connection to the agent, taken over; -1: there is none, for the reason in *why.
- * At most `timeout_ms`, and never more than 10 s. A failure is a warning at once, and in the
+ * At most `timeout_ms`. A failure is a warning at once, and in the
  * result. NULL when memory is short.
  */
 struct clock_sync *clock_sync_start(int fd, int timeout_ms, const struct error *why);

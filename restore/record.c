@@ -264,6 +264,14 @@ bool record_is_released(const struct record *r)
 
 /* ---- handing over ---- */
 
+bool record_is_served(const struct record *r)
+{
+    if (flock(r->lock_fd, LOCK_EX | LOCK_NB))
+        return errno == EWOULDBLOCK;
+    flock(r->lock_fd, LOCK_UN);
+    return false;
+}
+
 bool record_is_asked_for(const struct record *r)
 {
     return atomic_load(&r->header->wish) == WISH_HAND_OVER;

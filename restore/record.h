@@ -69,6 +69,9 @@ int record_create(struct record *r, const struct target *t, const struct image *
  * its descriptor `uffd`. */
 void record_ready(struct record *r, int uffd);
 
+/* Whether somebody holds the lock: not us. */
+bool record_is_served(const struct record *r);
+
 /* The VMM stays if we die (vmm_let_live()), and this has become of its guest. */
 void record_set_guest(struct record *r, enum record_guest guest);
 

@@ -217,14 +217,15 @@ static int let_run(struct restore *r, struct error *e)
 static void sync_clock(struct restore *r)
 {
     struct error why = {0};
-    int fd = -1;
+    int fd = -1,
+        timeout_ms = r->o->timeout_ms < CLOCK_SYNC_MAX_MS ? r->o->timeout_ms : CLOCK_SYNC_MAX_MS;
     if (leaves_paused(r))
         error_set(&why, VMSNAP_EXIT_TARGET, EAGAIN, "the guest is paused");
     else if (!r->kind->open_agent)
         error_set(&why, VMSNAP_EXIT_TARGET, EOPNOTSUPP, "this VMM has no guest agent");
-    else if (r->kind->open_agent(&fd, r->actual, r->qmp, &r->vmm.target, r->o->timeout_ms, &why))
+    else if (r->kind->open_agent(&fd, r->actual, r->qmp, &r->vmm.target, timeout_ms, &why))
         fd = -1;
-    r->session.clock = clock_sync_start(fd, r->o->timeout_ms, &why);
+    r->session.clock = clock_sync_start(fd, timeout_ms, &why);
 }
 
 /* ---- what is reported ---- */

@@ -96,7 +96,6 @@ static int take_blocks(struct session *s, struct error *e)
                        (int)s->target->pid);
     if (rc)
         return rc;
-    page_state_forgive(&s->state);
     return reopen_windows(s, e);
 }
 
@@ -241,6 +240,9 @@ static int go_on(struct session *s, const struct resume_help *help, struct error
     int rc = record_is_released(&s->record) ? 0 : take_image(s, e);
     if (rc == 0)
         rc = record_lock(&s->record, s->target, asks, e);
+    else if (help && record_is_served(&s->record)) /* by one that has another copy of it */
+        rc = error_set(e, VMSNAP_EXIT_BUSY, 0, "process %d is served by another vmsnap already",
+                       (int)s->target->pid);
     if (rc)
         return rc;
     return record_is_released(&s->record) ? clear_up(s, e) : take_over(s, help, e);

@@ -50,8 +50,10 @@ int session_serve(struct session *s, int uffd, bool takes_over, struct error *e)
                                    .bytes_per_s = s->o->bytes_per_s,
                                    .messages = record_messages(&s->record),
                                    .takes_over = takes_over};
-    if (takes_over)
+    if (takes_over) {
+        page_state_forgive(&s->state); /* else what is damaged would count as in */
         fill_progress_take_over(&s->progress, s->img, &s->state);
+    }
     int rc = server_start(&s->server, &config, e);
     return rc ? rc : server_begin_prefetch(s->server, e);
 }
@@ -248,9 +250,11 @@ static void serve_again(struct session *s)
                                   "can't get the VMM's userfaultfd, to serve it again")
                       : session_serve(s, uffd, true, &e);
     if (rc == 0) {
-        server_begin_fill(s->server);
+        if (!s->learns)
+            server_begin_fill(s->server);
         return;
     }
+    error_hint(&e, "'vmsnap restore --resume %d [IMAGE]' goes on", (int)s->target->pid);
     s->o->trouble(s->o->opaque, &e);
     server_stop(s->server);
     s->server = NULL;
@@ -286,12 +290,12 @@ static void answer_asker(struct session *s)
 static bool stand_by(struct session *s)
 {
     progress_finish(&s->progress.line);
-    while (s->record.header && !vmm_ended(s)) {
-        if (record_is_released(&s->record)) {
+    while (!vmm_ended(s)) {
+        if (!s->record.header || record_is_released(&s->record)) {
             window_close_all(&s->blocks); /* nobody but the VMM has its memory */
             if (!s->stays)
                 return false;
-        } else if (record_take_back(&s->record)) {
+        } else if (!shows_its_end(s, 0) && record_take_back(&s->record)) {
             s->handed_over = false;
             serve_again(s);
             if (s->server)
@@ -356,7 +360,8 @@ void session_accompany(struct session *s)
 {
     session_begin(s);
     serve_to_the_end(s);
-    learn_write(&s->learn); /* unless it was over */
+    if (!s->handed_over)        /* what came after that is not known */
+        learn_write(&s->learn); /* unless it was over */
     progress_finish(&s->progress.line);
     session_summarize(s);
 }

@@ -140,8 +140,10 @@ static void supervise(struct supervisor *s)
     for (;;) {
         bool open = supervisor_read_line(s);
         reap(s);
-        if (supervisor_is_over(s))
+        if (supervisor_is_over(s)) {
+            reap(s); /* a VMM that has ended since: its status is ours */
             return;
+        }
         int wait_ms = -1;
         if (supervisor_wants_server(s)) {
             wait_ms = clock_ms_until(s->next_ns);
@@ -214,10 +216,13 @@ int supervisor_resume(const struct restore_options *o, pid_t vmm, struct error *
     int rc = 0;
     if (o->pidfile && s.vmm_fd >= 0)
         rc = pidfile_adopt(&s.pidfile, o->pidfile, vmm, s.vmm_fd);
-    if (rc)
-        return error_set(e, VMSNAP_EXIT_FAILED, rc == -ESTALE ? 0 : -rc,
-                         "%s can't be taken over: it is not the pidfile of process %d", o->pidfile,
-                         (int)vmm);
+    if (rc) {
+        rc = error_set(e, VMSNAP_EXIT_FAILED, rc == -ESTALE ? 0 : -rc,
+                       "%s can't be taken over: it is not the pidfile of process %d", o->pidfile,
+                       (int)vmm);
+        error_hint(e, "name the right one, or leave --pidfile out");
+        return rc;
+    }
     /* Without such a process there is nothing to look after: the server says so. */
     if (TESTHOOK_BROKEN("not-supervised") || s.vmm_fd < 0 || begin(&s) != 0)
         return resume_run(o, vmm, NULL, e);

@@ -59,12 +59,14 @@ static int explain_too_soon(const struct supervisor *s, struct error *e)
 {
     int number = WTERMSIG(s->end_status);
     e->guest = s->by_hand ? GUEST_WAITING : GUEST_NOT_STARTED;
-    if (s->by_hand)
+    if (s->by_hand || number == s->first_signal)
         return error_set(e, (enum vmsnap_exit)(128 + number), EINTR, "interrupted by signal %d",
                          number);
-    return error_set(e, VMSNAP_EXIT_FAILED, 0,
-                     "the server was ended by signal %d (%s) before the guest ran", number,
-                     strsignal(number));
+    int rc = error_set(e, VMSNAP_EXIT_FAILED, 0,
+                       "the server was ended by signal %d (%s) before the guest ran", number,
+                       strsignal(number));
+    error_hint(e, "nothing of it is left: start it again");
+    return rc;
 }
 
 static int vmm_exit_code(const struct supervisor *s)
@@ -112,9 +114,10 @@ int supervisor_finish(struct supervisor *s, int *vmm_status, struct error *e)
             stay_for_pidfile(s);
         _exit(s->end_status);
     case END_TOO_SOON:
-        if (!s->by_hand)
+        if (!s->by_hand) {
             end_children(s);
-        remove_pidfile(s);
+            remove_pidfile(s);
+        }
         return explain_too_soon(s, e);
     case END_COMPLETE:
         stay_for_pidfile(s);

@@ -97,7 +97,10 @@ static bool take_line(struct channel *c, char *line)
 
 static int receive_line(struct channel *c, char *line, struct error *e)
 {
-    while (!take_line(c, line)) {
+    /* Looked at each time: a guest that never stops talking is not listened to for ever. */
+    while (clock_monotonic_ns() < c->deadline_ns) {
+        if (take_line(c, line))
+            return 0;
         if (c->used == sizeof(c->buf))
             c->used = 0; /* too long for any answer to us */
         ssize_t n = recv(c->fd, c->buf + c->used, sizeof(c->buf) - c->used, MSG_DONTWAIT);
@@ -110,10 +113,8 @@ static int receive_line(struct channel *c, char *line, struct error *e)
         int rc = await(c, POLLIN, e);
         if (rc)
             return rc;
-        if (clock_monotonic_ns() >= c->deadline_ns)
-            return silence(e);
     }
-    return 0;
+    return silence(e);
 }
 
 /* ---- commands ---- */

@@ -147,6 +147,10 @@ def resume(t):
                     hooks={"kill_at": "asked-for-guest", "pause_log": t.path("killed"),
                            "break": "not-supervised"})
     t.equal(killed.code, -9, f"killed: {killed.text()}")
+    time.sleep(4) # nobody came for the guest: it is served again, and what is damaged still waits
+    check_stands(t, place)
+    flags = set(place.mapping()[1]["VmFlags"].split())
+    t.check("um" in flags, f"its memory is registered still: {flags}")
     done = vmsnap(t, "restore", "--resume", str(place.pid), image)
     t.equal(done.code, 0, f"a sound copy: {done.text()}")
     t.check(done.summary["complete_ns"], f"all is in: {done.summary}")

@@ -104,6 +104,27 @@ static void be_silent(FILE *out, const char *line)
     (void)out, (void)line;
 }
 
+/* A guest that talks without end, and would have us listen. */
+static void flood(FILE *out, char c)
+{
+    char text[4096];
+    memset(text, c, sizeof(text));
+    while (fwrite(text, sizeof(text), 1, out) == 1)
+        continue;
+}
+
+static void send_lines(FILE *out, const char *line)
+{
+    (void)line;
+    flood(out, '\n');
+}
+
+static void send_one_line(FILE *out, const char *line)
+{
+    (void)line;
+    flood(out, 'x');
+}
+
 static void hang_up(FILE *out, const char *line)
 {
     (void)out, (void)line;
@@ -187,4 +208,6 @@ Test(agent, says_what_is_wrong)
 Test(agent, waits_no_longer_than_it_may)
 {
     fails(be_silent, -ETIMEDOUT, "does not answer");
+    fails(send_lines, -ETIMEDOUT, "does not answer");
+    fails(send_one_line, -ETIMEDOUT, "does not answer");
 }
