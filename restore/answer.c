@@ -392,11 +392,13 @@ bool answerer_post_unread(struct answerer *a, uint64_t *cluster)
             (image_index_entry(a->img, c) == IMAGE_INDEX_ZERO && !image_cluster_poison(a->img, c)))
             continue;
         const struct block *b = blocks_find_cluster(a->blocks, c);
-        uint64_t start = block_cluster_offset(b, c) / b->unit_bytes * b->unit_bytes;
+        uint64_t unit = block_unit_of(b, c), start = block_cluster_offset(b, unit);
         uint64_t len = block_clip(b, start, b->unit_bytes);
-        demand_post(a->demand, b, block_cluster_at(b, start),
-                    (uint32_t)((len + IMAGE_CLUSTER_BYTES - 1) / IMAGE_CLUSTER_BYTES), false);
-        ++*cluster;
+        uint64_t n = (len + IMAGE_CLUSTER_BYTES - 1) / IMAGE_CLUSTER_BYTES;
+        if (page_state_get(a->state, unit) != CLUSTER_PENDING) /* of a damaged huge page */
+            continue;
+        demand_post(a->demand, b, unit, (uint32_t)n, false);
+        *cluster = unit + n;
         return true;
     }
     return false;

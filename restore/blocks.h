@@ -51,6 +51,12 @@ static inline uint64_t block_cluster_at(const struct block *b, uint64_t offset)
     return b->first_cluster + offset / IMAGE_CLUSTER_BYTES;
 }
 
+/* The first cluster of the unit that a cluster is in. */
+static inline uint64_t block_unit_of(const struct block *b, uint64_t cluster)
+{
+    return cluster - (cluster - b->first_cluster) % (b->unit_bytes / IMAGE_CLUSTER_BYTES);
+}
+
 /* `len`, or what there is of the block from `offset` on. */
 static inline uint64_t block_clip(const struct block *b, uint64_t offset, uint64_t len)
 {

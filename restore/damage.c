@@ -29,11 +29,22 @@ void damage_hint(const struct answerer *a, struct error *e)
                    (int)a->target->pid);
 }
 
+/* A fault looks at the first cluster of its unit alone (a huge page is put in as a whole or not at
+ * all), so that one must say it too. Where it is poisoned the whole unit is, at once. */
+static void mark_unit(struct answerer *a, const struct block *b, uint64_t cluster)
+{
+    uint64_t first = block_unit_of(b, cluster);
+    if (!a->poisons && page_state_get(a->state, first) == CLUSTER_PENDING)
+        page_state_damage(a->state, first);
+}
+
 void damage_report(struct answerer *a, const struct block *b, uint64_t cluster, int err,
                    const char *cause, bool guest_waits)
 {
-    if (page_state_get(a->state, cluster) == CLUSTER_DAMAGED ||
-        !page_state_damage(a->state, cluster))
+    bool known = page_state_get(a->state, cluster) == CLUSTER_DAMAGED ||
+                 !page_state_damage(a->state, cluster);
+    mark_unit(a, b, cluster);
+    if (known)
         return;
     uint64_t before = a->counts.clusters_damaged++;
     if (before > DAMAGE_NAMED_MAX)

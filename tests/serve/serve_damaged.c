@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/kernel.h"
@@ -13,6 +14,13 @@
 #include "tests/serve/serve_kit.h"
 
 #define DAMAGED_PAGE 505u /* in cluster 126, which is not zeros */
+
+static uint64_t cpu_now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
 
 /* Flips a byte in the cluster's record, in the file. */
 static bool damage(const struct kit *k, uint64_t cluster)
@@ -119,8 +127,6 @@ static int check_poisoned(struct kit *k, uint64_t n_wanted, uint64_t n_bus)
     return check_error(k);
 }
 
-/* Every page is read, of which exactly those of the damaged unit give a memory error. By the fill
- * it comes to its end, and what is poisoned stays so after the registration is gone. */
 static bool has_huge_pages(void)
 {
     void *p = mmap(NULL, 4096 * IMAGE_PAGE_BYTES, PROT_READ | PROT_WRITE,
@@ -130,6 +136,35 @@ static bool has_huge_pages(void)
     return p != MAP_FAILED;
 }
 
+/* The damage lies in the middle of a huge page: who touches that waits, at no cost of CPU, and the
+ * other huge pages come. */
+static int huge_on_demand(const void *arg)
+{
+    (void)arg;
+    KTEST_SKIP_IF(!has_huge_pages(), "no huge pages here");
+    struct kit_board *board = ktest_shared(sizeof(*board));
+    board->n_threads = 8;
+    struct kit k;
+    if (open_damaged(&k, board, KIT_HUGETLB))
+        return KTEST_FAIL;
+    KTEST_CHECK(kit_serve(&k, false, false), "no server");
+    kit_go(&k);
+    if (check_error(&k))
+        return KTEST_FAIL;
+    KTEST_CHECK(!kit_wait_finished(&k, 500), "it was answered");
+    uint64_t began_ns = cpu_now_ns();
+    KTEST_CHECK(!kit_wait_finished(&k, 500), "it was answered");
+    uint64_t cpu_ns = cpu_now_ns() - began_ns;
+    KTEST_CHECK(cpu_ns < 100000000, "%llu ms of CPU while all wait",
+                (unsigned long long)cpu_ns / 1000000);
+    KTEST_CHECK(board->wrong == 0 && board->pages_read > 0, "%llu pages read, %llu wrong",
+                (unsigned long long)board->pages_read, (unsigned long long)board->wrong);
+    kit_close(&k);
+    return KTEST_PASS;
+}
+
+/* Every page is read, of which exactly those of the damaged unit give a memory error. By the fill
+ * it comes to its end, and what is poisoned stays so after the registration is gone. */
 static int poisoned(const void *arg)
 {
     const struct poison_shape *shape = arg;
@@ -178,6 +213,7 @@ int main(int argc, char **argv)
     static const struct ktest_case cases[] = {
         {"on-demand", on_demand, NULL},
         {"by-the-fill", by_the_fill, NULL},
+        {"huge-on-demand", huge_on_demand, NULL},
         {"poison-anon-on-demand", poisoned, &anon_fault},
         {"poison-anon-given-back", poisoned, &anon_given_back},
         {"poison-anon-by-the-fill", poisoned, &anon_fill},
