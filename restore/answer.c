@@ -323,7 +323,9 @@ static enum answer answer_bad_job(struct answerer *a, const struct job *job)
 {
     bool demanded = job->origin == JOB_DEMAND;
     enum cluster_state state = page_state_get(a->state, job->damaged);
-    if (job->status == -ECANCELED || (state != CLUSTER_PENDING && state != CLUSTER_DAMAGED))
+    uint64_t unit = block_unit_of(job->block, job->damaged);
+    if (job->status == -ECANCELED || page_state_get(a->state, unit) == CLUSTER_FILLING ||
+        (state != CLUSTER_PENDING && state != CLUSTER_DAMAGED))
         return ANSWERED; /* done meanwhile, or another worker will see */
     if (job->status != -EBADMSG && !(a->poisons && job->tries >= DAMAGE_IO_TRIES)) {
         damage_report_unread(a, job->block, job->damaged, job->cause, demanded);
