@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include "common/clock.h"
-#include "common/kernel.h"
 #include "tests/kernel/ktest.h"
 #include "tests/serve/serve_kit.h"
 
@@ -103,11 +102,6 @@ static const struct shape in_order = {KIT_ANON, KIT_STROLL, true},
 
 int main(int argc, char **argv)
 {
-    struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return KTEST_SKIP;
-    }
     static const struct ktest_case cases[] = {
         {"in-order", run_ahead, &in_order},
         {"in-order-shared", run_ahead, &in_order_shared},
@@ -116,5 +110,5 @@ int main(int argc, char **argv)
         {"rate", run_rate, &anywhere},
         {"rate-shared", run_rate, &in_order_shared},
     };
-    return ktest_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
+    return kit_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
 }

@@ -112,11 +112,6 @@ static const struct shape
 
 int main(int argc, char **argv)
 {
-    struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return KTEST_SKIP;
-    }
     static const struct ktest_case cases[] = {
         {"on-demand", run_shape, &on_demand},
         {"demand-beside-fill", run_shape, &with_fill},
@@ -131,5 +126,5 @@ int main(int argc, char **argv)
         {"poisoned", run_shape, &poisoned},
         {"poisoned-fill", run_shape, &poisoned_fill},
     };
-    return ktest_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
+    return kit_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
 }

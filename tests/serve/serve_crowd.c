@@ -82,11 +82,6 @@ static int speed(const void *arg)
 
 int main(int argc, char **argv)
 {
-    struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return KTEST_SKIP;
-    }
     static const enum kit_memory anon = KIT_ANON, shared = KIT_MEMFD;
     static const struct ktest_case cases[] = {
         {"anon", all_right, &anon},
@@ -94,5 +89,5 @@ int main(int argc, char **argv)
         {"speed", speed, NULL},
     };
     bool measures = argc > 1 && strcmp(argv[1], "speed") == 0;
-    return ktest_main(argc, argv, cases, measures ? 3 : 2);
+    return kit_main(argc, argv, cases, measures ? 3 : 2);
 }

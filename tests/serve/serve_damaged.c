@@ -205,11 +205,6 @@ static const struct poison_shape anon_fault = {.kind = KIT_ANON},
 
 int main(int argc, char **argv)
 {
-    struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return KTEST_SKIP;
-    }
     static const struct ktest_case cases[] = {
         {"on-demand", on_demand, NULL},
         {"by-the-fill", by_the_fill, NULL},
@@ -223,5 +218,5 @@ int main(int argc, char **argv)
         {"poison-huge-on-demand", poisoned, &huge_fault},
         {"poison-huge-by-the-fill", poisoned, &huge_fill},
     };
-    return ktest_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
+    return kit_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
 }

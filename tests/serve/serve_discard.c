@@ -112,16 +112,11 @@ static const struct shape on_demand = {false, false}, with_fill = {true, true};
 
 int main(int argc, char **argv)
 {
-    struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return KTEST_SKIP;
-    }
     static const struct ktest_case cases[] = {
         {"on-demand", run_shape, &on_demand},
         {"beside-fill", run_shape, &with_fill},
         {"while-filled", run_held, &held_memfd},
         {"while-filled-huge", run_held, &held_huge},
     };
-    return ktest_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
+    return kit_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
 }

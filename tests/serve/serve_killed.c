@@ -7,7 +7,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "common/kernel.h"
 #include "tests/kernel/ktest.h"
 #include "tests/serve/serve_kit.h"
 
@@ -63,16 +62,11 @@ static const unsigned moments[] = {1, 500, 3000, 9000};
 
 int main(int argc, char **argv)
 {
-    struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return KTEST_SKIP;
-    }
     static const struct ktest_case cases[] = {
         {"at-the-first-page", kill_after, &moments[0]},
         {"after-500-pages", kill_after, &moments[1]},
         {"after-3000-pages", kill_after, &moments[2]},
         {"after-9000-pages", kill_after, &moments[3]},
     };
-    return ktest_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
+    return kit_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
 }

@@ -7,6 +7,7 @@
 
 #include "common/clock.h"
 #include "common/image_writer.h"
+#include "common/kernel.h"
 #include "restore/window.h"
 #include "tests/kernel/ktest.h"
 #include "tests/serve/serve_process.h"
@@ -244,4 +245,14 @@ void kit_close(struct kit *k)
         image_close(k->img);
     target_close(&k->target);
     unlink(k->image_path);
+}
+
+int kit_main(int argc, char **argv, const struct ktest_case *cases, size_t n)
+{
+    struct error e = {0};
+    if (geteuid() != 0 || kernel_require(&e)) {
+        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
+        return KTEST_SKIP;
+    }
+    return ktest_main(argc, argv, cases, n);
 }

@@ -21,6 +21,7 @@
 #include "restore/prefetch.h"
 #include "restore/record.h"
 #include "restore/serve.h"
+#include "tests/kernel/ktest.h"
 
 enum kit_memory {
     KIT_ANON,
@@ -123,5 +124,8 @@ bool kit_wait_stage(struct kit *k, enum server_stage stage);
 
 /* Ends process and server, removes the image. */
 void kit_close(struct kit *k);
+
+/* ktest_main(), where there are root and userfaultfd. */
+int kit_main(int argc, char **argv, const struct ktest_case *cases, size_t n);
 
 #endif

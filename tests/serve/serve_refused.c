@@ -7,7 +7,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "common/kernel.h"
 #include "tests/kernel/ktest.h"
 #include "tests/serve/serve_kit.h"
 
@@ -112,11 +111,6 @@ static const struct shape mapped = {.with_fellow = true, .why = "maps memory blo
 
 int main(int argc, char **argv)
 {
-    struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return KTEST_SKIP;
-    }
     static const struct ktest_case cases[] = {
         {"mapped-by-another", run_shape, &mapped},
         {"file-with-data", run_shape, &data},
@@ -124,5 +118,5 @@ int main(int argc, char **argv)
         {"memory-without-a-name", run_shape, &nameless},
         {"file-allocated-only", run_shape, &allocated},
     };
-    return ktest_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
+    return kit_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
 }

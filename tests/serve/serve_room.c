@@ -6,7 +6,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "common/kernel.h"
 #include "tests/kernel/ktest.h"
 #include "tests/serve/serve_kit.h"
 
@@ -53,14 +52,9 @@ static const bool on_demand = false, with_fill = true;
 
 int main(int argc, char **argv)
 {
-    struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return KTEST_SKIP;
-    }
     static const struct ktest_case cases[] = {
         {"on-demand", run_full, &on_demand},
         {"beside-fill", run_full, &with_fill},
     };
-    return ktest_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
+    return kit_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
 }

@@ -15,7 +15,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "common/kernel.h"
 #include "restore/resume.h"
 #include "tests/kernel/ktest.h"
 #include "tests/serve/serve_kit.h"
@@ -301,11 +300,6 @@ static const struct shape
 
 int main(int argc, char **argv)
 {
-    struct error e = {0};
-    if (geteuid() != 0 || kernel_require(&e)) {
-        printf("skipped: needs root and userfaultfd (%s)\n", e.message);
-        return KTEST_SKIP;
-    }
     static const struct ktest_case cases[] = {
         {"reads", run_shape, &reads},
         {"discards", run_shape, &discards},
@@ -320,5 +314,5 @@ int main(int argc, char **argv)
         {"swapped", run_swapped, NULL},
         {"forged", run_forged, NULL},
     };
-    return ktest_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
+    return kit_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
 }
