@@ -12,6 +12,11 @@ void calm_join(struct calm *c, unsigned number)
     atomic_store(&c->tids[number], gettid());
 }
 
+void calm_leave(struct calm *c, unsigned number)
+{
+    atomic_store(&c->tids[number], 0);
+}
+
 static void apply(struct calm *c, pid_t tid)
 {
     enum calm_mode mode = (enum calm_mode)atomic_load(&c->mode);

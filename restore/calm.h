@@ -29,6 +29,8 @@ struct calm {
 
 /* A worker says who it is; numbers from 0. */
 void calm_join(struct calm *c, unsigned number);
+/* It ends: its number may soon be another thread's. */
+void calm_leave(struct calm *c, unsigned number);
 
 /* A worker, of itself, from now on. Without CAP_SYS_NICE it never comes last: it could not leave
  * that again. */

@@ -408,6 +408,7 @@ static void *run_worker(void *opaque)
     w->lap_ns = clock_monotonic_ns();
     if (run_prefetch(w))
         run_rest(w);
+    calm_leave(&w->fill->calm, w->number);
     codec_free(w->codec);
     free(w);
     return NULL;
