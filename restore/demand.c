@@ -4,6 +4,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/codec.h"
 #include "common/futex.h"
@@ -15,6 +16,7 @@
 #define RETRY_MIN_NS 200000000ull
 #define RETRY_MAX_NS 2000000000ull
 #define LOOK_MS 1000
+#define PUSH_AGAIN_US 20
 
 enum slot_state { SLOT_FREE, SLOT_POSTED, SLOT_TO_RETRY };
 
@@ -92,7 +94,8 @@ static void *run_thread(void *opaque)
             continue;
         }
         decode_slot(d, codec, slot);
-        ring_push(&d->ready, slot); /* has a place for every slot */
+        while (!ring_push(&d->ready, slot)) /* the server is in the middle of a pop */
+            usleep(PUSH_AGAIN_US);
         queue_notify(d->config.queue);
     }
     codec_free(codec);
@@ -101,22 +104,23 @@ static void *run_thread(void *opaque)
 
 /* ---- the server's side ---- */
 
-/* The rings have a place for every slot. A thread that counts itself as idle too late for us to
+/* The rings have a place for every slot; where a thread that takes one has lost its CPU in the
+ * middle of that, it is tried again later. A thread that counts itself as idle too late for us to
  * see it finds `posts` changed. */
 static void hand_out(struct demand *d, struct ring *ring, uint32_t number)
 {
-    ring_push(ring, number);
+    struct slot *s = &d->slots[number];
+    s->job.tries++;
+    s->state = SLOT_POSTED;
+    if (!ring_push(ring, number)) {
+        s->job.tries--;
+        s->state = SLOT_TO_RETRY;
+        s->retry_ns = 0;
+        return;
+    }
     atomic_fetch_add(&d->posts, 1);
     if (atomic_load(&d->idle) > 0)
         futex_wake(&d->posts, 1);
-}
-
-static void post(struct demand *d, uint32_t number, bool is_quick)
-{
-    struct slot *s = &d->slots[number];
-    s->state = SLOT_POSTED;
-    s->job.tries++;
-    hand_out(d, is_quick ? &d->quick : &d->posted, number);
 }
 
 bool demand_help(struct demand *d, struct codec *codec)
@@ -130,10 +134,10 @@ bool demand_help(struct demand *d, struct codec *codec)
         rc = intake_read_now(d->config.intake, job->cluster + i, codec,
                              content(d, number) + (size_t)i * IMAGE_CLUSTER_BYTES);
     job->status = 0;
-    if (rc)
-        hand_out(d, &d->posted, number);
-    else
-        ring_push(&d->ready, number);
+    if (rc == 0 && ring_push(&d->ready, number))
+        return true;
+    job->tries--; /* a thread has yet to begin with it */
+    hand_out(d, &d->posted, number);
     return true;
 }
 
@@ -152,7 +156,7 @@ enum demand_answer demand_post(struct demand *d, const struct block *b, uint64_t
     struct slot *s = &d->slots[found];
     s->job = (struct job){.block = b, .cluster = first, .n_clusters = n, .origin = JOB_DEMAND};
     d->n_used++;
-    post(d, found, is_quick);
+    hand_out(d, is_quick ? &d->quick : &d->posted, found);
     return DEMAND_POSTED;
 }
 
@@ -183,9 +187,8 @@ bool demand_tick(struct demand *d, uint64_t now_ns)
         if (d->slots[i].state != SLOT_TO_RETRY)
             continue;
         if (d->slots[i].retry_ns <= now_ns)
-            post(d, i, false);
-        else
-            waiting = true;
+            hand_out(d, &d->posted, i);
+        waiting |= d->slots[i].state == SLOT_TO_RETRY;
     }
     atomic_store_explicit(&d->failing, waiting, memory_order_relaxed);
     return waiting;

@@ -48,6 +48,8 @@ static bool is_wanted_still(const struct fetched *f, const struct job *job)
 
 bool fetched_install(struct fetched *f, bool *no_room)
 {
+    if (demand_under_way(f->demand) > 0)
+        demand_tick(f->demand, clock_monotonic_ns());
     while (fetched_look(f)) {
         const struct job *job = demand_job(f->demand, f->slot);
         enum answer answer = answer_job(f->answerer, job, demand_content(f->demand, f->slot));

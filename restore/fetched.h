@@ -38,7 +38,8 @@ bool fetched_is_failing(const struct fetched *f);
 /* Looks for one, without installing it: before going to sleep. */
 bool fetched_look(struct fetched *f);
 
-/* Installs all there is. False: one must be tried again; *no_room: for want of memory. */
+/* Installs all there is, and begins again with what is to be tried again now. False: one must be
+ * tried again; *no_room: for want of memory. */
 bool fetched_install(struct fetched *f, bool *no_room);
 
 /* Decodes one that waits for a demand thread to begin with it. False: there is none. */
