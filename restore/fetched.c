@@ -90,5 +90,6 @@ bool fetched_read_again(struct fetched *f)
 
 bool fetched_is_timed(struct fetched *f)
 {
-    return demand_tick(f->demand, clock_monotonic_ns()) || f->answerer->n_unread > 0;
+    return demand_tick(f->demand, clock_monotonic_ns()) || f->answerer->n_unread > 0 ||
+           f->waiting->forgot;
 }

@@ -141,16 +141,14 @@ static void take_message(struct server *s, const struct uffd_msg *m)
     }
 }
 
-/* Reads what there is, as far as there is room for the faults. Returns how many messages. */
+/* Reads what there is. An event never stays there for want of room: before it is read nothing can
+ * be installed. Returns how many messages. */
 static int read_messages(struct server *s)
 {
     struct uffd_msg *messages = s->config.messages;
-    size_t room = waiting_room(&s->waiting);
-    if (room == 0)
-        return 0;
+    unsigned room = waiting_make_room(&s->waiting), most = SERVER_MESSAGES;
     uint64_t now = clock_monotonic_ns();
-    int n = uffd_read_messages(s->config.uffd, messages,
-                               room < SERVER_MESSAGES ? room : SERVER_MESSAGES);
+    int n = uffd_read_messages(s->config.uffd, messages, room < most ? room : most);
     if (n <= 0) {
         s->last_empty_ns = now;
         return n;
@@ -172,10 +170,7 @@ static void take_over(struct server *s)
         if (s->config.messages[i].event != UFFD_EVENT_PAGEFAULT &&
             !TESTHOOK_BROKEN("event-forgotten"))
             take_message(s, &s->config.messages[i]);
-    for (uint32_t i = 0; i < s->config.blocks->count; i++) {
-        const struct block *b = &s->config.blocks->items[i];
-        uffd_wake(s->config.uffd, b->region.hva, b->bytes);
-    }
+    waiting_wake_all(s->config.uffd, s->config.blocks);
 }
 
 /* ---- the workers' jobs ---- */
@@ -274,12 +269,19 @@ static void wait_to_retry(struct server *s, bool no_room)
     sleep_for_more(s, no_room ? RETRY_NO_ROOM_NS : RETRY_EVENT_NS);
 }
 
+/* What others have read, however many faults come, and what waits. False: some of it is left. */
+static bool answer_all(struct server *s, bool *no_room)
+{
+    bool installed = fetched_install(&s->fetched, no_room);
+    *no_room |= answer_waiting(s);
+    return installed;
+}
+
 /* One turn without a new message. */
 static void turn_without_message(struct server *s)
 {
     bool no_room = false;
-    bool installed = fetched_install(&s->fetched, &no_room);
-    no_room |= answer_waiting(s);
+    bool installed = answer_all(s, &no_room);
     if (s->waiting.n > s->waiting.n_behind || !installed) {
         wait_to_retry(s, no_room);
         return;
@@ -305,8 +307,9 @@ static void *run_server(void *opaque)
     if (s->config.takes_over)
         take_over(s);
     while (!atomic_load_explicit(&s->stop, memory_order_relaxed)) {
+        waiting_wake_forgotten(&s->waiting, s->config.uffd, s->config.blocks);
         if (read_messages(s) > 0)
-            answer_waiting(s);
+            answer_all(s, &(bool){false});
         else
             turn_without_message(s);
     }

@@ -28,6 +28,8 @@ struct waiting {
     unsigned n, n_parked; /* WAITING_MAX together */
     unsigned n_behind;    /* of the first: for a job that a worker is at */
     unsigned crowd;       /* as WAITING_CROWD */
+    bool forgot;          /* threads wait of whom nothing is kept here */
+    uint64_t woken_ns;    /* when such were woken last */
     uint64_t n_answered;
     uint64_t last_ns; /* when the last one was answered */
     struct histogram times;
@@ -38,7 +40,17 @@ static inline unsigned waiting_room(const struct waiting *w)
     return WAITING_MAX - w->n - w->n_parked;
 }
 
-/* There must be room. */
+/* Sees to it that there is room, by forgetting some: those that are parked, or, if there are none,
+ * the last that came. Returns how much. */
+unsigned waiting_make_room(struct waiting *w);
+
+/* Wakes who was forgotten once in a while: each thread's fault comes again. */
+void waiting_wake_forgotten(struct waiting *w, int uffd, const struct blocks *blocks);
+/* All who wait for anything. */
+void waiting_wake_all(int uffd, const struct blocks *blocks);
+
+/* There must be room. Of one that is parked and comes again (its thread had a signal) the new one
+ * is kept: what answers it wakes both. */
 void waiting_add(struct waiting *w, const struct waiting_fault *fault);
 
 /* Answers those that are not parked; keeps what must be tried again. True when something is kept
