@@ -5,8 +5,6 @@
 #ifndef VMSNAP_COMMON_CHILD_H
 #define VMSNAP_COMMON_CHILD_H
 
-#include <sys/types.h>
-
 /* Descriptors that a child can keep. */
 #define CHILD_MAX_KEEP 257u
 
@@ -14,13 +12,20 @@
  * Forks; the child closes all descriptors but `keep` (n of them, each once, in any order), puts
  * /dev/null where stdin, stdout or stderr are missing then, and calls run(opaque), which never
  * returns. All signals stay blocked in it. Since the caller may have threads, `run` makes system
- * calls only. Returns the pid or -errno. Until the child is through with closing it still holds
- * everything: who must know waits for a word from `run`.
+ * calls only. Until the child is through with closing it still holds everything: who must
+ * know waits for a word from `run`.
+ *
+ * Returns a pidfd, which child_end() or child_leave() takes, or -errno. No wait for "any child"
+ * sees it (its end is told by no signal), so that who waits for other children is not concerned,
+ * and nobody else can reap it.
  */
-pid_t child_fork(const int *keep, unsigned n, void (*run)(void *opaque), void *opaque);
+int child_fork(const int *keep, unsigned n, void (*run)(void *opaque), void *opaque);
 
 /* Kills and reaps it. -EBUSY: it still sleeps in the kernel after grace_ms; it ends by itself when
- * it can. Not for a pid that somebody else may have reaped. */
-int child_end(pid_t pid, int grace_ms);
+ * it can, and stays a zombie until we end. */
+int child_end(int pidfd, int grace_ms);
+
+/* Lets it go on if it still runs. */
+void child_leave(int pidfd);
 
 #endif

@@ -128,7 +128,7 @@ static struct file_end *new_end(int redirect, const char *name, struct error *e)
         return NULL;
     }
     f->redirect = redirect;
-    f->writer.pid = -1;
+    f->writer.pidfd = -1;
     return f;
 }
 

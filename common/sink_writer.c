@@ -217,7 +217,7 @@ static int await_child(struct sink_writer *w)
 int sink_writer_start(struct sink_writer *w, const struct sink_writer_setup *setup)
 {
     int sockets[2];
-    *w = (struct sink_writer){.pid = -1, .socket = -1};
+    *w = (struct sink_writer){.pidfd = -1, .socket = -1};
     struct child c = {.setup = *setup, .cb = calloc(setup->n_buffers, sizeof(*c.cb))};
     if (!c.cb)
         return -ENOMEM;
@@ -228,14 +228,14 @@ int sink_writer_start(struct sink_writer *w, const struct sink_writer_setup *set
     c.socket = sockets[1];
     w->socket = sockets[0];
     const int keep[] = {c.setup.fd, c.socket};
-    pid_t pid = child_fork(keep, 2, run_child, &c);
+    int pidfd = child_fork(keep, 2, run_child, &c);
     close(c.socket);
     free(c.cb);
-    if (pid < 0) {
+    if (pidfd < 0) {
         close(w->socket);
-        return (int)pid;
+        return pidfd;
     }
-    w->pid = pid;
+    w->pidfd = pidfd;
     int r = await_child(w);
     if (r < 0)
         sink_writer_stop(w, 0);
@@ -270,10 +270,10 @@ int sink_writer_reply(struct sink_writer *w, struct sink_writer_reply *reply)
 
 int sink_writer_stop(struct sink_writer *w, int grace_ms)
 {
-    if (w->pid < 0)
+    if (w->pidfd < 0)
         return 0;
     close(w->socket);
-    int r = child_end(w->pid, grace_ms);
-    w->pid = -1;
+    int r = child_end(w->pidfd, grace_ms);
+    w->pidfd = -1;
     return r;
 }

@@ -18,7 +18,7 @@
 #include <sys/types.h>
 
 struct sink_writer {
-    pid_t pid;
+    int pidfd;  /* of the process; -1: none */
     int socket; /* poll it: POLLIN when a reply waits, or the process has ended */
 };
 

@@ -6,12 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "common/child.h"
 #include "common/clock.h"
 #include "common/testhook.h"
+
+#define END_GRACE_MS 100 /* for a writer that has said its last word */
 
 static size_t entries_bytes(const struct learn *l)
 {
@@ -120,15 +121,16 @@ static int start_writer(struct learn *l, struct error *e)
     }
     const int keep[] = {l->publish.fd, l->publish.dir_fd, ends[1]};
     l->writer_fd = ends[1];
-    pid_t pid = child_fork(keep, 3, write_file, l);
+    int pidfd = child_fork(keep, 3, write_file, l);
     l->writer_fd = ends[0];
     close(ends[1]);
-    if (pid < 0) {
+    if (pidfd < 0) {
         publish_close(&l->publish);
         close(ends[0]);
-        return error_set(e, VMSNAP_EXIT_FAILED, -pid, "can't start a process");
+        return error_set(e, VMSNAP_EXIT_FAILED, -pidfd, "can't start a process");
     }
-    l->writer = pid;
+    l->writer = pidfd;
+    l->is_written = true;
     return 0;
 }
 
@@ -145,16 +147,19 @@ void learn_write(struct learn *l)
         l->n_written = 0;
 }
 
-/* Closes what we have of the file; of a writer that is through nothing is left under the hidden
- * name. */
-static void close_file(struct learn *l, bool remove_hidden)
+/* Closes what we have of the file; of a writer that is through nothing is left, under the hidden
+ * name neither. */
+static void close_file(struct learn *l, bool is_through)
 {
-    l->publish.linked = remove_hidden;
+    l->publish.linked = is_through;
     publish_close(&l->publish);
     close(l->writer_fd);
     l->writer_fd = -1;
-    waitpid(l->writer, NULL, WNOHANG);
-    l->writer = 0;
+    if (is_through)
+        child_end(l->writer, END_GRACE_MS);
+    else
+        child_leave(l->writer);
+    l->is_written = false;
 }
 
 static enum learn_news take_failure(struct learn *l, struct error *e)
@@ -169,7 +174,7 @@ static enum learn_news take_failure(struct learn *l, struct error *e)
 
 enum learn_news learn_poll(struct learn *l, int timeout_ms, struct error *e)
 {
-    if (l->writer == 0)
+    if (!l->is_written)
         return take_failure(l, e);
     struct pollfd word = {.fd = l->writer_fd, .events = POLLIN};
     if (poll(&word, 1, timeout_ms) <= 0)
@@ -189,7 +194,7 @@ enum learn_news learn_poll(struct learn *l, int timeout_ms, struct error *e)
 
 void learn_free(struct learn *l)
 {
-    if (l->writer)
+    if (l->is_written)
         close_file(l, false); /* it hangs; it ends by itself when it can */
     if (l->entries)
         munmap(l->entries, entries_bytes(l));

@@ -40,7 +40,8 @@ struct learn {
     struct publish publish;
     struct workset_header header;
     struct error failure; /* the writer could not be started */
-    pid_t writer;         /* 0: none */
+    bool is_written;      /* by a process, just now */
+    int writer;           /* its pidfd */
     int writer_fd;        /* its word: an errno, or 0 */
 };
 

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "common/child.h"
+#include "common/testhook.h"
 
 #define STOP_GRACE_MS 20
 
@@ -47,6 +48,7 @@ static int64_t do_request(const struct child *c, const struct request *r)
 {
     if (r->kind != READ_AHEAD)
         return read_record(c, r);
+    TESTHOOK_POINT("reader-ahead");
     posix_fadvise(c->image_fd, (off_t)r->offset, (off_t)r->bytes, POSIX_FADV_WILLNEED);
     return 0;
 }
@@ -73,7 +75,7 @@ static void run_child(void *opaque)
 int reader_start(struct reader *r, int image_fd)
 {
     int sockets[2];
-    *r = (struct reader){.pid = -1, .socket = -1};
+    *r = (struct reader){.pidfd = -1, .socket = -1};
     void *buffer =
         mmap(NULL, READER_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (buffer == MAP_FAILED)
@@ -85,14 +87,14 @@ int reader_start(struct reader *r, int image_fd)
     }
     struct child c = {.image_fd = image_fd, .socket = sockets[1], .buffer = buffer};
     const int keep[] = {c.image_fd, c.socket};
-    pid_t pid = child_fork(keep, 2, run_child, &c);
+    int pidfd = child_fork(keep, 2, run_child, &c);
     close(sockets[1]);
-    if (pid < 0) {
+    if (pidfd < 0) {
         close(sockets[0]);
         munmap(buffer, READER_BYTES);
-        return (int)pid;
+        return pidfd;
     }
-    *r = (struct reader){.pid = pid, .socket = sockets[0], .buffer = buffer};
+    *r = (struct reader){.pidfd = pidfd, .socket = sockets[0], .buffer = buffer};
     return 0;
 }
 
@@ -126,10 +128,10 @@ int reader_wait(struct reader *r, int timeout_ms, int64_t *result)
 
 void reader_stop(struct reader *r)
 {
-    if (r->pid <= 0)
+    if (!r->buffer)
         return;
     close(r->socket);
-    child_end(r->pid, STOP_GRACE_MS);
+    child_end(r->pidfd, STOP_GRACE_MS);
     munmap(r->buffer, READER_BYTES);
-    *r = (struct reader){.pid = -1, .socket = -1};
+    *r = (struct reader){.pidfd = -1, .socket = -1};
 }

@@ -11,14 +11,13 @@
 
 #include <stdbool.h>
 #include <stdint.h>
-#include <sys/types.h>
 
 #define READER_BYTES (32u << 10) /* more than any cluster's record */
 
 struct reader {
-    pid_t pid;
+    int pidfd;
     int socket;
-    unsigned char *buffer; /* READER_BYTES, shared with the process: what was read */
+    unsigned char *buffer; /* READER_BYTES, shared with the process: what was read. NULL: none */
 };
 
 /* Forks it. Memory that must not be kept alive by a reader which hangs is MADV_DONTFORK. Any

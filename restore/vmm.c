@@ -35,6 +35,7 @@
 
 #define END_GRACE_MS 2000
 #define END_KILL_MS 10000
+#define LOOK_MS 50   /* how often is looked at a VMM that a wrapper has left to us */
 #define MAX_DEPTH 32 /* of wrappers between us and the VMM */
 
 #define INHERITED_END 1024       /* a recorded line inherits no descriptor from here on */
@@ -268,26 +269,27 @@ static int accept_descendant(struct vmm *v, pid_t *pid)
     return -EAGAIN;
 }
 
+/* Of whom a wrapper has left to us nothing but a look tells that they have ended. */
 static int wait_for_connection(struct vmm *v, int child_fd, uint64_t deadline_ns, pid_t *pid)
 {
     for (;;) {
         struct pollfd fds[2] = {{.fd = v->listen_fd, .events = POLLIN},
                                 {.fd = child_fd, .events = POLLIN}};
-        int n = poll(fds, 2, clock_ms_until(deadline_ns));
+        int left_ms = clock_ms_until(deadline_ns);
+        int n = poll(fds, 2, child_fd < 0 && left_ms > LOOK_MS ? LOOK_MS : left_ms);
         if (n < 0 && errno != EINTR)
             return -errno;
-        if (n == 0)
-            return -ETIMEDOUT;
-        if (fds[0].revents) {
+        if (n > 0 && fds[0].revents) {
             int fd = accept_descendant(v, pid);
             if (fd != -EAGAIN)
                 return fd;
-        } else if (fds[1].revents) {
-            /* A wrapper may end and leave the VMM to us; if we have no child left, it is over. */
-            if (vmm_reap(v))
-                return -ECHILD;
+        } else if (n > 0 || (n == 0 && child_fd < 0)) {
             child_fd = -1;
+            if (vmm_reap(v)) /* we have no child left: it is over */
+                return -ECHILD;
         }
+        if (n == 0 && left_ms == 0)
+            return -ETIMEDOUT;
     }
 }
 
@@ -345,7 +347,7 @@ bool vmm_reap(struct vmm *v)
         }
     }
     if (!v->has_target)
-        vmm_gone = pid < 0;
+        vmm_gone = pid < 0; /* our own processes (common/child.h) don't count */
     return vmm_gone && atomic_load(&v->child) == 0;
 }
 
@@ -392,12 +394,21 @@ void vmm_signal(struct vmm *v, int sig)
         kill(child, sig);
 }
 
+/* Ended or not, nobody but vmm_reap() frees its number. Processes of our own (common/child.h),
+ * which other threads start and reap, are not waited for in this way. */
+static bool is_waited_for(pid_t pid)
+{
+    siginfo_t info;
+    return waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0;
+}
+
 void vmm_kill_children(int sig)
 {
     CLEANUP_STREAM FILE *f = fopen("/proc/thread-self/children", "re");
     int pid;
     while (f && fscanf(f, "%d", &pid) == 1)
-        kill(pid, sig);
+        if (is_waited_for(pid))
+            kill(pid, sig);
 }
 
 static bool wait_gone(struct vmm *v, int timeout_ms)

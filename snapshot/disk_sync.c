@@ -106,13 +106,13 @@ static int start_process(struct disk_sync *d, const int *files)
     memcpy(keep, files, d->n_files * sizeof(*files));
     keep[d->n_files] = sockets[1];
     struct child c = {.socket = sockets[1], .files = files, .n = d->n_files};
-    pid_t pid = child_fork(keep, d->n_files + 1, run_child, &c);
+    int pidfd = child_fork(keep, d->n_files + 1, run_child, &c);
     close(sockets[1]);
-    if (pid < 0) {
+    if (pidfd < 0) {
         close(sockets[0]);
-        return (int)pid;
+        return pidfd;
     }
-    d->pid = pid;
+    d->pidfd = pidfd;
     d->socket = sockets[0];
     return 0;
 }
@@ -203,6 +203,5 @@ void disk_sync_stop(struct disk_sync *d)
         return;
     close(d->socket);
     d->socket = -1;
-    child_end(d->pid, d->unanswered ? END_GRACE_UNANSWERED_MS : END_GRACE_MS);
-    d->pid = 0;
+    child_end(d->pidfd, d->unanswered ? END_GRACE_UNANSWERED_MS : END_GRACE_MS);
 }

@@ -17,8 +17,8 @@
 #include "common/target.h"
 
 struct disk_sync {
-    pid_t pid;        /* 0: the VM has no disk file, nothing runs */
-    int socket;       /* -1: none */
+    int socket;       /* -1: the VM has no disk file, nothing runs */
+    int pidfd;        /* of the process */
     unsigned n_files; /* regular files and block devices that the VM has open for writing */
     bool unanswered;  /* it was asked, and may sleep in a file system */
 };

@@ -11,10 +11,10 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, descendants, main, wait_until  # noqa: E402
+from case import case, descendants, is_alive, main, wait_until  # noqa: E402
 from minivm import PAGE, MiniVm, MiniVmPlace, end_and_wait, need_huge_pages  # noqa: E402
 from slowfile import SlowFile  # noqa: E402
-from vmsnap import Restore, pause_log, start_vmsnap, vmsnap  # noqa: E402
+from vmsnap import Restore, finish, pause_log, start_vmsnap, vmsnap  # noqa: E402
 
 try:
     from imagefile import damage_cluster, stored_clusters
@@ -163,12 +163,16 @@ def resume(t):
     t.equal(result.summary.get("handed_over"), True, f"what it says: {result.summary}")
 
 
+def comm(pid):
+    with open(f"/proc/{pid}/comm", encoding="ascii") as f:
+        return f.read()
+
+
 def kill_all(process, name="vmsnap"):
     """Kills it and all of that name below it."""
     for pid in [process.pid, *descendants(process.pid)]:
-        with open(f"/proc/{pid}/comm", encoding="ascii") as f:
-            if f.read().startswith(name):
-                os.kill(pid, signal.SIGKILL)
+        if comm(pid).startswith(name):
+            os.kill(pid, signal.SIGKILL)
     process.wait(5)
 
 
@@ -262,6 +266,40 @@ def check_stands(t, place):
     time.sleep(0.4)
     t.equal(place.writes(), before, "the guest waits")
     t.equal(place.stats()["wrong_pages"], 0, "wrong pages that it found")
+
+
+def start_while_reading(t, line, *args):
+    """A restore whose image is being read ahead, in a process that does not get on, when `line` (of the
+    shell; it is not a VMM) does what is behind `until` in it."""
+    image = take_image(t)
+    slow = SlowFile(t, image)
+    log, reached, _ = pause_log(t)
+    until = f"until grep -q reader-ahead {log}; do sleep 0.05; done 2>/dev/null"
+    process = start_vmsnap(t, "restore", "--timeout", "200s", slow.path, "--", "sh", "-c",
+                           line.format(until=until), *args,
+                           hooks={"pause_at": "reader-ahead", "pause_log": log})
+    return process, reached("reader-ahead")
+
+
+@case("minivm.damage.no-start", "kernel", 60)
+def no_start(t):
+    """A VMM that ends instead of coming up is noticed at once, however long the image is being read; with
+    a wrapper that has left it to us as well. Nothing is left."""
+    for line, code in (("{until}; exit 3", 3), ("({until}; sleep 0.3; exit 5) & exit 0", 0)):
+        process, reader = start_while_reading(t.sub(), line)
+        result = finish(t, process, 15)
+        t.equal(result.code, 16, f"exit status: {result.text()}")
+        t.check(f"ended with status {code}" in result.error["message"], f"why: {result.error}")
+        wait_until(lambda pid=reader: not is_alive(pid), 5, "the reader is gone")
+
+
+@case("minivm.damage.no-start-signal", "kernel", 60)
+def no_start_signal(t):
+    """Whoever breaks off a start needs no patience either."""
+    process, reader = start_while_reading(t, "{until}; exec sleep 100")
+    process.terminate()
+    t.equal(finish(t, process, 15).code, 143, "exit status")
+    wait_until(lambda: not is_alive(reader), 5, "the reader is gone")
 
 
 @case("minivm.damage.io-error", "kernel", 60)

@@ -224,7 +224,7 @@ static pid_t find_child(void)
 
 static bool has_child(void)
 {
-    return waitpid(-1, NULL, WNOHANG) >= 0 || errno != ECHILD;
+    return waitpid(-1, NULL, WNOHANG | __WALL) >= 0 || errno != ECHILD;
 }
 
 static struct sink *open_file_sink(const char *path)
