@@ -74,7 +74,7 @@ static void decode_slot(struct demand *d, struct codec *codec, uint32_t number)
     job->status = 0;
     for (uint32_t i = 0; i < job->n_clusters && job->status == 0; i++) {
         job->damaged = job->cluster + i;
-        job->status = intake_read(d->config.intake, job->damaged, codec,
+        job->status = intake_read(d->config.intake, INTAKE_FOR_FAULT, job->damaged, codec,
                                   content(d, number) + (size_t)i * IMAGE_CLUSTER_BYTES, &e);
     }
     job_set_cause(job, &e);

@@ -97,7 +97,7 @@ static void decode_job(const struct fill *f, struct codec *codec, struct job *jo
     struct error e = {0};
     for (uint32_t i = 0; i < job->n_clusters && job->status == 0; i++) {
         job->damaged = job->cluster + i;
-        job->status = intake_read(f->config.intake, job->damaged, codec,
+        job->status = intake_read(f->config.intake, INTAKE_FOR_FILL, job->damaged, codec,
                                   to + (size_t)i * IMAGE_CLUSTER_BYTES, &e);
     }
     job_set_cause(job, &e);

@@ -35,15 +35,21 @@
 
 static_assert(IMAGE_RECORD_MAX <= READER_BYTES, "a record fits into a reader's buffer");
 
+/* Readers that are idle; room for as many as there are threads. */
+struct pool {
+    struct reader *idle;
+    unsigned n_idle;
+};
+
 struct intake {
     struct intake_config config;
     struct resident resident;
-    int nowait_flag; /* of preadv2(): RWF_NOWAIT, or 0 where nothing can wait */
+    struct reader *readers; /* what the pools point into */
+    int nowait_flag;        /* of preadv2(): RWF_NOWAIT, or 0 where nothing can wait */
     bool all_by_readers;
 
-    pthread_mutex_t lock; /* of the idle readers; held for a moment only */
-    struct reader *idle;
-    unsigned n_idle;
+    pthread_mutex_t lock; /* of the pools; held for a moment only */
+    struct pool pools[INTAKE_FOR_FILL + 1];
 
     atomic_bool stop;
     atomic_uint n_stalled; /* threads whose read hangs */
@@ -79,26 +85,29 @@ int intake_read_now(struct intake *s, uint64_t cluster, struct codec *codec, voi
 
 /* Who holds the lock may have lost its CPU to the guest (calm.h), and a fault may wait for us: it
  * is never waited for. */
-static int take_reader(struct intake *s, struct reader *r)
+static int take_reader(struct intake *s, enum intake_for whom, struct reader *r)
 {
-    bool locked = pthread_mutex_trylock(&s->lock) == 0, any = locked && s->n_idle > 0;
+    struct pool *p = &s->pools[whom];
+    bool locked = pthread_mutex_trylock(&s->lock) == 0, any = locked && p->n_idle > 0;
     if (any)
-        *r = s->idle[--s->n_idle];
+        *r = p->idle[--p->n_idle];
     if (locked)
         pthread_mutex_unlock(&s->lock);
-    return any ? 0 : reader_start(r, image_fd(s->config.img));
+    enum reader_rank rank = whom == INTAKE_FOR_FAULT ? READER_AS_CALLER : READER_BEHIND;
+    return any ? 0 : reader_start(r, image_fd(s->config.img), rank);
 }
 
-static void give_reader(struct intake *s, struct reader *r)
+static void give_reader(struct intake *s, enum intake_for whom, struct reader *r)
 {
+    struct pool *p = &s->pools[whom];
     if (atomic_load(&s->stop)) { /* it may hang: it must not be used again */
         reader_stop(r);
         return;
     }
     bool locked = pthread_mutex_trylock(&s->lock) == 0;
-    bool room = locked && s->n_idle < s->config.n_threads;
+    bool room = locked && p->n_idle < s->config.n_threads;
     if (room)
-        s->idle[s->n_idle++] = *r;
+        p->idle[p->n_idle++] = *r;
     if (locked)
         pthread_mutex_unlock(&s->lock);
     if (!room)
@@ -160,12 +169,12 @@ static int read_stored(struct intake *s, struct reader *r, uint64_t cluster, boo
     return image_cluster_unread(s->config.img, cluster, -rc, e);
 }
 
-static int read_once(struct intake *s, uint64_t cluster, struct codec *codec, bool fresh, void *out,
-                     struct error *e)
+static int read_once(struct intake *s, enum intake_for whom, uint64_t cluster, struct codec *codec,
+                     bool fresh, void *out, struct error *e)
 {
     uint8_t record[IMAGE_RECORD_MAX];
     struct reader r;
-    int rc = take_reader(s, &r);
+    int rc = take_reader(s, whom, &r);
     if (rc)
         return error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't start a process that reads the image");
     rc = read_stored(s, &r, cluster, fresh, e);
@@ -174,7 +183,7 @@ static int read_once(struct intake *s, uint64_t cluster, struct codec *codec, bo
     if (rc == -EOWNERDEAD || rc == -ECANCELED)
         reader_stop(&r);
     else
-        give_reader(s, &r);
+        give_reader(s, whom, &r);
     /* Nothing is held now: `out` may be memory that goes away (window.h). */
     return rc ? rc : image_decode_cluster(s->config.img, cluster, codec, record, out, e);
 }
@@ -185,12 +194,13 @@ static void pause_after(struct intake *s, int tries)
         usleep(10000);
 }
 
-int intake_read(struct intake *s, uint64_t cluster, struct codec *codec, void *out, struct error *e)
+int intake_read(struct intake *s, enum intake_for whom, uint64_t cluster, struct codec *codec,
+                void *out, struct error *e)
 {
     int rc = intake_read_now(s, cluster, codec, out);
     bool fresh = rc == -EBADMSG; /* of the cache's copy */
     for (int tries = 0; rc && tries < INTAKE_TRIES; tries++) {
-        rc = read_once(s, cluster, codec, fresh, out, e);
+        rc = read_once(s, whom, cluster, codec, fresh, out, e);
         if (rc == -ECANCELED || (rc == -EBADMSG && fresh))
             break;
         fresh = rc == -EBADMSG;
@@ -214,11 +224,13 @@ int intake_open(struct intake **out, const struct intake_config *config)
     if (!s)
         return -ENOMEM;
     s->config = *config;
-    s->idle = calloc(config->n_threads, sizeof(*s->idle));
-    if (!s->idle) {
+    s->readers = calloc(2 * (size_t)config->n_threads, sizeof(*s->readers));
+    if (!s->readers) {
         free(s);
         return -ENOMEM;
     }
+    s->pools[INTAKE_FOR_FAULT].idle = s->readers;
+    s->pools[INTAKE_FOR_FILL].idle = s->readers + config->n_threads;
     pthread_mutex_init(&s->lock, NULL);
     bool in_memory = fstatfs(image_fd(config->img), &fs) == 0 && fs.f_type == TMPFS_MAGIC;
     s->nowait_flag = in_memory ? 0 : RWF_NOWAIT;
@@ -239,10 +251,11 @@ void intake_close(struct intake *s)
 {
     if (!s)
         return;
-    for (unsigned i = 0; i < s->n_idle; i++)
-        reader_stop(&s->idle[i]);
+    for (int whom = INTAKE_FOR_FAULT; whom <= INTAKE_FOR_FILL; whom++)
+        for (unsigned i = 0; i < s->pools[whom].n_idle; i++)
+            reader_stop(&s->pools[whom].idle[i]);
     resident_close(&s->resident);
     pthread_mutex_destroy(&s->lock);
-    free(s->idle);
+    free(s->readers);
     free(s);
 }

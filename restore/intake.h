@@ -39,14 +39,21 @@ void intake_close(struct intake *s);
  */
 int intake_read_now(struct intake *s, uint64_t cluster, struct codec *codec, void *out);
 
+/* For whom something is read. Each has readers of its own: what the guest waits for is never left
+ * to one that was started to come behind. */
+enum intake_for {
+    INTAKE_FOR_FAULT,
+    INTAKE_FOR_FILL,
+};
+
 /*
  * The same, however long it takes. What fails its checksum is read once more from the storage
  * itself, and an I/O error is tried INTAKE_TRIES times. -EBADMSG: damaged; -ECANCELED: stopped;
  * others: could not be read now. *e names region, page and file offset.
  */
 #define INTAKE_TRIES 3
-int intake_read(struct intake *s, uint64_t cluster, struct codec *codec, void *out,
-                struct error *e);
+int intake_read(struct intake *s, enum intake_for whom, uint64_t cluster, struct codec *codec,
+                void *out, struct error *e);
 
 /* Some read has not come back for INTAKE_STALL_NS. Any thread. */
 #define INTAKE_STALL_NS 3000000000ull

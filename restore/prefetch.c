@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
-#include <sys/resource.h>
 
 #include "common/cleanup.h"
 #include "common/thread.h"
@@ -11,7 +10,7 @@
 #include "restore/resident.h"
 
 #define WINDOW 1024u /* clusters: 16 MiB of memory */
-#define READER_NICE 10
+#define SWEEPER_NICE 10
 #define LOOK_MS 100 /* how often a thread that waits looks whether it is to stop */
 
 /* Records of a window with less than that between them are read as one. */
@@ -106,7 +105,7 @@ struct sweeper {
 static bool advise(struct sweeper *s, uint64_t offset, uint64_t bytes)
 {
     int64_t result;
-    if (!s->has_reader && reader_start(&s->reader, image_fd(s->plan->img)))
+    if (!s->has_reader && reader_start(&s->reader, image_fd(s->plan->img), READER_BEHIND))
         return false;
     s->has_reader = true;
     int rc = reader_advise(&s->reader, offset, bytes);
@@ -146,7 +145,7 @@ static void *run_reader(void *opaque)
 {
     const struct prefetch *p = opaque;
     struct sweeper s = {.plan = p};
-    setpriority(PRIO_PROCESS, 0, READER_NICE); /* on Linux: of this thread, and what it forks */
+    thread_go_nice(0, SWEEPER_NICE);
     resident_open(&s.resident, image_fd(p->img), image_get_trailer(p->img)->file_bytes);
     for (uint64_t at = 0; at < p->n && !atomic_load(&p->stop); at += WINDOW)
         if (!sweep_window(&s, at))

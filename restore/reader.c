@@ -10,8 +10,10 @@
 
 #include "common/child.h"
 #include "common/testhook.h"
+#include "common/thread.h"
 
 #define STOP_GRACE_MS 20
+#define BEHIND_NICE 10
 
 enum request_kind { READ, READ_FRESH, READ_AHEAD };
 
@@ -25,6 +27,7 @@ struct request {
 struct child {
     int image_fd, socket;
     unsigned char *buffer;
+    enum reader_rank rank;
 };
 
 static int64_t read_record(const struct child *c, const struct request *r)
@@ -57,6 +60,8 @@ static void run_child(void *opaque)
 {
     const struct child *c = opaque;
     prctl(PR_SET_NAME, "vmsnap-reader");
+    if (c->rank == READER_BEHIND)
+        thread_go_nice(0, BEHIND_NICE);
     for (;;) {
         struct request r;
         ssize_t n = recv(c->socket, &r, sizeof(r), 0);
@@ -72,7 +77,7 @@ static void run_child(void *opaque)
 
 /* ---- the parent ---- */
 
-int reader_start(struct reader *r, int image_fd)
+int reader_start(struct reader *r, int image_fd, enum reader_rank rank)
 {
     int sockets[2];
     *r = (struct reader){.pidfd = -1, .socket = -1};
@@ -85,7 +90,7 @@ int reader_start(struct reader *r, int image_fd)
         munmap(buffer, READER_BYTES);
         return -err;
     }
-    struct child c = {.image_fd = image_fd, .socket = sockets[1], .buffer = buffer};
+    struct child c = {.image_fd = image_fd, .socket = sockets[1], .buffer = buffer, .rank = rank};
     const int keep[] = {c.image_fd, c.socket};
     int pidfd = child_fork(keep, 2, run_child, &c);
     close(sockets[1]);

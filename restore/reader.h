@@ -14,6 +14,13 @@
 
 #define READER_BYTES (32u << 10) /* more than any cluster's record */
 
+/* What a reader's CPU time is worth. It never is the last of all (SCHED_IDLE), as the thread that
+ * forks it may be: it is used on when that has changed. */
+enum reader_rank {
+    READER_AS_CALLER,
+    READER_BEHIND, /* the guest's own threads */
+};
+
 struct reader {
     int pidfd;
     int socket;
@@ -22,7 +29,7 @@ struct reader {
 
 /* Forks it. Memory that must not be kept alive by a reader which hangs is MADV_DONTFORK. Any
  * thread, one at a time per reader for all of these. 0 or -errno. */
-int reader_start(struct reader *r, int image_fd);
+int reader_start(struct reader *r, int image_fd, enum reader_rank rank);
 
 /* Asks it to have the kernel read ahead there; *result of reader_wait() is 0 then. */
 int reader_advise(struct reader *r, uint64_t offset, uint64_t bytes);

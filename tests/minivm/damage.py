@@ -339,6 +339,26 @@ def stall(t):
     t.equal(restored.end().code, 0, "exit status")
 
 
+@case("minivm.damage.readers-rank", "kernel", 60)
+def readers_rank(t):
+    """Who reads for the background comes behind the guest, and who reads what the guest waits for does
+    not; neither only gets CPUs that nobody wants."""
+    _, slow, place, restored = restore_slowly(t, "hang", "--prefetch", "none")
+    wanted = {(os.SCHED_OTHER, os.getpriority(os.PRIO_PROCESS, 0)), (os.SCHED_OTHER, 10)}
+
+    def ranks():
+        try:
+            return {(os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid))
+                    for pid in descendants(restored.process.pid) if "vmsnap-reader" in comm(pid)}
+        except (FileNotFoundError, ProcessLookupError): # one has just ended
+            return None
+    wait_until(lambda: ranks() == wanted, 10, f"readers of both kinds {wanted}, not {ranks()}")
+    slow.work()
+    restored.wait_complete(30)
+    place.wait_for_writes(2000)
+    restored.end()
+
+
 @case("minivm.damage.stall-serves", "kernel", 60)
 def stall_serves(t):
     """While reads hang, what can be read is served, and when they come back the rest as well."""
