@@ -182,15 +182,17 @@ void demand_retry(struct demand *d, uint32_t slot, uint64_t now_ns)
 
 bool demand_tick(struct demand *d, uint64_t now_ns)
 {
-    bool waiting = false;
+    bool waiting = false, failing = false;
     for (uint32_t i = 0; d->n_used > 0 && i < d->n_slots; i++) {
+        const struct slot *s = &d->slots[i];
+        failing |= s->state != SLOT_FREE && s->job.tries > (s->state == SLOT_POSTED);
         if (d->slots[i].state != SLOT_TO_RETRY)
             continue;
         if (d->slots[i].retry_ns <= now_ns)
             hand_out(d, &d->posted, i);
         waiting |= d->slots[i].state == SLOT_TO_RETRY;
     }
-    atomic_store_explicit(&d->failing, waiting, memory_order_relaxed);
+    atomic_store_explicit(&d->failing, failing, memory_order_relaxed);
     return waiting;
 }
 

@@ -59,7 +59,7 @@ void demand_retry(struct demand *d, uint32_t slot, uint64_t now_ns);
 /* Posts what is to be tried again. True while something is waiting for that. */
 bool demand_tick(struct demand *d, uint64_t now_ns);
 
-/* Something waits to be tried again. Any thread. */
+/* Something failed, and waits to be tried again or is. Any thread. */
 bool demand_is_failing(const struct demand *d);
 
 /* Units that are under way, or wait to be tried again. */
