@@ -199,7 +199,7 @@ int intake_read(struct intake *s, enum intake_for whom, uint64_t cluster, struct
 {
     int rc = intake_read_now(s, cluster, codec, out);
     bool fresh = rc == -EBADMSG; /* of the cache's copy */
-    for (int tries = 0; rc && tries < INTAKE_TRIES; tries++) {
+    for (int tries = 0; rc && (tries < INTAKE_TRIES || fresh); tries++) {
         rc = read_once(s, whom, cluster, codec, fresh, out, e);
         if (rc == -ECANCELED || (rc == -EBADMSG && fresh))
             break;

@@ -48,8 +48,9 @@ enum intake_for {
 
 /*
  * The same, however long it takes. What fails its checksum is read once more from the storage
- * itself, and an I/O error is tried INTAKE_TRIES times. -EBADMSG: damaged; -ECANCELED: stopped;
- * others: could not be read now. *e names region, page and file offset.
+ * itself (one more try, if need be), and an I/O error is tried INTAKE_TRIES times. -EBADMSG:
+ * damaged; -ECANCELED: stopped; others: could not be read now. *e names region, page and file
+ * offset.
  */
 #define INTAKE_TRIES 3
 int intake_read(struct intake *s, enum intake_for whom, uint64_t cluster, struct codec *codec,
