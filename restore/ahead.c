@@ -6,6 +6,7 @@
 
 #define MOST_CLUSTERS 128u /* 2 MiB */
 #define RUNS_MAX 256u
+#define LOOK_MS 200u        /* so late a worker sees a stop that came just before its sleep */
 #define WANTED_CLUSTERS 16u /* the third time: not by chance */
 
 int ahead_init(struct ahead *a)
@@ -79,6 +80,6 @@ void ahead_wait(struct ahead *a, unsigned ms)
     unsigned seen = atomic_load(&a->asked);
     if (atomic_load_explicit(&a->runs.head, memory_order_relaxed) ==
         atomic_load_explicit(&a->runs.tail, memory_order_relaxed))
-        futex_wait(&a->asked, seen, ms);
+        futex_wait(&a->asked, seen, ms < LOOK_MS ? ms : LOOK_MS);
     atomic_fetch_sub(&a->waiting, 1);
 }

@@ -43,7 +43,8 @@ void ahead_note(struct ahead *a, const struct block *b, uint64_t cluster, uint64
  * be in already, or in another block. False: none. */
 bool ahead_take(struct ahead *a, uint64_t *cluster);
 
-/* A worker: sleeps until something may be asked for, or about `ms` have passed. */
+/* A worker: sleeps until something may be asked for, or about `ms` have passed, but at
+ * most 200 ms. */
 void ahead_wait(struct ahead *a, unsigned ms);
 /* Wakes those. */
 void ahead_wake(struct ahead *a);
