@@ -450,6 +450,7 @@ int fill_start(struct fill **out, const struct fill_config *config)
     atomic_init(&f->prefetch_working, config->n_threads);
     atomic_init(&f->all_working, config->n_threads);
     atomic_store(&config->ahead->calm, &f->calm);
+    atomic_store(&config->state->ends, false);
     int rc = 0;
     for (unsigned i = 0; i < config->n_threads && rc == 0; i++) {
         rc = start_worker(f, i);
@@ -489,6 +490,7 @@ void fill_stop(struct fill *f)
     if (!f)
         return;
     set_stage(f, STAGE_STOP);
+    atomic_store(&f->config.state->ends, true);
     ahead_wake(f->config.ahead);
     queue_cancel(f->config.queue);
     fill_hurry(f, true); /* one that nobody gives the CPU to would keep us waiting */

@@ -72,15 +72,19 @@ int in_place_empty_discarded(const struct page_state *s, const struct block *b, 
     return 0;
 }
 
-/* Pages may be discarded at any time, until the claim is given back. */
+/* Pages may be discarded at any time, until the claim is given back. As long as it is claimed, no
+ * wrong byte is seen. A VMM that means harm can seal the file, or write to the states (record.h),
+ * so that it never succeeds: it must not keep us from ending. */
 static void give_back(struct page_state *s, const struct block *b, uint64_t cluster)
 {
     while (page_state_get(s, cluster) == CLUSTER_FILLING) {
         unsigned discarded = page_state_discarded(s, cluster);
-        if (in_place_empty_discarded(s, b, cluster))
-            usleep(RETRY_US); /* as long as it is claimed, no wrong byte is seen */
-        else
-            page_state_unclaim(s, cluster, discarded);
+        if (in_place_empty_discarded(s, b, cluster) == 0 &&
+            page_state_unclaim(s, cluster, discarded))
+            return;
+        if (atomic_load(&s->ends))
+            return;
+        usleep(RETRY_US);
     }
 }
 

@@ -46,6 +46,7 @@ enum cluster_state {
 struct page_state {
     _Atomic uint8_t *bytes; /* bits 0-2: enum cluster_state; bits 4-7: discarded pages */
     uint64_t n_clusters;
+    atomic_bool ends; /* workers give nothing back any more that can't be: a successor does that */
 };
 
 /* Uses `n_clusters` bytes at `bytes` as they are, the caller's: zeros mean all pending, nothing
