@@ -165,6 +165,11 @@ bool demand_next(struct demand *d, uint32_t *slot)
     return d->n_used > 0 && ring_pop(&d->ready, slot);
 }
 
+bool demand_put_back(struct demand *d, uint32_t slot)
+{
+    return ring_push(&d->ready, slot);
+}
+
 void demand_release(struct demand *d, uint32_t slot)
 {
     d->slots[slot].state = SLOT_FREE;

@@ -50,6 +50,8 @@ bool demand_help(struct demand *d, struct codec *codec);
 bool demand_next(struct demand *d, uint32_t *slot);
 const struct job *demand_job(const struct demand *d, uint32_t slot);
 const unsigned char *demand_content(const struct demand *d, uint32_t slot);
+/* It can't be installed now: it comes again, after the others that are ready. False: not yet. */
+bool demand_put_back(struct demand *d, uint32_t slot);
 /* It is installed, or given up. */
 void demand_release(struct demand *d, uint32_t slot);
 

@@ -50,11 +50,19 @@ bool fetched_install(struct fetched *f, bool *no_room)
 {
     if (demand_under_way(f->demand) > 0)
         demand_tick(f->demand, clock_monotonic_ns());
+    unsigned behind = 0;
     while (fetched_look(f)) {
         const struct job *job = demand_job(f->demand, f->slot);
         enum answer answer = answer_job(f->answerer, job, demand_content(f->demand, f->slot));
         f->has = answer == AGAIN_EVENT || answer == AGAIN_ROOM;
         *no_room |= answer == AGAIN_ROOM;
+        /* There may be room for others, whose memory is another file's. */
+        if (answer == AGAIN_ROOM && behind < demand_under_way(f->demand) &&
+            demand_put_back(f->demand, f->slot)) {
+            behind++;
+            f->has = false;
+            continue;
+        }
         if (f->has)
             return false;
         if (answer == LATER && is_wanted_still(f, job))
@@ -63,7 +71,7 @@ bool fetched_install(struct fetched *f, bool *no_room)
             demand_release(f->demand, f->slot);
         waiting_unpark(f->waiting);
     }
-    return true;
+    return behind == 0;
 }
 
 bool fetched_help(struct fetched *f)
