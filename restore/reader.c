@@ -14,6 +14,7 @@
 
 #define STOP_GRACE_MS 20
 #define BEHIND_NICE 10
+#define PAGE_BYTES 4096u /* of the page cache */
 
 enum request_kind { READ, READ_FRESH, READ_AHEAD };
 
@@ -30,10 +31,18 @@ struct child {
     enum reader_rank rank;
 };
 
+/* A hint: pages that are mapped or dirty stay, and so would those that are named in part. */
+static void drop_cached(int fd, uint64_t offset, uint64_t bytes)
+{
+    uint64_t from = offset / PAGE_BYTES * PAGE_BYTES;
+    uint64_t to = (offset + bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+    posix_fadvise(fd, (off_t)from, (off_t)(to - from), POSIX_FADV_DONTNEED);
+}
+
 static int64_t read_record(const struct child *c, const struct request *r)
 {
-    if (r->kind == READ_FRESH) /* a hint: pages that are mapped or dirty stay */
-        posix_fadvise(c->image_fd, (off_t)r->offset, (off_t)r->bytes, POSIX_FADV_DONTNEED);
+    if (r->kind == READ_FRESH)
+        drop_cached(c->image_fd, r->offset, r->bytes);
     size_t done = 0;
     while (done < r->bytes) {
         ssize_t n =
