@@ -28,7 +28,7 @@ struct watch {
     struct guardian_board *board;
     int stop_event;
     pthread_t thread;
-    bool dropped, urged;
+    bool dropped;
     struct unread unread[SHARDS_MAX];
 };
 
@@ -55,15 +55,9 @@ static uint64_t unread_since(struct unread *u, struct shard *shard)
     return u->since_ns;
 }
 
-/* We give way to the guest (job_pause.c), but not to others when it waits for us. */
-static void urge_on(struct watch *w)
-{
-    if (!w->urged)
-        thread_session_nice(0);
-    w->urged = true;
-}
-
-/* True if a write is held, or an event unread, for too long in any shard. */
+/* True if a write is held, or an event unread, for too long in any shard. We give way to the guest
+ * (job_pause.c), but not to others when it waits for us: so each time that one is held for a while,
+ * since that may have been so before we began to give way. */
 static bool is_stalled(struct watch *w)
 {
     struct capture *c = w->capture;
@@ -74,7 +68,7 @@ static bool is_stalled(struct watch *w)
         uint64_t unread = unread_since(&w->unread[i], &c->shards[i]);
         uint64_t now = clock_monotonic_ns();
         if (held && now > held + URGENT_NS)
-            urge_on(w);
+            thread_session_nice(0);
         stalled |= (held && now > held + limit) || (unread && now > unread + limit);
     }
     return stalled;
