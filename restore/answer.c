@@ -386,12 +386,43 @@ bool answerer_is_incomplete(const struct answerer *a)
     return a->n_unread > 0 || (a->counts.clusters_damaged > 0 && !a->poisons);
 }
 
+/* Zeros need not be put in: an absent page reads as zeros once the registration is gone. */
+static bool holds_something(const struct answerer *a, uint64_t cluster)
+{
+    return image_index_entry(a->img, cluster) != IMAGE_INDEX_ZERO ||
+           image_cluster_poison(a->img, cluster);
+}
+
+/* What others did before us, or a worker left out, is in nobody's count. */
+static void take_stock(struct answerer *a)
+{
+    uint64_t damaged = 0;
+    for (uint64_t c = 0; c < a->state->n_clusters; c++) {
+        enum cluster_state state = page_state_get(a->state, c);
+        if (state == CLUSTER_DONE || state == CLUSTER_GONE || state == CLUSTER_POISONED ||
+            !holds_something(a, c))
+            continue;
+        if (state == CLUSTER_DAMAGED && !a->poisons)
+            damaged++;
+        else
+            a->n_unread++;
+    }
+    if (damaged > a->counts.clusters_damaged)
+        a->counts.clusters_damaged = damaged;
+}
+
+bool answerer_is_all_in(struct answerer *a)
+{
+    if (!answerer_is_incomplete(a))
+        take_stock(a);
+    return !answerer_is_incomplete(a);
+}
+
 bool answerer_post_unread(struct answerer *a, uint64_t *cluster)
 {
     for (; *cluster < a->state->n_clusters; ++*cluster) {
         uint64_t c = *cluster;
-        if (page_state_get(a->state, c) != CLUSTER_PENDING ||
-            (image_index_entry(a->img, c) == IMAGE_INDEX_ZERO && !image_cluster_poison(a->img, c)))
+        if (page_state_get(a->state, c) != CLUSTER_PENDING || !holds_something(a, c))
             continue;
         const struct block *b = blocks_find_cluster(a->blocks, c);
         uint64_t unit = block_unit_of(b, c), start = block_cluster_offset(b, unit);

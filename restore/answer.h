@@ -79,6 +79,10 @@ enum answer answer_settled(struct answerer *a, const struct block *b, uint64_t o
 /* Some of what was looked at can't be had, now or for good, and is not poisoned either. */
 bool answerer_is_incomplete(const struct answerer *a);
 
+/* Whether the registration may be dropped: what is not in would read as zeros from then on. So no
+ * count is believed: the state of every cluster is looked at (a millisecond per 8 GiB). */
+bool answerer_is_all_in(struct answerer *a);
+
 /* Posts the next cluster from *cluster on that the fill could not read. False: there is none. */
 bool answerer_post_unread(struct answerer *a, uint64_t *cluster);
 

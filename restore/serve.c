@@ -210,12 +210,12 @@ static bool advance_stage(struct server *s)
             s->has_job = true;
             return true;
         }
-        set_stage(s, answerer_is_incomplete(&s->answerer) ? SERVER_INCOMPLETE : SERVER_FILLED);
+        set_stage(s, answerer_is_all_in(&s->answerer) ? SERVER_FILLED : SERVER_INCOMPLETE);
         return true;
     case SERVER_INCOMPLETE:
         if (!fetched_read_again(&s->fetched))
             return false;
-        if (!answerer_is_incomplete(&s->answerer))
+        if (answerer_is_all_in(&s->answerer))
             set_stage(s, SERVER_FILLED);
         return true;
     case SERVER_FILLED:

@@ -103,6 +103,27 @@ static int by_the_fill(const void *arg)
     return KTEST_PASS;
 }
 
+/* What a server before this one found damaged is in no count of this one, and is not in either. */
+static int known_before(const void *arg)
+{
+    const enum cluster_state *left = arg;
+    struct kit_board *board = ktest_shared(sizeof(*board));
+    board->n_threads = 1;
+    struct kit k;
+    if (open_damaged(&k, board, KIT_ANON))
+        return KTEST_FAIL;
+    k.left_state = *left;
+    k.left_cluster = k.blocks.items[0].first_cluster + DAMAGED_PAGE / IMAGE_CLUSTER_PAGES;
+    KTEST_CHECK(kit_serve(&k, true, true), "no server");
+    KTEST_CHECK(kit_wait_stage(&k, SERVER_INCOMPLETE), "stage %d", (int)server_stage(k.server));
+    server_release(k.server); /* must not be heeded */
+    kit_go(&k);
+    KTEST_CHECK(!kit_wait_finished(&k, 300), "all pages were read, the damaged one too");
+    KTEST_CHECK(board->wrong == 0, "%llu wrong pages", (unsigned long long)board->wrong);
+    kit_close(&k);
+    return KTEST_PASS;
+}
+
 /* ---- poison ---- */
 
 struct poison_shape {
@@ -205,9 +226,12 @@ static const struct poison_shape anon_fault = {.kind = KIT_ANON},
 
 int main(int argc, char **argv)
 {
+    static const enum cluster_state damaged = CLUSTER_DAMAGED, half_done = CLUSTER_WRITING;
     static const struct ktest_case cases[] = {
         {"on-demand", on_demand, NULL},
         {"by-the-fill", by_the_fill, NULL},
+        {"damaged-before", known_before, &damaged},
+        {"half-done-before", known_before, &half_done},
         {"huge-on-demand", huge_on_demand, NULL},
         {"poison-anon-on-demand", poisoned, &anon_fault},
         {"poison-anon-given-back", poisoned, &anon_given_back},

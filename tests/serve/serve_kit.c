@@ -182,6 +182,8 @@ bool kit_serve(struct kit *k, bool prefetch_hot, bool fill)
     if (attach_memory(&k->attach, &e))
         return complain(&e);
     record_ready(&k->record, k->attach.target_fd);
+    if (k->left_state != CLUSTER_PENDING)
+        page_state_set(&k->state, k->left_cluster, k->left_state);
     if (prefetch_hot && !k->prefetch.img && prefetch_plan(&k->prefetch, k->img, NULL, true))
         return false;
     if (k->goes_early)

@@ -100,8 +100,10 @@ struct kit {
     uint64_t bytes_per_s;
     bool goes_early; /* kit_serve() lets the process work before it fills */
     struct server *server;
-    bool poison_damage; /* for kit_serve() */
-    unsigned crowd;     /* that, too */
+    bool poison_damage;            /* for kit_serve() */
+    enum cluster_state left_state; /* of cluster left_cluster, as if a server before had left it */
+    uint64_t left_cluster;
+    unsigned crowd; /* that, too */
 };
 
 /* What a page of the image holds; zeros for some, and for whole clusters. */
