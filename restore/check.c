@@ -10,10 +10,10 @@
 #include "common/format.h"
 #include "common/image_reader.h"
 #include "common/json_text.h"
-#include "restore/attach.h"
-#include "restore/image_owner.h"
-#include "restore/qemu/generation_id.h"
-#include "restore/vmm_kind.h"
+#include "restore/launch/image_owner.h"
+#include "restore/launch/qemu/generation_id.h"
+#include "restore/launch/vmm_kind.h"
+#include "restore/memory/attach.h"
 
 struct check {
     void (*item)(void *opaque, const struct restore_check_item *item);

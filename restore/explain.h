@@ -2,7 +2,7 @@
 #ifndef VMSNAP_RESTORE_EXPLAIN_H
 #define VMSNAP_RESTORE_EXPLAIN_H
 
-#include "restore/serve.h"
+#include "restore/serve/serve.h"
 
 /* Two lines, nothing below -vv. Times are wall times: who has no CPU counts as busy; those of all
  * workers are added up. */

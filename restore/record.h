@@ -17,9 +17,9 @@
 
 #include "common/error.h"
 #include "common/target.h"
-#include "restore/blocks.h"
-#include "restore/page_state.h"
-#include "restore/serve.h"
+#include "restore/memory/blocks.h"
+#include "restore/memory/page_state.h"
+#include "restore/serve/serve.h"
 
 #define RECORD_NAME "vmsnap-restore"
 #define RECORD_LINK "/memfd:" RECORD_NAME " (deleted)" /* in the VMM's /proc/PID/fd */

@@ -14,14 +14,14 @@
 #include "common/log.h"
 #include "common/qmp.h"
 #include "common/testhook.h"
-#include "restore/damage.h"
-#include "restore/detach.h"
-#include "restore/handoff.h"
+#include "restore/launch/detach.h"
+#include "restore/launch/vmm_kind.h"
+#include "restore/memory/handoff.h"
+#include "restore/memory/window.h"
+#include "restore/serve/damage.h"
 #include "restore/session.h"
 #include "restore/signals.h"
 #include "restore/supervised.h"
-#include "restore/vmm_kind.h"
-#include "restore/window.h"
 
 /* The path comes out of the VMM's process: whatever lies there must not be opened before it is
  * known to be a file, since opening a device may do something. */

@@ -9,9 +9,9 @@
 #include "common/log.h"
 #include "common/testhook.h"
 #include "restore/explain.h"
-#include "restore/handoff.h"
+#include "restore/memory/handoff.h"
+#include "restore/memory/window.h"
 #include "restore/supervised.h"
-#include "restore/window.h"
 
 #define END_SHOWS_MS 500
 #define LEARNED_MS 5000 /* the working set is written, or its file system hangs */

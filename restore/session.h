@@ -12,16 +12,16 @@
 
 #include "common/image_reader.h"
 #include "common/target.h"
-#include "restore/blocks.h"
 #include "restore/clock_sync.h"
-#include "restore/fill_progress.h"
-#include "restore/learn.h"
-#include "restore/page_state.h"
-#include "restore/prefetch.h"
+#include "restore/decode/learn.h"
+#include "restore/decode/prefetch.h"
+#include "restore/launch/vmm.h"
+#include "restore/memory/blocks.h"
+#include "restore/memory/page_state.h"
 #include "restore/record.h"
 #include "restore/restore.h"
-#include "restore/serve.h"
-#include "restore/vmm.h"
+#include "restore/serve/fill_progress.h"
+#include "restore/serve/serve.h"
 
 /* Who makes it fills in the first part, step by step. */
 struct session {

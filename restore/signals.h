@@ -13,7 +13,7 @@
 #include <sys/types.h>
 
 #include "common/error.h"
-#include "restore/vmm.h"
+#include "restore/launch/vmm.h"
 
 struct signals;
 

@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
-#include "restore/vmm.h"
+#include "restore/launch/vmm.h"
 
 /* A process has one supervisor at most. */
 static int line_fd = -1;

@@ -39,7 +39,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/testhook.h"
-#include "restore/detach.h"
+#include "restore/launch/detach.h"
 #include "restore/resume.h"
 #include "restore/signals.h"
 #include "restore/supervisor_internal.h"

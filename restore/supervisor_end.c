@@ -6,8 +6,8 @@
 #include <sys/wait.h>
 
 #include "common/clock.h"
-#include "restore/pidfile.h"
-#include "restore/vmm.h"
+#include "restore/launch/pidfile.h"
+#include "restore/launch/vmm.h"
 
 #define KEEPER_MS 1000 /* for the keeper to end a VMM */
 #define CLEAN_UP_MS 10000

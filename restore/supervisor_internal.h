@@ -8,7 +8,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-#include "restore/pidfile.h"
+#include "restore/launch/pidfile.h"
 #include "restore/restore.h"
 
 enum end {

@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 #include "common/kernel.h"
-#include "restore/handoff.h"
+#include "restore/memory/handoff.h"
 #include "tests/kernel/ktest.h"
 #include "tests/serve/serve_kit.h"
 

@@ -8,7 +8,7 @@
 #include "common/clock.h"
 #include "common/image_writer.h"
 #include "common/kernel.h"
-#include "restore/window.h"
+#include "restore/memory/window.h"
 #include "tests/kernel/ktest.h"
 #include "tests/serve/serve_process.h"
 

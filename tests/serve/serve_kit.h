@@ -15,12 +15,12 @@
 
 #include "common/image_reader.h"
 #include "common/target.h"
-#include "restore/attach.h"
-#include "restore/blocks.h"
-#include "restore/learn.h"
-#include "restore/prefetch.h"
+#include "restore/decode/learn.h"
+#include "restore/decode/prefetch.h"
+#include "restore/memory/attach.h"
+#include "restore/memory/blocks.h"
 #include "restore/record.h"
-#include "restore/serve.h"
+#include "restore/serve/serve.h"
 #include "tests/kernel/ktest.h"
 
 enum kit_memory {

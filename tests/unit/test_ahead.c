@@ -2,7 +2,7 @@
  */
 #include <criterion/criterion.h>
 
-#include "restore/ahead.h"
+#include "restore/decode/ahead.h"
 
 static struct ahead ahead;
 static const struct block block = {.first_cluster = 100, .n_clusters = 1000};

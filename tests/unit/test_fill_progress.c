@@ -1,7 +1,7 @@
 #include <criterion/criterion.h>
 #include <unistd.h>
 
-#include "restore/fill_progress.h"
+#include "restore/serve/fill_progress.h"
 
 #define MIB (1u << 20)
 

@@ -1,7 +1,7 @@
 #include <criterion/criterion.h>
 #include <string.h>
 
-#include "restore/qemu/generation_id.h"
+#include "restore/launch/qemu/generation_id.h"
 
 static enum generation_id of(const char *device, const char *option, const char *value)
 {

@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
-#include "restore/vmm_kind.h"
+#include "restore/launch/vmm_kind.h"
 
 static char dir[] = "/tmp/vmsnap-unit-XXXXXX";
 static json_t *description;

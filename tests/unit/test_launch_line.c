@@ -3,8 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "restore/qemu/endpoint.h"
-#include "restore/qemu/line.h"
+#include "restore/launch/qemu/endpoint.h"
+#include "restore/launch/qemu/line.h"
 
 static struct qemu_line line;
 

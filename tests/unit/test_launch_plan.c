@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "common/log.h"
-#include "restore/qemu/plan.h"
+#include "restore/launch/qemu/plan.h"
 
 static json_t *description;
 static struct relaunch plan;

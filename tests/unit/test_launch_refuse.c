@@ -13,8 +13,8 @@
 #include <unistd.h>
 
 #include "common/log.h"
-#include "restore/image_owner.h"
-#include "restore/qemu/refuse.h"
+#include "restore/launch/image_owner.h"
+#include "restore/launch/qemu/refuse.h"
 
 static char dir[] = "/tmp/vmsnap-unit-XXXXXX";
 static struct error e;

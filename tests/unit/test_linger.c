@@ -1,6 +1,6 @@
 #include <criterion/criterion.h>
 
-#include "restore/linger.h"
+#include "restore/serve/linger.h"
 
 static struct linger on_two_cpus(void)
 {

@@ -2,7 +2,7 @@
 #include <criterion/criterion.h>
 #include <string.h>
 
-#include "restore/page_state.h"
+#include "restore/memory/page_state.h"
 
 static struct page_state s;
 static unsigned char bytes[8];

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "restore/qemu/stream.h"
+#include "restore/launch/qemu/stream.h"
 
 static const unsigned char state[] = {'Q', 'E', 'V', 'M', 0, 0, 0, 3, 4, 'x', 'y', 0};
 

@@ -2,7 +2,7 @@
 #include <criterion/criterion.h>
 #include <unistd.h>
 
-#include "restore/waiting.h"
+#include "restore/serve/waiting.h"
 
 #define PAGE 4096u
 

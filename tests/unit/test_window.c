@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "common/thread.h"
-#include "restore/window.h"
+#include "restore/memory/window.h"
 
 #define BYTES (64u << 10)
 

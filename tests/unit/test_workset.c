@@ -8,8 +8,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "restore/prefetch.h"
-#include "restore/workset.h"
+#include "restore/decode/prefetch.h"
+#include "restore/decode/workset.h"
 #include "tests/unit/image_sample.h"
 
 static struct image *img;

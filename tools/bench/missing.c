@@ -27,7 +27,7 @@
 #include "common/inject.h"
 #include "common/uffd.h"
 
-/* As vmsnap's server of page faults (restore/serve.c, restore/linger.h). */
+/* As vmsnap's server of page faults (restore/serve/serve.c, restore/serve/linger.h). */
 #define BATCH_MESSAGES 64
 #define BUSY_READ_NS 200000u
 #define SERVER_NICE (-10)

@@ -16,7 +16,7 @@
 #include "common/target.h"
 #include "common/vm_status.h"
 #include "common/vmm/vmm_control.h"
-#include "restore/qemu/generation_id.h"
+#include "restore/launch/qemu/generation_id.h"
 
 /* q: of a QEMU, else NULL. */
 static void check_hazards(struct check_list *list, const struct hazard_scope *scope, struct qmp *q,

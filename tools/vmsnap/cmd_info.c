@@ -10,7 +10,7 @@
 #include "common/image_reader.h"
 #include "common/log.h"
 #include "common/region.h"
-#include "restore/qemu/generation_id.h"
+#include "restore/launch/qemu/generation_id.h"
 #include "tools/vmsnap/commands.h"
 #include "tools/vmsnap/report.h"
 #include "tools/vmsnap/terminal.h"

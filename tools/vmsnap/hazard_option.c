@@ -3,7 +3,7 @@
 #include <stdbool.h>
 
 #include "common/hazards.h"
-#include "restore/refuse.h"
+#include "restore/launch/refuse.h"
 #include "tools/vmsnap/options.h"
 
 /* One line of a list, wherever it comes from. */

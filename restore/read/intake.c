@@ -1,0 +1,261 @@
+/*
+ * intake.c - see intake.h.
+ *
+ * What "at once" means: mincore() says that the pages are in the page cache, and then
+ * preadv2(RWF_NOWAIT) copies them. RWF_NOWAIT alone would start reading what is not there, and that
+ * can wait: for the file's block map, for a place in the disk's queue. Where a file system has no
+ * RWF_NOWAIT (NFS, FUSE) even a read of cached pages may ask its server, so that all is left to the
+ * readers. tmpfs lacks it too, but has nothing to wait for.
+ *
+ * A thread takes a reader for one cluster at a time, so that there are never more of them than
+ * threads.
+ */
+#include "restore/read/intake.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <linux/magic.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/image_format.h"
+#include "common/log.h"
+#include "restore/read/reader.h"
+#include "restore/read/resident.h"
+
+#define LOOK_MS 100       /* how often a thread that waits looks whether it is to stop */
+#define RETRY_FIRST_MS 50 /* after an I/O error; four times as long after the next */
+
+static_assert(IMAGE_RECORD_MAX <= READER_BYTES, "a record fits into a reader's buffer");
+
+/* Readers that are idle; room for as many as there are threads. */
+struct pool {
+    struct reader *idle;
+    unsigned n_idle;
+};
+
+struct intake {
+    struct intake_config config;
+    struct resident resident;
+    struct reader *readers; /* what the pools point into */
+    int nowait_flag;        /* of preadv2(): RWF_NOWAIT, or 0 where nothing can wait */
+    bool all_by_readers;
+
+    pthread_mutex_t lock; /* of the pools; held for a moment only */
+    struct pool pools[INTAKE_FOR_FILL + 1];
+
+    atomic_bool stop;
+    atomic_uint n_stalled; /* threads whose read hangs */
+};
+
+/* ---- at once ---- */
+
+/* Where it can't be told, RWF_NOWAIT will. */
+static bool is_resident(const struct intake *s, uint64_t offset, uint64_t bytes)
+{
+    return !resident_can_tell(&s->resident) || resident_has(&s->resident, offset, bytes);
+}
+
+static int read_cached(struct intake *s, uint64_t offset, uint32_t bytes, void *to)
+{
+    if (s->all_by_readers || (s->nowait_flag && !is_resident(s, offset, bytes)))
+        return -EAGAIN;
+    struct iovec iov = {.iov_base = to, .iov_len = bytes};
+    ssize_t n = preadv2(image_fd(s->config.img), &iov, 1, (off_t)offset, s->nowait_flag);
+    return n == (ssize_t)bytes ? 0 : -EAGAIN;
+}
+
+int intake_read_now(struct intake *s, uint64_t cluster, struct codec *codec, void *out)
+{
+    uint8_t record[IMAGE_RECORD_MAX];
+    uint32_t bytes;
+    uint64_t offset = image_cluster_record(s->config.img, cluster, &bytes);
+    int rc = bytes > 0 ? read_cached(s, offset, bytes, record) : 0;
+    return rc ? rc : image_decode_cluster(s->config.img, cluster, codec, record, out, NULL);
+}
+
+/* ---- by a reader ---- */
+
+/* Who holds the lock may have lost its CPU to the guest (calm.h), and a fault may wait for us: it
+ * is never waited for. */
+static int take_reader(struct intake *s, enum intake_for whom, struct reader *r)
+{
+    struct pool *p = &s->pools[whom];
+    bool locked = pthread_mutex_trylock(&s->lock) == 0, any = locked && p->n_idle > 0;
+    if (any)
+        *r = p->idle[--p->n_idle];
+    if (locked)
+        pthread_mutex_unlock(&s->lock);
+    enum reader_rank rank = whom == INTAKE_FOR_FAULT ? READER_AS_CALLER : READER_BEHIND;
+    return any ? 0 : reader_start(r, image_fd(s->config.img), rank);
+}
+
+static void give_reader(struct intake *s, enum intake_for whom, struct reader *r)
+{
+    struct pool *p = &s->pools[whom];
+    if (atomic_load(&s->stop)) { /* it may hang: it must not be used again */
+        reader_stop(r);
+        return;
+    }
+    bool locked = pthread_mutex_trylock(&s->lock) == 0;
+    bool room = locked && p->n_idle < s->config.n_threads;
+    if (room)
+        p->idle[p->n_idle++] = *r;
+    if (locked)
+        pthread_mutex_unlock(&s->lock);
+    if (!room)
+        reader_stop(r);
+}
+
+static void report_stall(struct intake *s, uint64_t cluster, uint64_t ns)
+{
+    uint32_t bytes;
+    const struct block *b = blocks_find_cluster(s->config.blocks, cluster);
+    struct error e = {.guest = GUEST_RUNNING};
+    error_set(&e, VMSNAP_EXIT_FAILED, 0,
+              "the image's storage does not answer: reading memory block '%s' at offset 0x%" PRIx64
+              " (at file offset %" PRIu64 ") has taken %" PRIu64 " s so far",
+              b ? b->region.name : "?", b ? block_cluster_offset(b, cluster) : 0,
+              image_cluster_record(s->config.img, cluster, &bytes), ns / 1000000000u);
+    error_hint(&e, "the guest waits where it touches memory that is not in yet; it goes on when "
+                   "the storage does");
+    trouble_add(s->config.troubles, &e);
+}
+
+/* Waits for one answer, however long. */
+static int await(struct intake *s, struct reader *r, uint64_t cluster, int64_t *result)
+{
+    uint64_t began = clock_monotonic_ns();
+    bool stalls = false;
+    int rc;
+    do {
+        rc = reader_wait(r, LOOK_MS, result);
+        uint64_t ns = clock_monotonic_ns() - began;
+        if (rc == 0 && !stalls && ns > INTAKE_STALL_NS) {
+            stalls = true;
+            if (atomic_fetch_add(&s->n_stalled, 1) == 0)
+                report_stall(s, cluster, ns);
+        }
+        if (rc == 0 && atomic_load(&s->stop))
+            rc = -ECANCELED;
+    } while (rc == 0);
+    if (stalls && atomic_fetch_sub(&s->n_stalled, 1) == 1 && rc > 0)
+        log_warn("the image's storage answers again, after %" PRIu64 " s",
+                 (clock_monotonic_ns() - began) / 1000000000u);
+    return rc < 0 ? rc : 0;
+}
+
+/* One read of a cluster's record into r->buffer; 0, -EBADMSG (the file ends there) or -errno. */
+static int read_stored(struct intake *s, struct reader *r, uint64_t cluster, bool fresh,
+                       struct error *e)
+{
+    uint32_t bytes;
+    int64_t n = 0;
+    uint64_t offset = image_cluster_record(s->config.img, cluster, &bytes);
+    int rc = reader_ask(r, offset, bytes, fresh);
+    if (rc == 0)
+        rc = await(s, r, cluster, &n);
+    if (rc == 0 && n < 0)
+        rc = (int)n;
+    if (rc == 0 && n == (int64_t)bytes)
+        return 0;
+    return image_cluster_unread(s->config.img, cluster, -rc, e);
+}
+
+static int read_once(struct intake *s, enum intake_for whom, uint64_t cluster, struct codec *codec,
+                     bool fresh, void *out, struct error *e)
+{
+    uint8_t record[IMAGE_RECORD_MAX];
+    struct reader r;
+    int rc = take_reader(s, whom, &r);
+    if (rc)
+        return error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't start a process that reads the image");
+    rc = read_stored(s, &r, cluster, fresh, e);
+    if (rc == 0)
+        memcpy(record, r.buffer, sizeof(record));
+    if (rc == -EOWNERDEAD || rc == -ECANCELED)
+        reader_stop(&r);
+    else
+        give_reader(s, whom, &r);
+    /* Nothing is held now: `out` may be memory that goes away (window.h). */
+    return rc ? rc : image_decode_cluster(s->config.img, cluster, codec, record, out, e);
+}
+
+static void pause_after(struct intake *s, int tries)
+{
+    for (int ms = RETRY_FIRST_MS << 2 * tries; ms > 0 && !atomic_load(&s->stop); ms -= 10)
+        usleep(10000);
+}
+
+int intake_read(struct intake *s, enum intake_for whom, uint64_t cluster, struct codec *codec,
+                void *out, struct error *e)
+{
+    int rc = intake_read_now(s, cluster, codec, out);
+    bool fresh = rc == -EBADMSG; /* of the cache's copy */
+    for (int tries = 0; rc && (tries < INTAKE_TRIES || fresh); tries++) {
+        rc = read_once(s, whom, cluster, codec, fresh, out, e);
+        if (rc == -ECANCELED || (rc == -EBADMSG && fresh))
+            break;
+        fresh = rc == -EBADMSG;
+        if (rc && !fresh && tries + 1 < INTAKE_TRIES)
+            pause_after(s, tries);
+    }
+    return rc;
+}
+
+bool intake_is_stalled(struct intake *s)
+{
+    return atomic_load(&s->n_stalled) > 0;
+}
+
+/* ---- the whole ---- */
+
+int intake_open(struct intake **out, const struct intake_config *config)
+{
+    struct intake *s = calloc(1, sizeof(*s));
+    struct statfs fs;
+    if (!s)
+        return -ENOMEM;
+    s->config = *config;
+    s->readers = calloc(2 * (size_t)config->n_threads, sizeof(*s->readers));
+    if (!s->readers) {
+        free(s);
+        return -ENOMEM;
+    }
+    s->pools[INTAKE_FOR_FAULT].idle = s->readers;
+    s->pools[INTAKE_FOR_FILL].idle = s->readers + config->n_threads;
+    pthread_mutex_init(&s->lock, NULL);
+    bool in_memory = fstatfs(image_fd(config->img), &fs) == 0 && fs.f_type == TMPFS_MAGIC;
+    s->nowait_flag = in_memory ? 0 : RWF_NOWAIT;
+    s->all_by_readers = !in_memory && !resident_has_nowait(image_fd(config->img));
+    if (!in_memory && !s->all_by_readers)
+        resident_open(&s->resident, image_fd(config->img),
+                      image_get_trailer(config->img)->file_bytes);
+    *out = s;
+    return 0;
+}
+
+void intake_stop(struct intake *s)
+{
+    atomic_store(&s->stop, true);
+}
+
+void intake_close(struct intake *s)
+{
+    if (!s)
+        return;
+    for (int whom = INTAKE_FOR_FAULT; whom <= INTAKE_FOR_FILL; whom++)
+        for (unsigned i = 0; i < s->pools[whom].n_idle; i++)
+            reader_stop(&s->pools[whom].idle[i]);
+    resident_close(&s->resident);
+    pthread_mutex_destroy(&s->lock);
+    free(s->readers);
+    free(s);
+}

@@ -1,0 +1,64 @@
+#include "restore/read/trouble.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <unistd.h>
+
+void trouble_init(struct trouble_list *t, int event_fd)
+{
+    *t = (struct trouble_list){.event_fd = event_fd};
+    pthread_mutex_init(&t->lock, NULL);
+}
+
+void trouble_free(struct trouble_list *t)
+{
+    pthread_mutex_destroy(&t->lock);
+}
+
+static void add(struct trouble_list *t, const struct error *e)
+{
+    if (t->count == TROUBLE_MAX) {
+        t->dropped++;
+        return;
+    }
+    t->items[(t->first + t->count) % TROUBLE_MAX] = *e;
+    t->count++;
+    uint64_t one = 1;
+    ssize_t n = write(t->event_fd, &one, sizeof(one));
+    (void)n; /* full: readable already */
+}
+
+void trouble_add(struct trouble_list *t, const struct error *e)
+{
+    pthread_mutex_lock(&t->lock);
+    add(t, e);
+    pthread_mutex_unlock(&t->lock);
+}
+
+void trouble_add_once(struct trouble_list *t, const struct error *e, unsigned kind)
+{
+    assert(kind < 64);
+    pthread_mutex_lock(&t->lock);
+    if (!(t->said >> kind & 1)) {
+        t->said |= 1ull << kind;
+        add(t, e);
+    }
+    pthread_mutex_unlock(&t->lock);
+}
+
+bool trouble_take(struct trouble_list *t, struct error *e)
+{
+    pthread_mutex_lock(&t->lock);
+    bool any = t->count > 0;
+    if (any) {
+        *e = t->items[t->first];
+        t->first = (t->first + 1) % TROUBLE_MAX;
+        t->count--;
+        if (t->count == 0 && t->dropped > 0) {
+            error_hint(e, "and %" PRIu64 " more of this kind", t->dropped);
+            t->dropped = 0;
+        }
+    }
+    pthread_mutex_unlock(&t->lock);
+    return any;
+}
