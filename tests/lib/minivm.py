@@ -8,6 +8,7 @@ import time
 
 from case import Failed, tool, wait_until
 from qmp import Qmp
+from vmsnap import snapshot
 
 PAGE = 4096
 MARK_WORDS = (128, 256, 384, 511) # tools/minivm/guest.h: guest_mark_word()
@@ -244,6 +245,16 @@ def end_and_wait(vm, seconds=5):
         return vm.process.wait(seconds)
     except subprocess.TimeoutExpired as stuck:
         raise Failed("minivm does not end") from stuck
+
+
+def take_image(t, *options, writes=20000, path=None, accel="auto"):
+    """The image of a minivm of these options that had written so many pages, and has ended."""
+    source = MiniVm(t, *options, accel=accel)
+    path = path or t.path(t.unique("image"))
+    source.wait_for_writes(writes)
+    snapshot(t, source, path)
+    t.equal(end_and_wait(source), 0, "the source's exit status")
+    return path
 
 
 def kvm_works():

@@ -12,7 +12,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from case import case, descendants, is_alive, main, wait_until  # noqa: E402
-from minivm import PAGE, MiniVm, MiniVmPlace, end_and_wait, need_huge_pages  # noqa: E402
+from minivm import PAGE, MiniVmPlace, need_huge_pages, take_image  # noqa: E402
 from slowfile import SlowFile  # noqa: E402
 from vmsnap import Restore, finish, pause_log, start_vmsnap, vmsnap  # noqa: E402
 
@@ -26,14 +26,11 @@ CPUS = 2
 SIZES = ("--memory", "24M", "--populate", "16M", "--cpus", str(CPUS))
 
 
-def take_image(t, *options):
+def places_of(t, image):
+    """{cluster: (offset, length) of its record in the file}, in order, of all that hold anything."""
     t.need(damage_cluster, "no xxhash module for Python")
-    source = MiniVm(t, *SIZES, *options)
-    image = t.path("image")
-    source.wait_for_writes(4000)
-    t.equal(vmsnap(t, "snapshot", "--qmp", source.control, image).code, 0, "snapshot")
-    end_and_wait(source)
-    return image
+    with open(image, "rb") as f:
+        return dict(sorted(stored_clusters(f.read()).items()))
 
 
 def damage_middle(t, image):
@@ -41,8 +38,7 @@ def damage_middle(t, image):
     offset)."""
     bad = image + ".bad"
     shutil.copyfile(image, bad)
-    with open(image, "rb") as f:
-        clusters = sorted(stored_clusters(f.read()))
+    clusters = list(places_of(t, image))
     cluster = clusters[len(clusters) // 2]
     offset = damage_cluster(bad, cluster)
     t.say(f"cluster {cluster} is damaged, at {offset} in the file")
@@ -79,7 +75,7 @@ def check_error(t, error, cluster, offset):
 
 
 def poison_one(t, kind, unit=4):
-    image = take_image(t, "--kind", kind)
+    image = take_image(t, *SIZES, "--kind", kind)
     bad, cluster, offset = damage_middle(t, image)
     place = MiniVmPlace(t, *SIZES, "--kind", kind)
     restored = Restore(t, bad, place, "--paused", "--on-damage", "poison").wait_running()
@@ -112,7 +108,7 @@ def poison_huge(t):
 @case("minivm.damage.poison-refused", "kernel", 60)
 def poison_refused(t):
     """A kernel that can't poison: refused before anything is started, and on a takeover too."""
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     place = MiniVmPlace(t, *SIZES)
     for what in ([image, "--", *place.argv()], ["--resume", str(os.getpid())]):
         result = vmsnap(t, "restore", "--on-damage", "poison", *what, hooks={"mask_features": "poison"})
@@ -120,6 +116,12 @@ def poison_refused(t):
         t.check("6.6" in result.error["message"], f"why: {result.error}")
     t.check(not os.path.exists(place.control), "nothing was started")
     t.equal(vmsnap(t, "restore", "--on-damage", "panic", image).code, 2, "no such way")
+
+
+def check_goes_on(place, what):
+    place.wait_for_writes(2000)
+    place.stop()
+    place.check_right(what)
 
 
 def wait_at_damage(t, bad, place):
@@ -134,7 +136,7 @@ def wait_at_damage(t, bad, place):
 def resume(t):
     """The guest waits at the damage, served by a vmsnap that lives. With a sound copy another takes it
     over from that one; without one it doesn't. Who asks for it and dies does no harm."""
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     bad, cluster, offset = damage_middle(t, image)
     place = MiniVmPlace(t, *SIZES)
     restored = wait_at_damage(t, bad, place)
@@ -155,9 +157,7 @@ def resume(t):
     t.equal(done.code, 0, f"a sound copy: {done.text()}")
     t.check(done.summary["complete_ns"], f"all is in: {done.summary}")
     t.equal(restored.process.poll(), None, "the first one stays until the VMM's end")
-    place.wait_for_writes(2000)
-    place.stop()
-    place.check_right("taken over")
+    check_goes_on(place, "taken over")
     result = restored.end()
     t.equal(result.code, 0, f"the VMM's exit status: {result.text()}")
     t.equal(result.summary.get("handed_over"), True, f"what it says: {result.summary}")
@@ -180,13 +180,12 @@ def kill_all(process, name="vmsnap"):
 def stand_by(t):
     """Another image does not make a server give way; and if the one that it gave way to dies, it serves
     again."""
-    image = take_image(t)
-    os.rename(image, image + ".other")
-    image = take_image(t)
+    image = take_image(t, *SIZES)
+    other_image = take_image(t, *SIZES)
     bad, _, _ = damage_middle(t, image)
     place = MiniVmPlace(t, *SIZES)
     restored = wait_at_damage(t, bad, place)
-    other = vmsnap(t, "restore", "--resume", str(place.pid), image + ".other")
+    other = vmsnap(t, "restore", "--resume", str(place.pid), other_image)
     t.equal(other.code, 15, f"another image: {other.text()}")
     t.check("gives way" not in restored.result().err and "from here on" not in restored.result().err,
             f"nobody gave way: {restored.result().err}")
@@ -200,16 +199,14 @@ def stand_by(t):
     t.equal(plain.code, 11, f"the first serves again: {plain.text()}")
     done = vmsnap(t, "restore", "--resume", str(place.pid), image)
     t.equal(done.code, 0, f"a sound copy: {done.text()}")
-    place.wait_for_writes(2000)
-    place.stop()
-    place.check_right("taken over, back, and over again")
+    check_goes_on(place, "taken over, back, and over again")
     t.equal(restored.end().code, 0, "exit status")
 
 
 @case("minivm.damage.no-trouble", "kernel", 60)
 def no_trouble(t):
     """One whose image is sound does not give its guest away."""
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     place = MiniVmPlace(t, *SIZES)
     restored = Restore(t, image, place, "--no-fill", "--paused").wait_running()
     other = vmsnap(t, "restore", "--resume", str(place.pid), image)
@@ -222,19 +219,18 @@ def no_trouble(t):
 
 # ---- storage that fails ----
 
-def upper_half(image):
+def upper_half(t, image):
     """The places (offset, length) in the file of the clusters in the upper half of memory."""
-    with open(image, "rb") as f:
-        places = stored_clusters(f.read())
-    return [place for c, place in sorted(places.items())][len(places) // 2:]
+    places = list(places_of(t, image).values())
+    return places[len(places) // 2:]
 
 
 def restore_slowly(t, what, *args):
     """A guest whose image's storage fails or hangs (`what`) for the upper half of its memory."""
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     slow = SlowFile(t, image)
     if what:
-        getattr(slow, what)(upper_half(image))
+        getattr(slow, what)(upper_half(t, image))
     place = MiniVmPlace(t, *SIZES)
     restored = Restore(t, slow.path, place, *args).wait_running()
     return image, slow, place, restored
@@ -271,7 +267,7 @@ def check_stands(t, place):
 def start_while_reading(t, line, *args):
     """A restore whose image is being read ahead, in a process that does not get on, when `line` (of the
     shell; it is not a VMM) does what is behind `until` in it."""
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     slow = SlowFile(t, image)
     log, reached, _ = pause_log(t)
     until = f"until grep -q reader-ahead {log}; do sleep 0.05; done 2>/dev/null"
@@ -316,9 +312,7 @@ def io_error(t):
     slow.work()
     summary = restored.wait_complete(30)
     t.equal((summary["clusters_damaged"], bool(summary["complete_ns"])), (0, True), "in the summary")
-    place.wait_for_writes(2000)
-    place.stop()
-    place.check_right("after errors")
+    check_goes_on(place, "after errors")
     t.equal(restored.end().code, 0, "exit status")
 
 
@@ -332,9 +326,7 @@ def stall(t):
     check_stands(t, place)
     done = vmsnap(t, "restore", "--resume", str(place.pid), image)
     t.equal(done.code, 0, f"another copy: {done.text()}")
-    place.wait_for_writes(2000)
-    place.stop()
-    place.check_right("taken over")
+    check_goes_on(place, "taken over")
     slow.work()
     t.equal(restored.end().code, 0, "exit status")
 
@@ -363,8 +355,7 @@ def readers_rank(t):
 def stall_serves(t):
     """While reads hang, what can be read is served, and when they come back the rest as well."""
     image, slow, place, restored = restore_slowly(t, None, "--paused", "--no-fill", "--prefetch", "none")
-    with open(image, "rb") as f:
-        places = sorted((at, n, cluster) for cluster, (at, n) in stored_clusters(f.read()).items())
+    places = sorted((at, n, cluster) for cluster, (at, n) in places_of(t, image).items())
     content = content_of(t, image)
     hang = places[len(places) * 2 // 3:]
     slow.hang([place[:2] for place in hang])
@@ -389,29 +380,25 @@ def stall_killed(t):
     kill_all(restored.process)
     done = vmsnap(t, "restore", "--resume", str(place.pid), image)
     t.equal(done.code, 0, f"taken over: {done.text()}")
-    place.wait_for_writes(2000)
-    place.stop()
-    place.check_right("taken over")
+    check_goes_on(place, "taken over")
     slow.work()
 
 
 @case("minivm.damage.cut", "kernel", 60)
 def cut(t):
     """The image is cut while the guest runs: what is missing is damage, and a copy helps."""
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     short = image + ".short"
     shutil.copyfile(image, short)
     place = MiniVmPlace(t, *SIZES)
     restored = Restore(t, short, place, "--paused", "--no-fill", "--prefetch", "none").wait_running()
-    os.truncate(short, sorted(upper_half(image))[0][0])
+    os.truncate(short, sorted(upper_half(t, image))[0][0])
     place.cont()
     error = wait_for_error(restored, "the file ends")
     t.equal(error["exit_code"], 13, f"exit_code: {error}")
     check_stands(t, place)
     start_vmsnap(t, "restore", "--resume", str(place.pid), image)
-    place.wait_for_writes(2000)
-    place.stop()
-    place.check_right("a whole copy")
+    check_goes_on(place, "a whole copy")
 
 
 @case("minivm.damage.io-error-poison", "slow", 90)
@@ -419,9 +406,8 @@ def io_error_poison(t):
     """An I/O error that stays for about 10 s counts as damage where that is poisoned."""
     image, slow, place, restored = restore_slowly(t, None, "--paused", "--no-fill", "--prefetch",
                                                   "none", "--on-damage", "poison")
-    with open(image, "rb") as f:
-        places = stored_clusters(f.read())
-    cluster = sorted(places)[len(places) // 2]
+    places = places_of(t, image)
+    cluster = list(places)[len(places) // 2]
     slow.fail([places[cluster]])
     t.check(demand_page(place, 4 * cluster) is None, "it can't be read")
     wait_for_error(restored, "can't be read now")

@@ -16,7 +16,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from case import case, is_alive, main, wait_until  # noqa: E402
-from minivm import MiniVm, MiniVmPlace, end_and_wait  # noqa: E402
+from minivm import MiniVmPlace, take_image  # noqa: E402
 from vmsnap import Restore, pause_log, start_vmsnap, vmsnap  # noqa: E402
 
 SIZES = ("--memory", "64M", "--populate", "48M", "--rate", "20000")
@@ -26,15 +26,6 @@ MIB = 1 << 20
 PROGRESS = {"type", "schema_version", "done_bytes", "total_bytes", "bytes_per_second", "remaining_ns",
             "elapsed_ns", "demand_faults", "pages_on_demand", "pages_prefetched", "pages_ahead",
             "pages_filled", "pages_discarded", "clusters_damaged", "vmm_pid"}
-
-
-def take_image(t, sizes=SIZES):
-    source = MiniVm(t, *sizes)
-    image = t.path("image")
-    source.wait_for_writes(100)
-    t.equal(vmsnap(t, "snapshot", "--qmp", source.control, image).code, 0, "snapshot")
-    end_and_wait(source)
-    return image
 
 
 def read(path):
@@ -62,7 +53,7 @@ def digest(path):
 def clones(t):
     """Many guests from one image at once, each with a command line of its own: all are right, each goes its own
     way, and what a restore takes does not grow with their number."""
-    image = take_image(t)
+    image = take_image(t, *SIZES, writes=100)
     before = digest(image)
     places = [MiniVmPlace(t, *SIZES) for _ in range(CLONES)]
     restores = [Restore(t, image, place, "--threads", "1") for place in places]
@@ -98,7 +89,7 @@ def report_lines(path, kind):
 def progress(t):
     """SIGUSR1 asks for progress at any time: in the foreground a line on stderr, of a detached server an object
     in its report."""
-    image = take_image(t)
+    image = take_image(t, *SIZES, writes=100)
     log, reached, go = pause_log(t)
     foreground = Restore(t, image, MiniVmPlace(t, *SIZES), "--no-fill",
                          hooks={"pause_at": "restore-launched", "pause_log": log})
@@ -142,7 +133,7 @@ def progress(t):
 @case("minivm.launcher.report", "kernel", 60)
 def report(t):
     """The report of a detached server: progress once a second, unasked, that comes nearer to the whole."""
-    image, path, place = take_image(t, QUIET), t.path("report"), MiniVmPlace(t, *QUIET)
+    image, path, place = take_image(t, *QUIET, writes=100), t.path("report"), MiniVmPlace(t, *QUIET)
     rate = os.path.getsize(image) // 3 # what is read of the image, per second
     detached = Restore(t, image, place, "--detach", "--prefetch", "none", "--bwlimit", str(rate),
                        "--report", path)
@@ -205,7 +196,7 @@ def readiness(t):
     """READY=1 comes when the guest runs and not before; the VMM can't send it; of --detach the VMM becomes
     the unit's main process."""
     need_library(t)
-    image, manager = take_image(t), Manager(t)
+    image, manager = take_image(t, *SIZES, writes=100), Manager(t)
     log, reached, go = pause_log(t)
     place = MiniVmPlace(t, *SIZES)
     held = Restore(t, image, place, hooks={"pause_at": "restore-let-live", "pause_log": log})
@@ -239,7 +230,7 @@ def readiness(t):
 @case("minivm.launcher.nobody-listens", "kernel", 30)
 def nobody_listens(t):
     """A service manager that is not there is no reason to fail."""
-    image = take_image(t)
+    image = take_image(t, *SIZES, writes=100)
     os.environ["NOTIFY_SOCKET"] = t.path("nobody")
     t.defer(os.environ.pop, "NOTIFY_SOCKET")
     restored = Restore(t, image, MiniVmPlace(t, *SIZES)).wait_running()
@@ -251,7 +242,7 @@ def nobody_listens(t):
 def clock(t):
     """--sync-clock where there is no agent: exit status 3 of --detach, and the guest runs; where the server has
     died meanwhile, its successor says that it does not know."""
-    image = take_image(t)
+    image = take_image(t, *SIZES, writes=100)
     for hooks, synced, words in ((None, False, "no guest agent"),
                                  ({"kill_at": "restore-running"}, None, "has died")):
         place = MiniVmPlace(t, *SIZES)

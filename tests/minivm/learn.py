@@ -11,23 +11,18 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from case import case, main, process_state, wait_until  # noqa: E402
-from minivm import MiniVm, MiniVmPlace, end_and_wait  # noqa: E402
-from vmsnap import Restore, check_no_litter, snapshot  # noqa: E402
+from minivm import MiniVmPlace, take_image  # noqa: E402
+from vmsnap import Restore, check_no_litter  # noqa: E402
 
 # One vCPU that goes through 24 of 64 MiB again and again, and never touches the rest.
 SIZES = ("--memory", "64M", "--populate", "48M", "--cpus", "1", "--pattern", "hot:24M")
 HEADER = struct.Struct("<8sII16sQQQQ")
 
 
-def take_image(t):
+def image_alone(t):
     """In a directory of its own."""
-    source = MiniVm(t, *SIZES)
     os.mkdir(t.path("images"))
-    image = os.path.join(t.path("images"), "image")
-    source.wait_for_writes(20000)
-    snapshot(t, source, image)
-    t.equal(end_and_wait(source), 0, "the source's exit status")
-    return image
+    return take_image(t, *SIZES, path=os.path.join(t.path("images"), "image"))
 
 
 def restore(t, image, *args, **options):
@@ -62,7 +57,7 @@ def entries(path):
 @case("minivm.learn.next-restore", "kernel", 60)
 def next_restore(t):
     """N faults; after that run was learned at most 3 % of them. What is not touched does not come in."""
-    image = take_image(t)
+    image = image_alone(t)
     before = os.stat(image)
     first = learn(t, image, "--no-fill", "--prefetch", "hot")
     learned = entries(image + ".workset")
@@ -124,7 +119,7 @@ def hot_clusters(image):
 @case("minivm.learn.then-fills", "kernel", 60)
 def then_fills(t):
     """The minute is over: the file is written, and the rest comes in while the guest runs on."""
-    image = take_image(t)
+    image = image_alone(t)
     restored = restore(t, image, "--learn", hooks={"mask_features": "learn.minute"})
     summary = restored.wait_complete()
     t.check(summary["pages_filled"] > 0 and summary["complete_ns"], f"it filled: {summary}")
@@ -135,7 +130,7 @@ def then_fills(t):
 @case("minivm.learn.never-half", "kernel", 90)
 def never_half(t):
     """Whoever is killed, and whenever: what lies under the name is whole, and the older one until then."""
-    image = take_image(t)
+    image = image_alone(t)
     learn(t, image)
     with open(image + ".workset", "rb") as f:
         whole = f.read()
@@ -172,7 +167,7 @@ def never_half(t):
 def refused(t):
     """A file that is damaged, cut, or of another image is said and not used; where none can be written, that is
     said before anything starts."""
-    image = take_image(t)
+    image = image_alone(t)
     learn(t, image)
     other = t.path("other")
     shutil.copy(image, other)

@@ -10,7 +10,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from case import case, descendants, main, wait_until  # noqa: E402
-from minivm import MiniVm, MiniVmPlace, end_and_wait  # noqa: E402
+from minivm import MiniVmPlace, take_image  # noqa: E402
 from vmsnap import finish, pause_log, start_vmsnap, vmsnap  # noqa: E402
 
 SIZES = ("--memory", "96M", "--populate", "80M", "--cpus", "2")
@@ -18,15 +18,6 @@ SIZES = ("--memory", "96M", "--populate", "80M", "--cpus", "2")
 POINTS = ("restore-running", "restore-prefetched", "restore-filled", "restore-released",
           "restore-closing", "restore-handed-off")
 ALONE = {"break": "not-supervised"} # nobody takes over by himself (tests/minivm/supervised.py)
-
-
-def take_image(t, *options):
-    source = MiniVm(t, *SIZES, *options)
-    image = t.path("image")
-    source.wait_for_writes(20000)
-    t.equal(vmsnap(t, "snapshot", "--qmp", source.control, image).code, 0, "snapshot")
-    end_and_wait(source)
-    return image
 
 
 def minivm_of(place):
@@ -83,7 +74,7 @@ def points(t):
     """Killed at every point from the moment at which the guest runs; anonymous and shared memory."""
     for kind in ("anon", "memfd"):
         options = ("--kind", kind, "--pattern", "random")
-        image = take_image(t, *options)
+        image = take_image(t, *SIZES, *options)
         for point in POINTS:
             inner = t.sub()
             place = MiniVmPlace(inner, *SIZES, *options)
@@ -105,7 +96,7 @@ def points(t):
 def waits(t):
     """Until it is taken over the guest waits and reads no zero; the one that took over may be killed
     too; one that serves keeps another out."""
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     place = MiniVmPlace(t, *SIZES)
     pid = restore_and_kill(t, image, place, "restore-running", "--prefetch", "none")
     place.connect()
@@ -138,8 +129,8 @@ def waits(t):
 def no_fill(t):
     """A takeover by hand of a guest that only got what it touched brings in the rest and ends; with
     --no-fill it goes on as before."""
-    image = take_image(t)
-    place = MiniVmPlace(t, *SIZES)
+    image = take_image(t, *SIZES)
+    place = MiniVmPlace(t, *SIZES, "--rate", "2000") # it leaves something to be filled
     pid = restore_and_kill(t, image, place, "restore-running", "--no-fill", "--prefetch", "none")
     still = start_vmsnap(t, "restore", "--resume", str(pid), "--no-fill",
                          hooks={"kill_at": "serve-installed:3", "pause_log": t.path("log"), **ALONE})
@@ -155,11 +146,8 @@ def no_fill(t):
 def image_moved(t):
     """The image has moved: said, and another path given. Another image, a process that nobody
     restores, and options that make no sense are refused; the guest goes on waiting."""
-    image = take_image(t)
-    os.rename(image, image + ".first")
-    other = take_image(t)
-    os.rename(other, image + ".other")
-    os.rename(image + ".first", image)
+    image = take_image(t, *SIZES)
+    other = take_image(t, *SIZES)
     place = MiniVmPlace(t, *SIZES)
     pid = restore_and_kill(t, image, place, "restore-running")
     os.rename(image, image + ".moved")
@@ -167,7 +155,7 @@ def image_moved(t):
     t.equal(lost.code, 1, f"the image is gone: {lost.text()}")
     t.check("--resume" in lost.error["hint"], f"what to do: {lost.error}")
     t.equal(lost.error["guest_state"], "waiting", "guest_state")
-    wrong = vmsnap(t, "restore", "--resume", str(pid), image + ".other")
+    wrong = vmsnap(t, "restore", "--resume", str(pid), other)
     t.equal(wrong.code, 15, f"another image: {wrong.text()}")
     nobody = vmsnap(t, "restore", "--resume", str(os.getpid()))
     t.equal(nobody.code, 10, f"nobody restores this process: {nobody.text()}")
@@ -184,7 +172,7 @@ def image_moved(t):
 def never_run(t):
     """The restorer was killed just before it let the guest run: said, and the guest is paused; with --paused
     it is so on purpose."""
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     for point, args in (("restore-let-live", ()), ("restore-running", ("--paused",))):
         inner = t.sub()
         place = MiniVmPlace(inner, *SIZES)
@@ -206,7 +194,7 @@ def never_run(t):
 @case("minivm.resume.nameless", "kernel", 60)
 def nameless(t):
     """An image without a name is restored, and given to the successor."""
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     place = MiniVmPlace(t, *SIZES)
     fd = os.open(image, os.O_RDONLY)
     os.link(image, image + ".kept")

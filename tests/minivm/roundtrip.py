@@ -16,7 +16,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from case import case, descendants, is_alive, main, wait_until  # noqa: E402
 from minivm import (PAGE, MiniVm, MiniVmPlace, end_and_wait, judge_memory, kvm_works,  # noqa: E402
-                    need_huge_pages)
+                    need_huge_pages, take_image)
 from vmsnap import (Restore, broken, check_no_litter, finish, hook_points, pause_log,  # noqa: E402
                     start_vmsnap, vmsnap)
 
@@ -397,11 +397,7 @@ def precopy_into_nothing(t):
 @case("minivm.killed.restorer", "kernel", 60)
 def restorer(t):
     """All of the restorer dies: the guest waits at the next page and reads nothing wrong."""
-    source = MiniVm(t, *SIZES, accel="threads")
-    source.wait_for_writes(20000)
-    image = t.path("image")
-    snapshot(t, source, image)
-    end_and_wait(source)
+    image = take_image(t, *SIZES, accel="threads")
     place = MiniVmPlace(t, *SIZES, accel="threads")
     restored = Restore(t, image, place, "--no-fill", "--prefetch", "none").wait_running()
     for pid in [restored.process.pid, *descendants(restored.process.pid)]: # the supervisor first

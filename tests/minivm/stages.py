@@ -9,7 +9,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from case import case, main  # noqa: E402
-from minivm import MiniVm, MiniVmPlace, end_and_wait  # noqa: E402
+from minivm import MiniVm, MiniVmPlace, take_image  # noqa: E402
 from vmsnap import Restore, finish, snapshot, start_vmsnap  # noqa: E402
 
 SIZES = ("--memory", "64M", "--populate", "48M")
@@ -77,11 +77,7 @@ def to_pipe(t):
 
 @case("minivm.stages.restore", "kernel", 30)
 def of_restore(t):
-    vm = MiniVm(t, *SIZES)
-    vm.wait_for_writes(2000)
-    image = t.path("image")
-    snapshot(t, vm, image)
-    t.equal(end_and_wait(vm), 0, "the source's exit status")
+    image = take_image(t, *SIZES, writes=2000)
     for level in ("-vv", "-v"):
         restored = Restore(t, image, MiniVmPlace(t, *SIZES), level).wait_running()
         summary = restored.wait_complete()

@@ -13,8 +13,8 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from case import Failed, case, descendants, is_alive, main, wait_until  # noqa: E402
-from minivm import MiniVmPlace  # noqa: E402
-from resume import ALONE, POINTS, SIZES, check_whole, kill, minivm_of, take_image  # noqa: E402
+from minivm import MiniVmPlace, take_image  # noqa: E402
+from resume import ALONE, POINTS, SIZES, check_whole, kill, minivm_of  # noqa: E402
 from vmsnap import (Restore, broken, finish, hook_points, pause_log, start_vmsnap,  # noqa: E402
                     vmsnap)
 
@@ -79,7 +79,7 @@ def killed_once(t, image, options, point, again=0):
 
 def killed_at_points(t, times, kinds=KINDS):
     for options in kinds:
-        image = take_image(t, *options)
+        image = take_image(t, *SIZES, *options)
         for point in FROM_LIVE:
             for _ in range(times):
                 inner = t.sub()
@@ -103,7 +103,7 @@ def server_20(t):
 @case("minivm.supervised.noticed", "kernel", 60)
 def noticed(t):
     """That test fails if nobody takes over."""
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     inner = t.sub()
     inner.quiet = True
     with broken("not-supervised"):
@@ -118,7 +118,7 @@ def noticed(t):
 @case("minivm.supervised.successors", "kernel", 60)
 def successors(t):
     """Each successor is killed too, while it gets on: the guest goes on in between."""
-    image = take_image(t, *KINDS[0])
+    image = take_image(t, *SIZES, *KINDS[0])
     log = t.path("log")
     place, restored = started(t, image, KINDS[0],
                               hooks={"kill_at": "serve-read:20", "pause_log": log, "kill_again": 8})
@@ -162,7 +162,7 @@ def killed_serving(t, times, seed):
     chance = random.Random(seed)
     t.say(f"seed {seed}")
     for options in KINDS:
-        image = take_image(t, *options)
+        image = take_image(t, *SIZES, *options)
         for point in SERVING:
             ends = []
             for _ in range(times):
@@ -188,7 +188,7 @@ def serving_20(t):
 def killed_injecting(t, points, times, options):
     """A server injects system calls to attach, and to hand off: at each of its points, each time it comes
     there."""
-    image = take_image(t, *options)
+    image = take_image(t, *SIZES, *options)
     seen = set()
     for point in points:
         ends = []
@@ -249,7 +249,7 @@ def holds_anything(pid):
 
 def held_at_points(t, times, kinds=KINDS):
     for options in kinds:
-        image = take_image(t, *options)
+        image = take_image(t, *SIZES, *options)
         for point in FROM_LIVE:
             for whom in ("supervisor", "all"):
                 for _ in range(times):
@@ -272,7 +272,7 @@ def supervisor_killed_20(t):
 
 
 def before_at_points(t, times):
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     for point in BEFORE:
         for _ in range(times):
             inner = t.sub()
@@ -343,7 +343,7 @@ def random_moments(t, times, seed):
 
 
 def take_kept_image(t, number, *options):
-    image = take_image(t, *options)
+    image = take_image(t, *SIZES, *options)
     kept = f"{image}.{number}"
     os.rename(image, kept)
     return kept
@@ -418,7 +418,7 @@ def starts_100(t):
 def gives_up(t):
     """Servers that die at once are not started for ever, nor if the image is gone: said, and the guest waits,
     until somebody takes over by hand. The supervisor still sees the VMM's end through."""
-    image = take_image(t, *KINDS[0])
+    image = take_image(t, *SIZES, *KINDS[0])
     for cause in ("killed", "no image"):
         inner = t.sub()
         log, reached, go = pause_log(inner)
@@ -456,7 +456,7 @@ def gives_up(t):
 @case("minivm.supervised.by-hand", "kernel", 60)
 def by_hand(t):
     """A takeover by hand has a supervisor, too; and keeps another server out, which waits and watches."""
-    image = take_image(t, *KINDS[0])
+    image = take_image(t, *SIZES, *KINDS[0])
     log = t.path("log")
     place, restored = started(t, image, KINDS[0], "--no-fill", "--prefetch", "none")
     restored.wait_running()
@@ -478,7 +478,7 @@ def by_hand(t):
 @case("minivm.supervised.pidfile-by-hand", "kernel", 60)
 def pidfile_by_hand(t):
     """A takeover by hand removes the earlier pidfile at the VMM's end, if it is that VMM's; killed ones too."""
-    image = take_image(t, *KINDS[0])
+    image = take_image(t, *SIZES, *KINDS[0])
     pidfile = t.path("pid")
     place, restored = started(t, image, KINDS[0], "--no-fill", "--prefetch", "none", "--pidfile", pidfile)
     restored.wait_running()
@@ -503,7 +503,7 @@ def pidfile_by_hand(t):
 @case("minivm.supervised.race", "kernel", 60)
 def race(t):
     """By hand was quicker: the supervisor waits, and takes over when that one is killed as well."""
-    image = take_image(t, *KINDS[0])
+    image = take_image(t, *SIZES, *KINDS[0])
     log, reached, go = pause_log(t)
     place, restored = started(t, image, KINDS[0], "--no-fill", "--prefetch", "none")
     restored.wait_running()
@@ -529,7 +529,7 @@ def race(t):
 def detached(t):
     """--detach: the caller is told that the guest runs whoever gets that far; --report tells of takeovers;
     the pidfile goes with the VMM."""
-    image = take_image(t, *KINDS[0])
+    image = take_image(t, *SIZES, *KINDS[0])
     for point in ("restore-let-live", "restore-running", "restore-filled", "restore-handed-off"):
         inner = t.sub()
         place = MiniVmPlace(inner, *SIZES, *KINDS[0])
@@ -555,7 +555,7 @@ def detached(t):
 @case("minivm.supervised.stopped", "kernel", 60)
 def stopped(t):
     """SIGSTOP for the server alone: the supervisor continues it, its guest does not hang."""
-    image = take_image(t, *KINDS[0])
+    image = take_image(t, *SIZES, *KINDS[0])
     place, restored = started(t, image, KINDS[0], "--no-fill", "--prefetch", "none")
     restored.wait_running()
     for _ in range(3):
@@ -569,7 +569,7 @@ def stopped(t):
 def signals(t):
     """Under a successor as before: SIGTERM ends the VMM, whose status is ours, and a VMM that is killed is
     told as such; pidfile and exit object are as ever."""
-    image = take_image(t, *KINDS[0])
+    image = take_image(t, *SIZES, *KINDS[0])
     for how in ("terminate", "kill the VMM"):
         inner = t.sub()
         log, pidfile = inner.path("log"), inner.path("pid")
