@@ -13,6 +13,7 @@
 #include "common/fellow.h"
 #include "common/hazards_private.h"
 #include "common/json_text.h"
+#include "common/restore_record.h"
 
 #define FDS_MAX 65536u
 
@@ -152,10 +153,28 @@ static const struct region *region_of_mapping(const struct hazard_search *s,
     return NULL;
 }
 
+/* A restore of ours says so itself, also before memory is registered. */
+static int look_at_record(struct hazard_search *s, struct hazard *h, struct error *e)
+{
+    struct restore_look look;
+    int r = restore_look(s->scope->t, &look);
+    if (r < 0)
+        return cannot_look(s, "descriptors", -r, e);
+    if (look.under_way) {
+        char words[sizeof(h->reason)];
+        restore_look_words(&look, words, sizeof(words));
+        hazard_found(h, "%s", words);
+    }
+    return 0;
+}
+
 int hazard_look_userfaultfd(struct hazard_search *s, struct hazard *h, struct error *e)
 {
     struct mapping_list maps;
-    int r = target_mappings(s->scope->t, &maps, e);
+    int r = look_at_record(s, h, e);
+    if (r < 0 || h->found)
+        return r;
+    r = target_mappings(s->scope->t, &maps, e);
     if (r < 0)
         return r;
     for (size_t i = 0; i < maps.count && !h->found; i++) {

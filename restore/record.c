@@ -7,19 +7,17 @@
 #include "restore/record.h"
 
 #include <assert.h>
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <linux/magic.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
@@ -27,8 +25,6 @@
 #include "common/inject.h"
 #include "common/testhook.h"
 
-#define MAGIC "vmsnaprr"
-#define VERSION 4u
 #define MAX_BLOCKS 4096u
 #define LOCK_WAIT_NS 1000000000ull
 #define ASK_WAIT_NS 10000000000ull /* for a server that lives to let go */
@@ -42,7 +38,6 @@ struct record_block {
     uint32_t has_window; /* registered for minor faults too, and filled through a window */
 };
 
-enum record_stage { RECORD_NEW, RECORD_READY, RECORD_RELEASED };
 enum record_wish { WISH_NONE, WISH_HAND_OVER, WISH_REFUSED };
 
 struct record_header {
@@ -54,6 +49,10 @@ struct record_header {
     struct uffd_msg messages[SERVER_MESSAGES];
     struct record_block blocks[];
 };
+static_assert(offsetof(struct record_header, stage) == offsetof(struct record_head, stage),
+              "what others look at");
+static_assert(CLUSTER_DONE == RECORD_STATE_DONE && CLUSTER_DAMAGED == RECORD_STATE_DAMAGED,
+              "what others look at");
 
 static uint64_t states_at(uint32_t n_blocks)
 {
@@ -68,17 +67,6 @@ static int refuse(const struct target *t, const char *why, struct error *e)
     error_set(e, VMSNAP_EXIT_TARGET, EBADMSG, "process %d: its record of the restore %s",
               (int)t->pid, why);
     return -EBADMSG;
-}
-
-static bool is_our_memfd(int fd, const char *name)
-{
-    char link[64];
-    struct stat st;
-    struct statfs fs;
-    ssize_t n = readlink(name, link, sizeof(link));
-    return n == (ssize_t)strlen(RECORD_LINK) && memcmp(link, RECORD_LINK, (size_t)n) == 0 &&
-           fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && fstatfs(fd, &fs) == 0 &&
-           fs.f_type == TMPFS_MAGIC;
 }
 
 /*
@@ -97,7 +85,7 @@ static int open_there(struct record *r, const struct target *t,
     struct stat st;
     snprintf(name, sizeof(name), "/proc/self/fd/%d", copy);
     int seals = fcntl(copy, F_GET_SEALS);
-    if (!is_our_memfd(copy, name) || seals < 0 || fstat(copy, &st) || !is_right(seals, st.st_size))
+    if (!restore_record_is(copy) || seals < 0 || fstat(copy, &st) || !is_right(seals, st.st_size))
         return refuse(t, "is not of vmsnap's making", e);
     r->lock_fd = open(name, O_RDWR | O_CLOEXEC);
     if (r->lock_fd < 0)
@@ -173,13 +161,13 @@ static void write_header(struct record *r, const struct image *img, const char *
                          const struct blocks *blocks)
 {
     struct record_facts *f = &r->facts;
-    *f = (struct record_facts){.version = VERSION,
+    *f = (struct record_facts){.version = RECORD_VERSION,
                                .n_blocks = blocks->count,
                                .total_bytes = r->bytes,
                                .n_clusters = image_get_trailer(img)->n_clusters,
                                .states_at = states_at(blocks->count),
                                .uffd = -1};
-    memcpy(f->magic, MAGIC, sizeof(f->magic));
+    memcpy(f->magic, RECORD_MAGIC, sizeof(f->magic));
     memcpy(f->image_id, image_get_header(img)->image_id, sizeof(f->image_id));
     snprintf(f->image_path, sizeof(f->image_path), "%s", path);
     r->header->facts = *f;
@@ -311,28 +299,6 @@ bool record_hand_over(struct record *r)
 
 /* ---- somebody else's ---- */
 
-/* The number of the VMM's descriptor of it, or -errno; -ENOENT: none. */
-static int find_there(const struct target *t)
-{
-    int dir = openat(t->proc_fd, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (dir < 0)
-        return -errno;
-    DIR *d = fdopendir(dir);
-    if (!d) {
-        close(dir);
-        return -ENOMEM;
-    }
-    int found = -ENOENT;
-    for (struct dirent *entry; found < 0 && (entry = readdir(d));) {
-        char link[64];
-        ssize_t n = readlinkat(dirfd(d), entry->d_name, link, sizeof(link));
-        if (n == (ssize_t)strlen(RECORD_LINK) && memcmp(link, RECORD_LINK, (size_t)n) == 0)
-            found = atoi(entry->d_name);
-    }
-    closedir(d);
-    return found;
-}
-
 static bool is_sealed(int seals, off_t bytes)
 {
     return (seals & SEALS) == SEALS && bytes >= (off_t)sizeof(struct record_header);
@@ -348,7 +314,7 @@ static void copy_facts(struct record *r)
 static bool is_sound(const struct record *r)
 {
     const struct record_facts *f = &r->facts;
-    return memcmp(f->magic, MAGIC, sizeof(f->magic)) == 0 && f->version == VERSION &&
+    return memcmp(f->magic, RECORD_MAGIC, sizeof(f->magic)) == 0 && f->version == RECORD_VERSION &&
            f->n_blocks <= MAX_BLOCKS && f->total_bytes == r->bytes &&
            f->states_at == states_at(f->n_blocks) && f->states_at <= r->bytes &&
            f->n_clusters == r->bytes - f->states_at &&
@@ -374,7 +340,7 @@ static int check(struct record *r, const struct target *t, struct error *e)
 
 int record_open(struct record *r, const struct target *t, struct error *e)
 {
-    *r = (struct record){.lock_fd = -1, .target_fd = find_there(t)};
+    *r = (struct record){.lock_fd = -1, .target_fd = restore_record_find(t)};
     if (r->target_fd == -ENOENT) {
         error_set(e, VMSNAP_EXIT_TARGET, 0, "process %d is not being restored by vmsnap",
                   (int)t->pid);

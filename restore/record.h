@@ -11,18 +11,15 @@
 #ifndef VMSNAP_RESTORE_RECORD_H
 #define VMSNAP_RESTORE_RECORD_H
 
-#include <limits.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "common/error.h"
+#include "common/restore_record.h"
 #include "common/target.h"
 #include "restore/memory/blocks.h"
 #include "restore/memory/page_state.h"
 #include "restore/serve/serve.h"
-
-#define RECORD_NAME "vmsnap-restore"
-#define RECORD_LINK "/memfd:" RECORD_NAME " (deleted)" /* in the VMM's /proc/PID/fd */
 
 struct record_header;
 
@@ -31,20 +28,6 @@ enum record_guest {
     RECORD_GUEST_HELD = 0, /* not yet let run */
     RECORD_GUEST_LET_RUN = 1,
     RECORD_GUEST_LEFT_PAUSED = 2, /* on purpose */
-};
-
-/* What it says but for the blocks and the states. */
-struct record_facts {
-    char magic[8];
-    uint32_t version;
-    uint32_t n_blocks;
-    uint64_t total_bytes;
-    uint64_t n_clusters;
-    uint64_t states_at;
-    uint8_t image_id[16];
-    int32_t uffd; /* -1: none (any more) */
-    uint32_t reserved;
-    char image_path[PATH_MAX]; /* absolute; empty: the image had no name */
 };
 
 struct record {

@@ -22,18 +22,41 @@ int arm_enable(int uffd, struct error *e)
     return 0;
 }
 
+static int refuse_taken(const struct region *r, struct error *e)
+{
+    error_set(e, VMSNAP_EXIT_BUSY, EBUSY, "%s is under another userfaultfd already", r->name);
+    error_hint(e, "is another snapshot, or the restore of this VM, still running?");
+    return -EBUSY;
+}
+
+int arm_check_free(const struct target *t, const struct region *regions, uint32_t n_regions,
+                   struct error *e)
+{
+    struct mapping_list maps;
+    int ret = target_mappings(t, &maps, e);
+    if (ret)
+        return ret;
+    for (size_t k = 0; !ret && k < maps.count; k++) {
+        const struct mapping *m = &maps.items[k];
+        bool taken = m->uffd_missing || m->uffd_wp || m->uffd_minor;
+        for (uint32_t i = 0; taken && !ret && i < n_regions; i++)
+            if (m->start < regions[i].hva + regions[i].max_bytes && m->end > regions[i].hva)
+                ret = refuse_taken(&regions[i], e);
+    }
+    mapping_list_free(&maps);
+    return ret;
+}
+
 int arm_register(int uffd, const struct region *r, struct error *e)
 {
     uint64_t modes = UFFDIO_REGISTER_MODE_WP;
     if (r->kind == REGION_ANON && r->page_bytes == 4096)
         modes |= UFFDIO_REGISTER_MODE_MISSING;
     int ret = uffd_register(uffd, r->hva, region_whole_pages(r, r->bytes), modes, NULL);
-    if (ret == -EBUSY) {
-        error_set(e, VMSNAP_EXIT_BUSY, EBUSY, "%s is under another userfaultfd already", r->name);
-        error_hint(e, "is another snapshot, or the restore of this VM, still running?");
-    } else if (ret) {
+    if (ret == -EBUSY)
+        return refuse_taken(r, e);
+    if (ret)
         error_set(e, VMSNAP_EXIT_KERNEL, -ret, "cannot register %s with userfaultfd", r->name);
-    }
     return ret;
 }
 

@@ -7,10 +7,17 @@
 
 #include "common/error.h"
 #include "common/region.h"
+#include "common/target.h"
 #include "snapshot/cluster_map.h"
 
 /* The UFFDIO_API handshake. */
 int arm_enable(int uffd, struct error *e);
+
+/* Refuses memory that any userfaultfd has registered, by its flags in smaps: exit code 11. Asked
+ * before anything is registered, since a call that fails may already have done harm (below). Takes
+ * milliseconds; not in the pause. */
+int arm_check_free(const struct target *t, const struct region *regions, uint32_t n_regions,
+                   struct error *e);
 
 /*
  * Registers a region: private anonymous memory for MISSING and WP events (an absent page then tells

@@ -143,6 +143,9 @@ static int attach(struct job *j, struct error *e)
     if (ret)
         return ret;
     TESTHOOK_POINT("snapshot-unmerged");
+    ret = arm_check_free(&s->target, s->regions, s->n_regions, e); /* as it is now */
+    if (ret)
+        return ret;
     ret = capture_init(c, &s->target, s->regions, s->n_regions, n_shards);
     if (ret)
         return error_set(e, VMSNAP_EXIT_FAILED, -ret, "cannot allocate the page map");

@@ -7,11 +7,13 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/restore_record.h"
 #include "common/vmm/vmm_control.h"
 #include "snapshot/source_control.h"
 
 /* Finds the VM's process, the one named or the one that listens on the socket, and takes it for
- * this snapshot. */
+ * this snapshot. One whose memory is still being brought in is refused before it is asked anything:
+ * with nobody there to do that, its main loop may wait for a page and never answer. */
 static int find_process(struct source_link *link, int control_socket, pid_t pid, struct error *e)
 {
     if (pid <= 0) {
@@ -24,7 +26,9 @@ static int find_process(struct source_link *link, int control_socket, pid_t pid,
         }
     }
     int r = target_open(&link->target, pid, e);
-    return r < 0 ? r : target_lock(&link->target, e);
+    if (r == 0)
+        r = target_lock(&link->target, e);
+    return r < 0 ? r : restore_refuse_under_way(&link->target, e);
 }
 
 static int connect_and_find(struct source_link *link, const char *path, pid_t pid, int timeout_ms,

@@ -7,12 +7,14 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/cleanup.h"
 #include "common/format.h"
 #include "common/image_format.h"
 #include "common/qemu/hazards.h"
 #include "common/qemu/machine.h"
 #include "common/qemu/ramblock.h"
 #include "common/qmp.h"
+#include "common/restore_record.h"
 #include "common/target.h"
 #include "common/vm_status.h"
 #include "common/vmm/vmm_control.h"
@@ -169,33 +171,70 @@ static void check_generation_id(struct check_list *list, struct qmp *q, const st
     json_decref(described);
 }
 
+/* False: nobody brings in the guest's memory, so that the VMM itself may wait for a page of it and
+ * never answer. */
+static bool expect_answers(struct check_list *list, const struct target *t)
+{
+    struct restore_look look;
+    char words[256];
+    if (restore_look(t, &look) || !look.under_way || look.served)
+        return true;
+    restore_look_words(&look, words, sizeof(words));
+    check_refused(list, "userfaultfd", VMSNAP_EXIT_BUSY, NULL, "%s", words);
+    return false;
+}
+
+static pid_t find_peer(struct check_list *list, int fd, const char *qmp_path)
+{
+    struct error e = {0};
+    pid_t peer = -1;
+    int rc = qmp_peer_pid(fd, &peer);
+    if (rc == 0)
+        return peer;
+    error_set(&e, VMSNAP_EXIT_TARGET, -rc, "%s: cannot tell whose it is", qmp_path);
+    error_hint(&e, "name the VM's process with --pid");
+    check_failed(list, "qmp", &e);
+    return -1;
+}
+
+/* t: NULL where its process can't be looked into. */
+static void check_answers(struct check_list *list, struct qmp *q, const struct target *t,
+                          int timeout_ms)
+{
+    bool good = check_status(list, q, timeout_ms);
+    if (!good || !t)
+        return;
+    check_memory(list, q, t, timeout_ms);
+    check_generation_id(list, q, t, timeout_ms);
+}
+
 void check_vm(struct check_list *list, const char *qmp_path, int pid, int timeout_ms)
 {
     struct error e = {0};
-    struct qmp *q;
+    struct qmp *q = NULL;
     struct target t;
-    if (qmp_connect(&q, qmp_path, timeout_ms, &e)) {
+    CLEANUP_FD int fd = -1;
+    if (qmp_dial(&fd, qmp_path, timeout_ms, &e)) {
         check_failed(list, "qmp", &e);
         return;
     }
-    pid_t peer = pid;
-    int rc = pid > 0 ? 0 : qmp_peer_pid(qmp_fd(q), &peer);
-    if (rc) {
-        error_set(&e, VMSNAP_EXIT_TARGET, -rc, "%s: cannot tell whose it is", qmp_path);
-        error_hint(&e, "name the VM's process with --pid");
-        check_failed(list, "qmp", &e);
-    } else {
-        check_ok(list, "qmp", "%s answers", qmp_path);
-        bool good = check_status(list, q, timeout_ms);
-        if (check_access(list, &t, peer)) {
-            if (good) {
-                check_memory(list, q, &t, timeout_ms);
-                check_generation_id(list, q, &t, timeout_ms);
-            }
-            target_close(&t);
+    pid_t peer = pid > 0 ? pid : find_peer(list, fd, qmp_path);
+    if (peer <= 0)
+        return;
+    bool opened = check_access(list, &t, peer);
+    if (!opened || expect_answers(list, &t)) {
+        if (qmp_attach(&q, fd, timeout_ms, &e)) {
+            error_wrap(&e, "QMP socket %s", qmp_path);
+            check_failed(list, "qmp", &e);
+        } else {
+            take_fd(&fd);
+            check_ok(list, "qmp", "%s answers", qmp_path);
+            check_answers(list, q, opened ? &t : NULL, timeout_ms);
+            qmp_close(q);
         }
     }
-    qmp_close(q);
+    if (opened)
+        target_close(&t);
 }
 
 void check_process(struct check_list *list, int pid)

@@ -1,0 +1,86 @@
+/*
+ * restore_record.h - what anybody may know of a restore that is under way. Whoever brings a guest's
+ * memory in keeps a *record* in the VMM (restore/record.h): a sealed memfd with the head below,
+ * which is there from before memory is registered until after the last page is in. As long as it
+ * says so, absent memory is not zero memory.
+ */
+#ifndef VMSNAP_COMMON_RESTORE_RECORD_H
+#define VMSNAP_COMMON_RESTORE_RECORD_H
+
+#include <limits.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/target.h"
+
+#define RECORD_NAME "vmsnap-restore"
+#define RECORD_LINK "/memfd:" RECORD_NAME " (deleted)" /* in the VMM's /proc/PID/fd */
+#define RECORD_MAGIC "vmsnaprr"
+#define RECORD_VERSION 4u
+
+/* What it says but for the blocks and the states. */
+struct record_facts {
+    char magic[8];
+    uint32_t version;
+    uint32_t n_blocks;
+    uint64_t total_bytes;
+    uint64_t n_clusters;
+    uint64_t states_at;
+    uint8_t image_id[16];
+    int32_t uffd; /* -1: none (any more) */
+    uint32_t reserved;
+    char image_path[PATH_MAX]; /* absolute; empty: the image had no name */
+};
+
+enum record_stage {
+    RECORD_NEW,     /* memory is not attached yet: no guest has run */
+    RECORD_READY,   /* it comes in */
+    RECORD_RELEASED /* it is in, and registered nowhere any more */
+};
+
+/* How the record begins. In the host's own byte order: it never leaves this machine. */
+struct record_head {
+    struct record_facts facts;
+    atomic_uint stage; /* enum record_stage */
+};
+
+/* Of the byte per cluster at facts.states_at: its state. What they mean:
+ * restore/memory/page_state.h
+ */
+#define RECORD_STATE_MASK 7u
+#define RECORD_STATE_DONE 1u
+#define RECORD_STATE_DAMAGED 2u
+
+/* What is seen of it from outside. */
+struct restore_look {
+    bool under_way;             /* memory may be missing */
+    bool served;                /* somebody brings it in; else the guest waits for nobody */
+    uint64_t n_done, n_damaged; /* clusters; those that are all zeros need not be brought in */
+};
+
+/* The number of the VMM's descriptor of a record, or -errno; -ENOENT: it has none. */
+int restore_record_find(const struct target *t);
+
+/* True: `fd` is a descriptor of a memfd named as records are, not of a file that is only called so.
+ */
+bool restore_record_is(int fd);
+
+/*
+ * Looks at the record of a process, if it has one. What makes no sense counts as none: then what
+ * the kernel says of its memory (VmFlags of smaps) has to do. Holds nobody up but a server that is
+ * just about to take the record's lock, which tries again. 0, or -errno when /proc can't be read.
+ */
+int restore_look(const struct target *t, struct restore_look *look);
+
+/* In words: "a restore is still bringing its memory in (1.2 GiB so far)". */
+void restore_look_words(const struct restore_look *look, char *text, size_t size);
+
+/*
+ * Refuses a process whose memory is still being brought in: exit code 11, and what to do about it.
+ * A hand-off that is under way just now is waited for, a second at most.
+ */
+int restore_refuse_under_way(const struct target *t, struct error *e);
+
+#endif
