@@ -37,9 +37,10 @@ class Incoming(Qmp):
 
 class MiniVm:
     """A running minivm. `options`: its command line; --control is added. With an Incoming, its
-    commands go over that connection. `seconds`: for its start and each command."""
+    commands go over that connection. `seconds`: for its start and each command. `serve`: called once it
+    has been started; without what that does it does not answer. `server` is its result."""
 
-    def __init__(self, t, *options, accel="auto", incoming=None, seconds=10.0):
+    def __init__(self, t, *options, accel="auto", incoming=None, seconds=10.0, serve=None):
         self.t = t
         self.control = self.qmp_path = t.path(t.unique("minivm") + ".sock")
         self.log_path = self.control + ".log"
@@ -49,6 +50,7 @@ class MiniVm:
         with open(self.log_path, "wb") as log:
             self.process = t.spawn(argv, stderr=log)
         self.pid = self.process.pid
+        self.server = serve() if serve else None
         if incoming:
             incoming.accept()
             self.qmp = incoming
@@ -113,6 +115,13 @@ class MiniVm:
     def load_state(self, path):
         with open(path, "rb") as f:
             self.qmp.command("load-state", fds=[f.fileno()])
+
+    def save_files(self, state=None, memory=None):
+        """The two files that Firecracker writes for a full snapshot. The VM is stopped."""
+        state = state or self.t.path(self.t.unique("vmstate"))
+        memory = memory or self.t.path(self.t.unique("memory"))
+        self.qmp.command("x-save-files", timeout=60, vmstate=state, memory=memory)
+        return state, memory
 
     def copy_memory_to(self, other):
         """All pages that hold anything, by way of /proc."""

@@ -55,12 +55,16 @@ static bool set_slots(struct vm *vm)
                                                   .memory_size = GUEST_MAILBOX_OFFSET +
                                                                  vm->o.cpus * GUEST_MAILBOX_BYTES,
                                                   .userspace_addr = (uintptr_t)vm->machine};
-    struct kvm_userspace_memory_region ram = {.slot = 1,
-                                              .guest_phys_addr = GUEST_RAM_GPA,
-                                              .memory_size = vm->memory.bytes,
-                                              .userspace_addr = (uintptr_t)vm->memory.hva};
-    return ioctl(vm->vm_fd, KVM_SET_USER_MEMORY_REGION, &machine) == 0 &&
-           ioctl(vm->vm_fd, KVM_SET_USER_MEMORY_REGION, &ram) == 0;
+    bool ok = ioctl(vm->vm_fd, KVM_SET_USER_MEMORY_REGION, &machine) == 0;
+    for (unsigned i = 0; ok && i < vm->memory.n_regions; i++) {
+        const struct memory_region *r = &vm->memory.regions[i];
+        struct kvm_userspace_memory_region ram = {.slot = i + 1,
+                                                  .guest_phys_addr = r->gpa,
+                                                  .memory_size = r->bytes,
+                                                  .userspace_addr = (uintptr_t)r->hva};
+        ok = ioctl(vm->vm_fd, KVM_SET_USER_MEMORY_REGION, &ram) == 0;
+    }
+    return ok;
 }
 
 static bool set_cpuid(struct vcpu *v)
@@ -144,7 +148,7 @@ static bool calibrate(struct vcpu *v)
 
 static bool open_vcpu(struct vcpu *v, int run_bytes)
 {
-    v->mb->ram_base = GUEST_RAM_GPA;
+    memory_map(&v->vm->memory, v->mb->regions, true);
     v->fd = ioctl(v->vm->vm_fd, KVM_CREATE_VCPU, v->index);
     if (v->fd < 0)
         return false;
@@ -199,7 +203,8 @@ static bool kvm_open(struct vm *vm, char *why, size_t why_bytes)
     struct sigaction action = {.sa_handler = on_kick};
     sigaction(KICK_SIGNAL, &action, NULL);
     memcpy(vm->machine + GUEST_CODE_OFFSET, blob_code, blob_bytes);
-    make_map(vm->machine, (GUEST_RAM_GPA + vm->memory.bytes + (1ull << 30) - 1) >> 30);
+    const struct memory_region *last = &vm->memory.regions[vm->memory.n_regions - 1];
+    make_map(vm->machine, (last->gpa + last->bytes + (1ull << 30) - 1) >> 30);
     vm->vm_fd = -1;
     bool ok = open_vm(vm, why, why_bytes);
     if (!ok)

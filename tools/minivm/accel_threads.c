@@ -17,7 +17,7 @@ static bool threads_open(struct vm *vm, char *why, size_t why_bytes)
 {
     (void)why, (void)why_bytes;
     for (unsigned i = 0; i < vm->o.cpus; i++)
-        vm->vcpus[i].mb->ram_base = (uintptr_t)vm->memory.hva, vm->vcpus[i].tsc_offset = 0;
+        memory_map(&vm->memory, vm->vcpus[i].mb->regions, false), vm->vcpus[i].tsc_offset = 0;
     return true;
 }
 

@@ -1,5 +1,6 @@
 /* check.c - see check.h. RAM is cut into pieces for as many threads as there are CPUs; each piece
- * lies in one share, and what spans pieces (sums, neighbours) is put together after. */
+ * lies in one share and one region, and what spans pieces (sums, neighbours) is put together after.
+ */
 #include "check.h"
 
 #include <errno.h>
@@ -51,7 +52,8 @@ static void look_at_file(const struct job *j, const struct piece *p, bool *there
 static void look_at_pagemap(const struct job *j, const struct piece *p, bool *there)
 {
     static _Thread_local uint64_t entries[PIECE_PAGES];
-    uint64_t page = (uintptr_t)j->m->hva / GUEST_PAGE_BYTES + p->first, n = p->end - p->first;
+    uint64_t page = (uintptr_t)memory_page(j->m, p->first) / GUEST_PAGE_BYTES;
+    uint64_t n = p->end - p->first;
     ssize_t got = pread(j->pagemap, entries, n * 8, (off_t)(page * 8));
     for (uint64_t i = 0; i < n; i++) /* what can't be known is there */
         there[i] = (uint64_t)(got < 0 ? 0 : got) / 8 <= i || (entries[i] & PAGEMAP_THERE);
@@ -146,7 +148,7 @@ static void *check_pieces(void *arg)
         struct piece *p = &j->pieces[i];
         look(j, p, there);
         for (uint64_t number = p->first; number < p->end; number++) {
-            const void *page = j->m->hva + number * GUEST_PAGE_BYTES;
+            const void *page = memory_page(j->m, number);
             check_page(j, p, number, there[number - p->first] ? page : NULL);
         }
     }
@@ -154,8 +156,10 @@ static void *check_pieces(void *arg)
 
 static void add_pieces(struct job *j, const struct guest_state *s, uint64_t first, uint64_t end)
 {
-    for (; first < end; first += PIECE_PAGES) {
-        uint64_t stop = end - first < PIECE_PAGES ? end : first + PIECE_PAGES;
+    for (uint64_t stop; first < end; first = stop) {
+        uint64_t room = memory_pages_on(j->m, first);
+        stop = first + (room < PIECE_PAGES ? room : PIECE_PAGES);
+        stop = stop < end ? stop : end;
         j->pieces[j->n_pieces++] = (struct piece){.s = s, .first = first, .end = stop};
     }
 }
@@ -165,7 +169,7 @@ static void add_pieces(struct job *j, const struct guest_state *s, uint64_t firs
 static int cut(struct job *j, unsigned cpus)
 {
     uint64_t pages = j->m->bytes / GUEST_PAGE_BYTES, end = cpus;
-    j->pieces = calloc(pages / PIECE_PAGES + 2 * cpus + 2, sizeof(*j->pieces));
+    j->pieces = calloc(pages / PIECE_PAGES + 2 * cpus + 2 + j->m->n_regions, sizeof(*j->pieces));
     if (!j->pieces)
         return -ENOMEM;
     for (unsigned i = 0; i < cpus; i++) {

@@ -9,6 +9,7 @@
 #include "check.h"
 #include "forkdump.h"
 #include "report.h"
+#include "save.h"
 #include "state.h"
 #include "stats.h"
 
@@ -31,11 +32,18 @@ static json_t *query_status(struct request *r)
 static json_t *query_vm(struct request *r)
 {
     const struct vm *vm = r->vm;
-    json_t *ram =
-        json_pack("{s:s,s:I,s:I,s:I}", "name", "ram", "hva", (json_int_t)(uintptr_t)vm->memory.hva,
-                  "bytes", (json_int_t)vm->memory.bytes, "gpa", (json_int_t)GUEST_RAM_GPA);
-    return json_pack("{s:s,s:s,s:s,s:s,s:i,s:[o]}", "vmm", "minivm", "version", "1", "name", "",
-                     "accelerator", vm->accel->name, "cpus", (int)vm->o.cpus, "memory", ram);
+    json_t *memory = json_array();
+    for (unsigned i = 0; i < vm->memory.n_regions; i++) {
+        const struct memory_region *g = &vm->memory.regions[i];
+        char name[16] = "ram";
+        if (i > 0)
+            snprintf(name, sizeof(name), "ram%u", i);
+        json_array_append_new(memory, json_pack("{s:s,s:I,s:I,s:I}", "name", name, "hva",
+                                                (json_int_t)(uintptr_t)g->hva, "bytes",
+                                                (json_int_t)g->bytes, "gpa", (json_int_t)g->gpa));
+    }
+    return json_pack("{s:s,s:s,s:s,s:s,s:i,s:o}", "vmm", "minivm", "version", "1", "name", "",
+                     "accelerator", vm->accel->name, "cpus", (int)vm->o.cpus, "memory", memory);
 }
 
 static json_t *moment(void)
@@ -120,7 +128,8 @@ static json_t *x_check(struct request *r)
     struct check_result c;
     if (r->vm->status != VM_PAUSED)
         return request_fail(r, "the VM must be stopped first");
-    int error = check_memory(&r->vm->memory, r->vm->o.cpus, !r->vm->o.incoming, &c);
+    bool first_life = !r->vm->o.incoming && !r->vm->o.vmstate;
+    int error = check_memory(&r->vm->memory, r->vm->o.cpus, first_life, &c);
     if (error == -EBADMSG)
         return request_fail(r, "not even the pages of the guest's state are right");
     if (error)
@@ -133,6 +142,17 @@ static json_t *x_check(struct request *r)
         json_object_set_new(result, "first_wrong", json_integer((json_int_t)c.first_wrong));
     report_line("check", json_incref(result));
     return result;
+}
+
+static json_t *x_save_files(struct request *r)
+{
+    const char *state = json_string_value(json_object_get(r->arguments, "vmstate"));
+    const char *memory = json_string_value(json_object_get(r->arguments, "memory"));
+    if (!state || !memory)
+        return request_fail(r, "x-save-files needs the paths vmstate and memory");
+    if (r->vm->status != VM_PAUSED)
+        return request_fail(r, "the VM must be stopped first");
+    return save_files(r->vm, state, memory, r->problem, sizeof(r->problem)) ? json_object() : NULL;
 }
 
 /* fork() copies page after page while other threads write: the VM has to stand still for it. */
@@ -163,6 +183,7 @@ static const struct command commands[] = {
     {"stop", false, stop},
     {"x-check", false, x_check},
     {"x-fork-dump", false, x_fork_dump},
+    {"x-save-files", false, x_save_files},
     {"x-stats", false, x_stats},
 };
 

@@ -37,14 +37,16 @@ static bool is_zero(const uint8_t *p, size_t bytes)
 static int write_memory(const struct memory *m, int fd, bool sparse)
 {
     for (uint64_t at = 0; at < m->bytes;) {
-        size_t bytes = m->bytes - at < PIECE_BYTES ? (size_t)(m->bytes - at) : PIECE_BYTES;
-        if (sparse && is_zero(m->hva + at, bytes)) {
+        const uint8_t *piece = memory_page(m, at / GUEST_PAGE_BYTES) + at % GUEST_PAGE_BYTES;
+        uint64_t room = memory_pages_on(m, at / GUEST_PAGE_BYTES) * GUEST_PAGE_BYTES;
+        size_t bytes = (size_t)(room < PIECE_BYTES ? room : PIECE_BYTES) - at % GUEST_PAGE_BYTES;
+        if (sparse && is_zero(piece, bytes)) {
             if (lseek(fd, (off_t)bytes, SEEK_CUR) < 0)
                 return errno;
             at += bytes;
             continue;
         }
-        ssize_t n = write(fd, m->hva + at, bytes);
+        ssize_t n = write(fd, piece, bytes);
         if (n < 0 && errno != EINTR)
             return errno;
         at += n > 0 ? (uint64_t)n : 0;

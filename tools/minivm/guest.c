@@ -111,6 +111,14 @@ static inline uint64_t choose(const struct guest_state *s, uint64_t generator)
     return s->first_page + (((generator >> 32) * s->work_pages) >> 32);
 }
 
+static inline uint64_t *page_at(const struct guest_mailbox *mb, uint64_t number)
+{
+    const struct guest_region *r = mb->regions;
+    while (number >= r->end_page)
+        r++;
+    return (uint64_t *)(uintptr_t)(r->base + number * GUEST_PAGE_BYTES);
+}
+
 static inline uint64_t next_random(uint64_t x)
 {
     x ^= x << 13; /* xorshift64 */
@@ -123,7 +131,7 @@ static void step(struct guest_mailbox *mb, struct guest_state *s)
     uint64_t epoch = *(volatile uint64_t *)&mb->epoch;
     uint64_t generator = next_random(s->generator);
     uint64_t number = choose(s, generator);
-    uint64_t *page = (uint64_t *)(uintptr_t)(mb->ram_base + number * GUEST_PAGE_BYTES);
+    uint64_t *page = page_at(mb, number);
     volatile struct guest_page *start = (volatile struct guest_page *)page;
     struct times t = {.read = guest_tsc()};
     uint64_t old = start->generation, new = old + 1;

@@ -16,6 +16,7 @@
 #define GUEST_PAGE_BYTES 4096u
 #define GUEST_PAGE_WORDS (GUEST_PAGE_BYTES / 8)
 #define GUEST_MAX_CPUS 64u
+#define GUEST_MAX_REGIONS 8u
 
 /* Guest-physical, and by the identity map virtual, addresses. */
 #define GUEST_MACHINE_GPA 0x200000ull    /* page tables, code, mailboxes: a memory slot */
@@ -27,6 +28,7 @@
 #define GUEST_MAILBOX_BYTES 0x100000ull  /* each */
 #define GUEST_DOORBELL_GPA 0xd0000000ull /* no memory: a write leaves KVM_RUN */
 #define GUEST_RAM_GPA 0x100000000ull
+#define GUEST_HOLE_BYTES 0x10000000ull /* guest-physical, between two regions of RAM */
 #define GUEST_MAX_RAM_BYTES ((GUEST_MAX_DIRECTORIES - 4ull) << 30)
 
 /* The start of each written page; the rest of it is guest_mark() on a stride and content. */
@@ -82,6 +84,12 @@ struct guest_slot {
     uint64_t max_gap_ticks;
 };
 
+/* Where the guest sees the pages before `end_page` that no region before it has: page p at `base` +
+ * p * GUEST_PAGE_BYTES. */
+struct guest_region {
+    uint64_t end_page, base;
+};
+
 enum guest_mode { GUEST_CALIBRATE, GUEST_WORK };
 
 /* A value written to the doorbell: what the guest wants. */
@@ -89,7 +97,7 @@ enum guest_call { GUEST_CALL_HELLO = 1, GUEST_CALL_WAIT = 2 };
 
 struct guest_mailbox {
     /* Set by the VMM. */
-    uint64_t ram_base;       /* where the guest sees its RAM */
+    struct guest_region regions[GUEST_MAX_REGIONS]; /* the last one ends behind every page */
     uint64_t epoch;          /* another one each time the VM goes on, in any VMM */
     uint64_t interval_ticks; /* between two writes; 0: as fast as it can */
     uint64_t burst_ticks;    /* how far it may run ahead of its rate */

@@ -8,7 +8,10 @@
 #include "control.h"
 #include "options.h"
 #include "report.h"
+#include "save.h"
+#include "state.h"
 #include "stats.h"
+#include "uffd.h"
 #include "vm.h"
 
 static struct vm vm;
@@ -22,6 +25,19 @@ static void go_first(void)
 {
     const struct sched_param p = {.sched_priority = 1};
     sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &p);
+}
+
+/* From the files of a snapshot: as in Firecracker nobody is asked whether pages come. */
+static bool resume(char *why, size_t why_bytes)
+{
+    if (vm.o.uffd_backend && !uffd_hand_off(&vm, why, why_bytes))
+        return false;
+    go_first();
+    if (!save_resume(&vm, why, why_bytes))
+        return false;
+    if (!vm.o.paused)
+        vm_cont(&vm);
+    return true;
 }
 
 static bool start(struct control **control, const struct options *o, char *why, size_t why_bytes)
@@ -41,13 +57,27 @@ static bool start(struct control **control, const struct options *o, char *why, 
                                    memory_kind_names[o->kind], "cpus", (int)o->cpus));
     if (o->control && !control_listen(*control, o->control, why, why_bytes))
         return false;
+    if (o->vmstate)
+        return resume(why, why_bytes);
     if (!o->incoming)
         memory_fill(&vm.memory, o);
     go_first();
     if (o->incoming)
         return control_connect(*control, o->incoming, why, why_bytes);
-    vm_cont(&vm);
+    vm.status = VM_PAUSED;
+    if (!o->paused)
+        vm_cont(&vm);
     return true;
+}
+
+/* What the state says of the machine goes before the command line. */
+static bool take_machine(struct options *o)
+{
+    char why[200] = "";
+    if (!o->vmstate || state_peek(o->vmstate, o, why, sizeof(why)))
+        return options_fit(o);
+    fprintf(stderr, "minivm: %s\n", why);
+    return false;
 }
 
 int main(int argc, char **argv)
@@ -57,6 +87,8 @@ int main(int argc, char **argv)
     char why[200] = "";
     if (!options_parse(&o, argc, argv))
         return 2;
+    if (!take_machine(&o))
+        return 1;
     if (!start(&control, &o, why, sizeof(why))) {
         fprintf(stderr, "minivm: %s\n", why);
         return 1;

@@ -2,10 +2,13 @@
 #include "memory.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/memfd.h>
+#include <linux/mman.h>
 #include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define HUGE_BYTES (2ull << 20)
@@ -16,45 +19,117 @@
 static int open_backing(const struct options *o)
 {
     unsigned flags = MFD_CLOEXEC | (o->kind == MEMORY_HUGETLBFS ? MFD_HUGETLB | MFD_HUGE_2MB : 0);
-    int fd = memfd_create("minivm-ram", flags);
+    int fd = o->memory_file ? open(o->memory_file, O_RDONLY | O_CLOEXEC)
+                            : memfd_create("minivm-ram", flags);
     if (fd < 0)
         return -errno;
-    if (ftruncate(fd, (off_t)o->memory_bytes) != 0) {
-        int saved = errno;
+    struct stat s;
+    int error = 0;
+    if (!o->memory_file && ftruncate(fd, (off_t)o->memory_bytes) != 0)
+        error = -errno;
+    if (o->memory_file && (fstat(fd, &s) != 0 || s.st_size != (off_t)o->memory_bytes))
+        error = -ENODATA; /* a mapping behind its end would be a SIGBUS */
+    if (error)
         close(fd);
-        return -saved;
-    }
-    return fd;
+    return error ? error : fd;
 }
 
-/*
- * Address space around the memory is kept without access, so that its mapping starts at a multiple
- * of 2 MiB and never merges with another one.
- */
+/* A free place of that many bytes that starts at a multiple of 2 MiB, with address space around it
+ * that is kept without access: so it merges with no other mapping. NULL: errno. */
+static void *find_place(uint64_t bytes)
+{
+    uint8_t *around = mmap(NULL, bytes + 2 * HUGE_BYTES, PROT_NONE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return around == MAP_FAILED ? NULL : around + HUGE_BYTES - (uintptr_t)around % HUGE_BYTES;
+}
+
+static int map_flags(enum memory_kind kind, bool file)
+{
+    if (kind == MEMORY_MEMFD || kind == MEMORY_HUGETLBFS)
+        return MAP_SHARED;
+    return MAP_PRIVATE | MAP_NORESERVE | (file ? 0 : MAP_ANONYMOUS) |
+           (kind == MEMORY_HUGETLB ? MAP_HUGETLB | MAP_HUGE_2MB : 0);
+}
+
+static int map_region(const struct memory *m, struct memory_region *r, const struct options *o)
+{
+    int flags = map_flags(o->kind, o->memory_file != NULL), advice = -1;
+    void *at = o->plain_mappings ? NULL : find_place(r->bytes);
+    if (!o->plain_mappings && !at)
+        return -errno;
+    at = mmap(at, r->bytes, PROT_READ | PROT_WRITE, flags | (at ? MAP_FIXED : 0), m->fd,
+              m->fd < 0 ? 0 : (off_t)r->offset);
+    if (at == MAP_FAILED)
+        return -errno;
+    if (o->kind == MEMORY_THP)
+        advice = MADV_HUGEPAGE;
+    else if (o->kind == MEMORY_ANON && !o->plain_mappings)
+        advice = MADV_NOHUGEPAGE;
+    r->hva = at;
+    return advice >= 0 && madvise(at, r->bytes, advice) != 0 ? -errno : 0;
+}
+
+/* Regions of one size, but for the last one, which takes what is left. */
+static void cut_regions(struct memory *m, const struct options *o)
+{
+    uint64_t each = o->memory_bytes / o->regions, at = 0;
+    each -= o->regions > 1 ? each % options_region_unit(o) : 0;
+    for (unsigned i = 0; i < o->regions; i++, at += each)
+        m->regions[i] = (struct memory_region){
+            .bytes = i + 1 < o->regions ? each : o->memory_bytes - at,
+            .offset = at,
+            .gpa = GUEST_RAM_GPA + at + i * GUEST_HOLE_BYTES,
+        };
+}
+
 int memory_open(struct memory *m, const struct options *o)
 {
-    bool shared = o->kind == MEMORY_MEMFD || o->kind == MEMORY_HUGETLBFS;
-    int fd = shared ? open_backing(o) : -1;
-    if (shared && fd < 0)
+    bool backed = o->kind == MEMORY_MEMFD || o->kind == MEMORY_HUGETLBFS || o->memory_file;
+    int fd = backed ? open_backing(o) : -1, r = 0;
+    if (backed && fd < 0)
         return fd;
-    uint8_t *around = mmap(NULL, o->memory_bytes + 2 * HUGE_BYTES, PROT_NONE,
-                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (around == MAP_FAILED)
-        return -errno;
-    void *at = around + HUGE_BYTES - (uintptr_t)around % HUGE_BYTES;
-    int flags = (shared ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE) | MAP_FIXED;
-    if (mmap(at, o->memory_bytes, PROT_READ | PROT_WRITE, flags, fd, 0) == MAP_FAILED)
-        return -errno;
-    if (o->kind == MEMORY_ANON || o->kind == MEMORY_THP)
-        if (madvise(at, o->memory_bytes, o->kind == MEMORY_THP ? MADV_HUGEPAGE : MADV_NOHUGEPAGE))
-            return -errno;
-    *m = (struct memory){.hva = at, .bytes = o->memory_bytes, .kind = o->kind, .fd = fd};
-    return 0;
+    *m = (struct memory){
+        .bytes = o->memory_bytes, .n_regions = o->regions, .kind = o->kind, .fd = fd};
+    cut_regions(m, o);
+    for (unsigned i = 0; r == 0 && i < m->n_regions; i++)
+        r = map_region(m, &m->regions[i], o);
+    return r;
+}
+
+static const struct memory_region *region_of(const struct memory *m, uint64_t number)
+{
+    const struct memory_region *r = m->regions;
+    while (number * GUEST_PAGE_BYTES >= r->offset + r->bytes)
+        r++;
+    return r;
+}
+
+uint8_t *memory_page(const struct memory *m, uint64_t number)
+{
+    const struct memory_region *r = region_of(m, number);
+    return r->hva + (number * GUEST_PAGE_BYTES - r->offset);
+}
+
+uint64_t memory_pages_on(const struct memory *m, uint64_t number)
+{
+    const struct memory_region *r = region_of(m, number);
+    return (r->offset + r->bytes) / GUEST_PAGE_BYTES - number;
+}
+
+void memory_map(const struct memory *m, struct guest_region *map, bool physical)
+{
+    for (unsigned i = 0; i < m->n_regions; i++) {
+        const struct memory_region *r = &m->regions[i];
+        uint64_t start = physical ? r->gpa : (uintptr_t)r->hva;
+        map[i].end_page =
+            i + 1 < m->n_regions ? (r->offset + r->bytes) / GUEST_PAGE_BYTES : UINT64_MAX;
+        map[i].base = start - r->offset;
+    }
 }
 
 struct guest_state *memory_state(const struct memory *m, unsigned vcpu)
 {
-    return (struct guest_state *)(void *)(m->hva + (uint64_t)vcpu * GUEST_PAGE_BYTES);
+    return (struct guest_state *)(void *)memory_page(m, vcpu);
 }
 
 bool memory_state_is_sound(const struct memory *m, const struct guest_state *s, unsigned vcpu,
@@ -137,7 +212,7 @@ static void fill_page(uint64_t *page, uint64_t number)
 
 struct filler {
     pthread_t thread;
-    uint8_t *hva;
+    const struct memory *m;
     uint64_t first, end; /* pages */
 };
 
@@ -145,7 +220,7 @@ static void *fill_pages(void *arg)
 {
     const struct filler *f = arg;
     for (uint64_t i = f->first; i < f->end; i++)
-        fill_page((uint64_t *)(void *)(f->hva + i * GUEST_PAGE_BYTES), i);
+        fill_page((uint64_t *)(void *)memory_page(f->m, i), i);
     return NULL;
 }
 
@@ -160,7 +235,7 @@ void memory_fill(const struct memory *m, const struct options *o)
     if (pages == 0)
         return;
     for (unsigned i = 0; i < n; i++) {
-        fillers[i] = (struct filler){.hva = m->hva,
+        fillers[i] = (struct filler){.m = m,
                                      .first = o->cpus + (pages - o->cpus) * i / n,
                                      .end = o->cpus + (pages - o->cpus) * (i + 1) / n};
         if (i > 0 && pthread_create(&fillers[i].thread, NULL, fill_pages, &fillers[i]) != 0)

@@ -1,4 +1,7 @@
-/* memory.h - the guest's RAM: one mapping of exactly the size asked for. */
+/*
+ * memory.h - the guest's RAM: one mapping of exactly the size asked for, or several regions with
+ * holes between them. Pages are numbered throughout.
+ */
 #ifndef MINIVM_MEMORY_H
 #define MINIVM_MEMORY_H
 
@@ -6,15 +9,29 @@
 
 #include "options.h"
 
-struct memory {
+struct memory_region {
     uint8_t *hva;
-    uint64_t bytes;
+    uint64_t bytes, gpa;
+    uint64_t offset; /* in RAM, holes left out, and in a memory file */
+};
+
+struct memory {
+    uint64_t bytes; /* of all regions */
+    unsigned n_regions;
+    struct memory_region regions[GUEST_MAX_REGIONS];
     enum memory_kind kind;
     int fd; /* what backs it, or -1 */
 };
 
 /* Maps it and touches none of it. -errno. */
 int memory_open(struct memory *m, const struct options *o);
+
+/* Where a page lies, and how many follow each other from it on. */
+uint8_t *memory_page(const struct memory *m, uint64_t number);
+uint64_t memory_pages_on(const struct memory *m, uint64_t number);
+
+/* Fills the guest's map, of guest-physical addresses or of ours. */
+void memory_map(const struct memory *m, struct guest_region *map, bool physical);
 
 /* The state page of a vCPU. */
 struct guest_state *memory_state(const struct memory *m, unsigned vcpu);

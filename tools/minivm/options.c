@@ -10,14 +10,18 @@
 #define MIB (1ull << 20)
 #define MAX_RATE 1000000000ull
 
-const char *const memory_kind_names[] = {"anon", "thp", "memfd", "hugetlbfs", NULL};
+const char *const memory_kind_names[] = {"anon", "thp", "memfd", "hugetlbfs", "hugetlb", NULL};
 static const char *const accel_names[] = {"auto", "kvm", "threads", NULL};
 static const char *const pattern_names[] = {"idle", "random", "sequential", NULL};
+static const char *const form_names[] = {"page_size", "page_size_kib", "none", NULL};
 
 static const char help[] =
     "usage: minivm [OPTIONS]\n"
     "  --memory SIZE          guest memory (default 64M)\n"
-    "  --kind KIND            anon (default, 4 KiB pages), thp, memfd, hugetlbfs\n"
+    "  --kind KIND            anon (default, 4 KiB pages), thp, memfd, hugetlbfs (shared, 2 MiB),\n"
+    "                         hugetlb (private, 2 MiB)\n"
+    "  --hugetlb              --kind hugetlb\n"
+    "  --regions N            memory in N regions with holes between them (default 1, at most 8)\n"
     "  --cpus N               vCPUs (default 1)\n"
     "  --accel kvm|threads|auto\n"
     "  --pattern PATTERN      idle, random (default), sequential, hot:SIZE\n"
@@ -25,7 +29,16 @@ static const char help[] =
     "  --populate SIZE        fill that much of the memory with data first, and write in it alone\n"
     "  --control SOCK         listen there for commands\n"
     "  --vmsnap-incoming PATH be restored: connect to PATH and wait for load-state\n"
-    "  --report FILE          append JSON lines\n";
+    "  --report FILE          append JSON lines\n"
+    "Started from the files of a snapshot, as Firecracker is (README.md):\n"
+    "  --vmstate FILE         the state; memory, regions and vCPUs are as it says\n"
+    "  --memory-file FILE     its memory, mapped privately\n"
+    "  --uffd-backend SOCK    or: its memory comes from who serves page faults there\n"
+    "  --paused               do not run before a `cont`\n"
+    "  --handoff-form FORM    page_size (default: since 1.12), page_size_kib (1.7 to 1.11), none\n"
+    "  --handoff-early-empty  connect once for nothing before\n"
+    "  --handoff-closes       close the connection after the message, as before 1.12\n"
+    "  --no-remove-events     no EVENT_REMOVE, as before 1.12 without a balloon\n";
 
 /* -1: none of them. */
 static int find(const char *const *names, const char *text)
@@ -76,7 +89,9 @@ static bool parse_pattern(struct options *o, const char *text)
 }
 
 enum { OPT_MEMORY = 1, OPT_KIND, OPT_CPUS, OPT_ACCEL, OPT_PATTERN, OPT_RATE, OPT_POPULATE };
-enum { OPT_CONTROL = 16, OPT_INCOMING, OPT_REPORT, OPT_HELP };
+enum { OPT_HUGETLB = 8, OPT_REGIONS, OPT_FORM, OPT_EARLY_EMPTY, OPT_CLOSES, OPT_NO_REMOVE };
+enum { OPT_PAUSED = 15, OPT_CONTROL, OPT_INCOMING, OPT_REPORT, OPT_VMSTATE, OPT_UFFD };
+enum { OPT_MEMORY_FILE = 32, OPT_HELP };
 
 static const struct option table[] = {
     {"memory", required_argument, NULL, OPT_MEMORY},
@@ -89,6 +104,16 @@ static const struct option table[] = {
     {"control", required_argument, NULL, OPT_CONTROL},
     {"vmsnap-incoming", required_argument, NULL, OPT_INCOMING},
     {"report", required_argument, NULL, OPT_REPORT},
+    {"hugetlb", no_argument, NULL, OPT_HUGETLB},
+    {"regions", required_argument, NULL, OPT_REGIONS},
+    {"vmstate", required_argument, NULL, OPT_VMSTATE},
+    {"memory-file", required_argument, NULL, OPT_MEMORY_FILE},
+    {"uffd-backend", required_argument, NULL, OPT_UFFD},
+    {"paused", no_argument, NULL, OPT_PAUSED},
+    {"handoff-form", required_argument, NULL, OPT_FORM},
+    {"handoff-early-empty", no_argument, NULL, OPT_EARLY_EMPTY},
+    {"handoff-closes", no_argument, NULL, OPT_CLOSES},
+    {"no-remove-events", no_argument, NULL, OPT_NO_REMOVE},
     {"help", no_argument, NULL, OPT_HELP},
     {NULL, 0, NULL, 0},
 };
@@ -100,23 +125,71 @@ static bool take_name(const char *const *names, const char *text, unsigned *valu
     return n >= 0;
 }
 
-static bool take(struct options *o, int option, const char *text)
+static bool take_number(const char *text, uint64_t max, unsigned *value)
+{
+    uint64_t number = 0;
+    const char *end;
+    bool ok = parse_number(text, max, &number, &end) && !*end && number > 0;
+    *value = (unsigned)number;
+    return ok;
+}
+
+/* An option that is a path, or NULL if it is none. */
+static const char **path_of(struct options *o, int option)
+{
+    switch (option) {
+    case OPT_CONTROL:
+        return &o->control;
+    case OPT_INCOMING:
+        return &o->incoming;
+    case OPT_REPORT:
+        return &o->report;
+    case OPT_VMSTATE:
+        return &o->vmstate;
+    case OPT_MEMORY_FILE:
+        return &o->memory_file;
+    case OPT_UFFD:
+        return &o->uffd_backend;
+    default:
+        return NULL;
+    }
+}
+
+/* Likewise a yes or no. */
+static bool *flag_of(struct options *o, int option)
+{
+    switch (option) {
+    case OPT_PAUSED:
+        return &o->paused;
+    case OPT_EARLY_EMPTY:
+        return &o->handoff_early_empty;
+    case OPT_CLOSES:
+        return &o->handoff_closes;
+    case OPT_NO_REMOVE:
+        return &o->no_remove_events;
+    default:
+        return NULL;
+    }
+}
+
+static bool take_value(struct options *o, int option, const char *text)
 {
     unsigned n = 0;
-    uint64_t number = 0;
     const char *end = "";
-    bool ok = true;
+    bool ok;
     switch (option) {
     case OPT_MEMORY:
         return parse_size(text, &o->memory_bytes);
+    case OPT_HUGETLB:
+        text = "hugetlb"; /* fallthrough */
     case OPT_KIND:
         ok = take_name(memory_kind_names, text, &n);
         o->kind = (enum memory_kind)n;
         return ok;
     case OPT_CPUS:
-        ok = parse_number(text, GUEST_MAX_CPUS, &number, &end) && !*end && number > 0;
-        o->cpus = (unsigned)number;
-        return ok;
+        return take_number(text, GUEST_MAX_CPUS, &o->cpus);
+    case OPT_REGIONS:
+        return take_number(text, GUEST_MAX_REGIONS, &o->regions);
     case OPT_ACCEL:
         ok = take_name(accel_names, text, &n);
         o->accel = (enum accel_wish)n;
@@ -125,32 +198,68 @@ static bool take(struct options *o, int option, const char *text)
         return parse_pattern(o, text);
     case OPT_RATE:
         return parse_number(text, MAX_RATE, &o->rate, &end) && !*end;
-    case OPT_POPULATE:
-        return parse_size(text, &o->populate_bytes);
-    case OPT_CONTROL:
-        o->control = text;
-        return true;
-    case OPT_INCOMING:
-        o->incoming = text;
-        return true;
+    case OPT_FORM:
+        ok = take_name(form_names, text, &n);
+        o->handoff_form = (enum handoff_form)n;
+        return ok;
     default:
-        o->report = text;
-        return true;
+        return parse_size(text, &o->populate_bytes);
     }
 }
 
-static bool fits_together(const struct options *o)
+static bool take(struct options *o, int option, const char *text)
 {
-    uint64_t unit = o->kind == MEMORY_HUGETLBFS ? 2 * MIB : GUEST_PAGE_BYTES;
-    const char *wrong = NULL;
-    if (o->memory_bytes % unit != 0)
-        wrong = "--memory must be whole pages of its kind";
-    else if (o->memory_bytes / GUEST_PAGE_BYTES < 4ull * o->cpus)
-        wrong = "--memory must be at least 4 pages per vCPU";
-    else if (o->populate_bytes > o->memory_bytes)
-        wrong = "--populate is more than --memory";
-    else if (o->populate_bytes && o->populate_bytes / GUEST_PAGE_BYTES < 4ull * o->cpus)
-        wrong = "--populate must be at least 4 pages per vCPU";
+    const char **path = path_of(o, option);
+    bool *flag = flag_of(o, option);
+    if (path)
+        *path = text;
+    else if (flag)
+        *flag = true;
+    return path || flag || take_value(o, option, text);
+}
+
+uint64_t options_region_unit(const struct options *o)
+{
+    bool huge = o->kind == MEMORY_HUGETLBFS || o->kind == MEMORY_HUGETLB;
+    return huge ? 2 * MIB : MIB;
+}
+
+/* What speaks against the memory, or NULL. */
+static const char *wrong_memory(const struct options *o)
+{
+    bool huge = o->kind == MEMORY_HUGETLBFS || o->kind == MEMORY_HUGETLB;
+    if (o->memory_bytes % (huge ? 2 * MIB : GUEST_PAGE_BYTES) != 0)
+        return "--memory must be whole pages of its kind";
+    if (o->regions > 1 && o->memory_bytes / o->regions < options_region_unit(o))
+        return "--memory is too little for that many --regions";
+    if (o->memory_bytes > GUEST_MAX_RAM_BYTES - (o->regions - 1) * GUEST_HOLE_BYTES)
+        return "--memory is too much for that many --regions";
+    if (o->memory_bytes / GUEST_PAGE_BYTES < 4ull * o->cpus)
+        return "--memory must be at least 4 pages per vCPU";
+    if (o->populate_bytes > o->memory_bytes)
+        return "--populate is more than --memory";
+    if (o->populate_bytes && o->populate_bytes / GUEST_PAGE_BYTES < 4ull * o->cpus)
+        return "--populate must be at least 4 pages per vCPU";
+    return NULL;
+}
+
+static const char *wrong_start(const struct options *o)
+{
+    if (!o->vmstate != !(o->uffd_backend || o->memory_file) || (o->uffd_backend && o->memory_file))
+        return "--vmstate needs --memory-file or --uffd-backend, and each of them needs it";
+    if (o->vmstate && o->incoming)
+        return "--vmsnap-incoming and --vmstate exclude each other";
+    if (o->vmstate && (o->kind == MEMORY_MEMFD || o->kind == MEMORY_HUGETLBFS))
+        return "memory that comes from a snapshot's file is private: --kind anon, thp or hugetlb";
+    if (o->memory_file && o->kind == MEMORY_HUGETLB)
+        return "memory of huge pages cannot be a file's: --uffd-backend";
+    return NULL;
+}
+
+bool options_fit(const struct options *o)
+{
+    const char *wrong = wrong_memory(o);
+    wrong = wrong ? wrong : wrong_start(o);
     if (wrong)
         fprintf(stderr, "minivm: %s\n", wrong);
     return !wrong;
@@ -158,7 +267,8 @@ static bool fits_together(const struct options *o)
 
 bool options_parse(struct options *o, int argc, char **argv)
 {
-    *o = (struct options){.memory_bytes = 64 * MIB, .cpus = 1, .pattern = GUEST_RANDOM};
+    *o = (struct options){
+        .memory_bytes = 64 * MIB, .cpus = 1, .regions = 1, .pattern = GUEST_RANDOM};
     int option, index = 0;
     while ((option = getopt_long(argc, argv, "", table, &index)) != -1) {
         if (option == '?')
@@ -176,5 +286,6 @@ bool options_parse(struct options *o, int argc, char **argv)
         fprintf(stderr, "minivm: what is '%s'?\n", argv[optind]);
         return false;
     }
-    return fits_together(o);
+    o->plain_mappings = o->vmstate != NULL;
+    return options_fit(o);
 }

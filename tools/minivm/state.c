@@ -2,6 +2,7 @@
 #include "state.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +11,7 @@
 #include "blob.h"
 
 #define STATE_MAGIC 0x31564e494d53564dull
-#define STATE_VERSION 1u
+#define STATE_VERSION 2u
 
 struct state_header {
     uint64_t magic;
@@ -18,7 +19,8 @@ struct state_header {
     char accel[16];
     uint64_t record_bytes; /* of the accelerator, per vCPU */
     uint64_t memory_bytes;
-    uint64_t code; /* a checksum of the guest's code */
+    uint64_t regions; /* into which memory is cut: addresses depend on it */
+    uint64_t code;    /* a checksum of the guest's code */
 };
 
 static uint64_t code_sum(void)
@@ -37,6 +39,7 @@ static struct state_header header_of(const struct vm *vm)
         .cpus = vm->o.cpus,
         .record_bytes = vm->accel->state_bytes,
         .memory_bytes = vm->memory.bytes,
+        .regions = vm->memory.n_regions,
         .code = code_sum(),
     };
     strncpy(h.accel, vm->accel->name, sizeof(h.accel) - 1);
@@ -142,4 +145,28 @@ bool state_load(struct vm *vm, int fd, char *why, size_t why_bytes)
     ok = ok && load_all(vm, data, why, why_bytes);
     free(data);
     return ok;
+}
+
+bool state_peek(const char *path, struct options *o, char *why, size_t why_bytes)
+{
+    struct state_header h = {0};
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    bool ok = fd >= 0 && read_all(fd, (uint8_t *)&h, sizeof(h));
+    if (!ok)
+        snprintf(why, why_bytes, "cannot read %s: %s", path, strerror(errno));
+    if (fd >= 0)
+        close(fd);
+    if (!ok)
+        return false;
+    if (h.magic != STATE_MAGIC || h.version != STATE_VERSION || h.cpus == 0 ||
+        h.cpus > GUEST_MAX_CPUS || h.regions == 0 || h.regions > GUEST_MAX_REGIONS ||
+        h.memory_bytes > GUEST_MAX_RAM_BYTES)
+        return refuse(why, why_bytes, "the state is of another minivm, or of no minivm at all");
+    o->cpus = h.cpus;
+    o->regions = (unsigned)h.regions;
+    o->memory_bytes = h.memory_bytes;
+    if (o->accel == ACCEL_AUTO)
+        o->accel =
+            strncmp(h.accel, accel_threads.name, sizeof(h.accel)) ? ACCEL_KVM : ACCEL_THREADS;
+    return true;
 }

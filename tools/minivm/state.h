@@ -15,4 +15,8 @@
 bool state_save(struct vm *vm, int fd, uint64_t *bytes, char *why, size_t why_bytes);
 bool state_load(struct vm *vm, int fd, char *why, size_t why_bytes);
 
+/* Sets those options that are as the state says: memory, regions, vCPUs, and the accelerator if
+ * none was asked for. False: `why`. */
+bool state_peek(const char *path, struct options *o, char *why, size_t why_bytes);
+
 #endif

@@ -1,0 +1,141 @@
+"""What a test needs to stand on the other side of a Firecracker, or of a minivm that speaks as one does:
+the receiver of its page-fault handoff, a handler of one page per fault, and its HTTP API."""
+
+import array
+import ctypes
+import errno
+import fcntl
+import json
+import mmap
+import os
+import select
+import socket
+import struct
+import threading
+
+UFFDIO_COPY = 0xc028aa03
+UFFDIO_ZEROPAGE = 0xc020aa04
+UFFDIO_WAKE = 0x8010aa02
+EVENT_PAGEFAULT, EVENT_REMOVE = 0x12, 0x15
+MESSAGE_BYTES = 32
+
+
+class Handoff:
+    """One message: `text` as it came, `fds`, `regions` (its JSON), the connection and the peer's
+    pid. With `end` at the end of a connection on which nothing came `fds` is empty."""
+
+    def __init__(self, t, connection, timeout=10.0):
+        connection.settimeout(timeout)
+        self.connection = connection
+        self.pid = struct.unpack("3i", connection.getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        room = socket.CMSG_SPACE(16 * 4)
+        self.text, ancillary, self.flags, _ = connection.recvmsg(65536, room)
+        self.ancillary = [(level, kind) for level, kind, _ in ancillary]
+        self.fds = array.array("i")
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self.fds.frombytes(data[:len(data) - len(data) % 4])
+        for fd in self.fds:
+            t.defer(os.close, fd)
+        t.defer(connection.close)
+        self.regions = json.loads(self.text) if self.text else None
+
+
+class Backend:
+    """A socket that a VMM with --uffd-backend connects to."""
+
+    def __init__(self, t):
+        self.t = t
+        self.path = t.path(t.unique("uffd") + ".sock")
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(self.path)
+        self._listener.listen(8)
+        t.defer(self._listener.close)
+
+    def accept(self, timeout=10.0):
+        self._listener.settimeout(timeout)
+        return Handoff(self.t, self._listener.accept()[0], timeout)
+
+
+def _address(buffer):
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+class PageServer:
+    """Serves the faults of a Handoff from a memory file, one page per fault, in a thread, as
+    Firecracker's example does. `faults`, `removed` count; `error` is what ended it too early."""
+
+    def __init__(self, t, handoff, memory_path):
+        self.regions = handoff.regions
+        self.uffd = handoff.fds[0]
+        with open(memory_path, "r+b") as f: # writable for ctypes alone: the mapping is private
+            self.memory = mmap.mmap(f.fileno(), 0, flags=mmap.MAP_PRIVATE)
+        self.page = self.regions[0].get("page_size", self.regions[0].get("page_size_kib", 4096))
+        self.zeros = mmap.mmap(-1, self.page)
+        self.discarded = set() # addresses of pages
+        self.faults = self.removed = 0
+        self.error = None
+        self._wake = os.eventfd(0)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        t.defer(self.stop)
+
+    def stop(self):
+        """No fault is served from now on."""
+        os.eventfd_write(self._wake, 1)
+        self._thread.join(10)
+
+    def _run(self):
+        waiting = [] # faults that could not be resolved yet
+        try:
+            while True:
+                ready, _, _ = select.select([self.uffd, self._wake], [], [])
+                if self._wake in ready:
+                    return
+                waiting += self._read_all()
+                waiting = [a for a in waiting if not self._resolve(a)]
+                while waiting: # a discard is under way: its event comes now
+                    waiting += self._read_all()
+                    waiting = [a for a in waiting if not self._resolve(a)]
+        except OSError as problem:
+            self.error = problem
+
+    def _read_all(self):
+        faults = []
+        while True:
+            try:
+                message = os.read(self.uffd, MESSAGE_BYTES)
+            except BlockingIOError:
+                return faults
+            kind = message[0]
+            first, second, third = struct.unpack_from("<3Q", message, 8)
+            if kind == EVENT_PAGEFAULT: # flags, address
+                self.faults += 1
+                faults.append(second - second % self.page)
+            elif kind == EVENT_REMOVE: # start, end
+                self.removed += (second - first) // self.page
+                self.discarded.update(range(first, second, self.page))
+            del third
+
+    def _resolve(self, address):
+        """False: later."""
+        try:
+            fcntl.ioctl(self.uffd, UFFDIO_COPY, bytearray(struct.pack(
+                "<QQQQq", address, self._source(address), self.page, 0, 0)))
+        except OSError as problem:
+            if problem.errno == errno.EAGAIN:
+                return False
+            if problem.errno != errno.EEXIST:
+                raise
+            fcntl.ioctl(self.uffd, UFFDIO_WAKE, struct.pack("<QQ", address, self.page))
+        return True
+
+    def _source(self, address):
+        if address in self.discarded:
+            return _address(self.zeros)
+        for region in self.regions:
+            at = address - region["base_host_virt_addr"]
+            if 0 <= at < region["size"]:
+                return _address(self.memory) + region["offset"] + at
+        raise OSError(errno.EFAULT, f"{address:#x} lies in no region")
