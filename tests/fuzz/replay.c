@@ -1,11 +1,11 @@
-/* replay.c - `unit_fuzz_image DIRECTORY...`: every file of the corpus through the fuzz target, and
+/* replay.c - `unit_fuzz_NAME DIRECTORY...`: every file of the corpus through the fuzz target, and
  * each of its prefixes and single damaged bytes at regular steps. No fuzzer is needed. */
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/fuzz/fuzz_image.h"
+#include "tests/fuzz/fuzz.h"
 
 #define FILE_MAX (1u << 20)
 #define STEPS 60u
@@ -55,7 +55,7 @@ int main(int argc, char **argv)
     unsigned n = 0;
     for (int i = 1; i < argc; i++)
         n += replay_directory(argv[i]);
-    printf("%u files, %llu images opened\n", n, (unsigned long long)fuzz_images_opened());
-    /* A corpus that is not found, or of which nothing opens, tests nothing. */
-    return n < 10 || fuzz_images_opened() < 10;
+    printf("%u files, %llu inputs accepted\n", n, (unsigned long long)fuzz_accepted());
+    /* A corpus that is not found, or of which nothing is good, tests nothing. */
+    return n < 10 || fuzz_accepted() < 10;
 }
