@@ -153,6 +153,27 @@ static int check_hazards(struct check *c, struct error *e)
     return 0;
 }
 
+/* What vmsnap starts, with all that could be in the way. */
+static int check_launch(struct check *c, const char *image_path, char *const *vmm_argv,
+                        struct error *e)
+{
+    if (!vmm_argv)
+        check_owner(c, image_path);
+    if (!check_plan(c, vmm_argv))
+        return 0;
+    check_executable(c);
+    check_generation_id(c);
+    return check_hazards(c, e);
+}
+
+/* What vmsnap only serves: no command line can start it. */
+static void say_served(struct check *c, char *const *vmm_argv, const struct error *why)
+{
+    char reason[sizeof(why->message) + sizeof(why->hint) + 16];
+    snprintf(reason, sizeof(reason), "%s; %s", why->message, why->hint);
+    say(c, "command-line", vmm_argv ? why : NULL, reason);
+}
+
 int restore_check(const char *image_path, char *const *vmm_argv,
                   void (*item)(void *opaque, const struct restore_check_item *item), void *opaque,
                   struct error *e)
@@ -162,13 +183,11 @@ int restore_check(const char *image_path, char *const *vmm_argv,
     if (check_image(&c, image_path)) {
         check_kernel(&c);
         check_accelerator(&c);
-        if (!vmm_argv)
-            check_owner(&c, image_path);
-        if (check_plan(&c, vmm_argv)) {
-            check_executable(&c);
-            check_generation_id(&c);
-            rc = check_hazards(&c, e);
-        }
+        struct error served = {0};
+        if (vmm_kind_check_started(c.description, image_path, &served))
+            say_served(&c, vmm_argv, &served);
+        else
+            rc = check_launch(&c, image_path, vmm_argv, e);
     }
     relaunch_free(&c.launch);
     json_decref(c.description);

@@ -85,7 +85,9 @@ static int open_image(struct restore *r, struct error *e)
 
 static int plan(struct restore *r, struct error *e)
 {
-    int rc = kernel_require(e);
+    int rc = vmm_kind_check_started(r->description, r->o->image_path, e);
+    if (rc == 0)
+        rc = kernel_require(e);
     if (rc == 0)
         rc = damage_check_kernel(r->o->poison_damage, e);
     if (rc == 0)
@@ -395,6 +397,8 @@ int restore_print_command(const char *image_path, char **line, struct error *e)
     struct restore_options o = {.image_path = image_path};
     struct restore r = {.o = &o, .session = {.o = &o}};
     int rc = open_image(&r, e);
+    if (rc == 0)
+        rc = vmm_kind_check_started(r.description, image_path, e);
     if (rc == 0)
         rc = r.kind->plan(&r.launch, r.description, NULL, e);
     if (rc == 0) {

@@ -70,4 +70,8 @@ extern const struct vmm_kind vmm_kind_control; /* vmm_control.c: over the protoc
 /* Whose image this is: never NULL. */
 const struct vmm_kind *vmm_kind_of(const json_t *description);
 
+/* 0, or exit code 15: the image is of a VMM that vmsnap does not start (Firecracker); *e says what
+ * to do instead. */
+int vmm_kind_check_started(const json_t *description, const char *image_path, struct error *e);
+
 #endif
