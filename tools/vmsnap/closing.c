@@ -68,3 +68,17 @@ void closing_snapshot(const json_t *summary)
                    faults ? format_duration(p99, get_number(summary, "fault_p99_ns")) : "",
                    throttled, get_text(summary, "guest_state", "running"));
 }
+
+void closing_import(const json_t *summary)
+{
+    char ram[FORMAT_MAX], stored[FORMAT_MAX], wall[FORMAT_MAX], state[FORMAT_MAX];
+    uint64_t ram_bytes = get_number(summary, "ram_bytes");
+    uint64_t image_bytes = get_number(summary, "image_bytes");
+    uint64_t state_bytes = get_number(summary, "device_state_bytes");
+    double ratio = image_bytes ? (double)ram_bytes / (double)image_bytes : 0;
+    report_closing("%s RAM, %s stored (%.1f:1) in %s; %s%s", format_bytes(ram, ram_bytes),
+                   format_bytes(stored, image_bytes), ratio,
+                   format_duration(wall, get_number(summary, "wall_ns")),
+                   state_bytes ? "vmstate of " : "no vmstate",
+                   state_bytes ? format_bytes(state, state_bytes) : "");
+}

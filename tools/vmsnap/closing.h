@@ -11,6 +11,11 @@
  */
 void closing_snapshot(const json_t *summary);
 
+/* The line of an import:
+ *     4.0 GiB RAM, 1.1 GiB stored (3.6:1) in 3.9 s; vmstate of 64 KiB
+ */
+void closing_import(const json_t *summary);
+
 /* "KVM", "TCG": the accelerator of a result, as people write it. Valid as long as the object. */
 const char *closing_accelerator(const json_t *summary);
 

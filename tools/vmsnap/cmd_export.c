@@ -1,4 +1,5 @@
-/* cmd_export.c - `vmsnap export`: the guest's memory out of an image, as other tools read it. */
+/* cmd_export.c - `vmsnap export`: the guest's memory, or its device state, out of an image, as
+ * other tools read them. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -10,12 +11,14 @@
 #include "common/format.h"
 #include "common/log.h"
 #include "common/publish.h"
+#include "common/vmm/firecracker.h"
 #include "tools/vmsnap/commands.h"
 #include "tools/vmsnap/defaults.h"
 #include "tools/vmsnap/export_raw.h"
 #include "tools/vmsnap/report.h"
 
-static const char *const formats[] = {"raw", NULL};
+enum { FORMAT_RAW, FORMAT_VMSTATE };
+static const char *const formats[] = {"raw", "vmstate", NULL};
 
 static struct {
     int format;
@@ -24,7 +27,7 @@ static struct {
     bool overwrite;
 } args;
 
-static const char *const usage[] = {"--format raw [OPTIONS] IMAGE OUT", NULL};
+static const char *const usage[] = {"--format raw|vmstate [OPTIONS] IMAGE OUT", NULL};
 
 static const struct operand operands[] = {
     {.name = "IMAGE", .help = "the image to read"},
@@ -39,7 +42,8 @@ static const struct option_spec options[] = {
      .choices = formats,
      .required = true,
      .argument = "FORMAT",
-     .help = "raw: a sparse file in which offset equals guest-physical address"},
+     .help = "raw: a sparse file in which offset equals guest-physical address; of a Firecracker, "
+             "its memory file; vmstate: the VMM's device state as it wrote it"},
     {.name = "region",
      .kind = OPTION_STRING,
      .to.string = &args.region,
@@ -117,6 +121,42 @@ static int extents_of_guest(const struct image *img, struct export_extent **out,
     return 0;
 }
 
+/* The regions one after the other: Firecracker's memory file. */
+static int extents_of_file(const struct image *img, struct export_extent **out, uint64_t *n,
+                           struct error *e)
+{
+    uint32_t n_regions;
+    uint64_t offset = 0;
+    const struct image_region *regions = image_regions(img, &n_regions);
+    *out = calloc(n_regions, sizeof(**out));
+    if (!*out)
+        return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "exporting");
+    for (uint32_t i = 0; i < n_regions; i++) {
+        (*out)[i] =
+            (struct export_extent){.out_offset = offset, .bytes = regions[i].bytes, .region = i};
+        offset += regions[i].bytes;
+    }
+    *n = n_regions;
+    return 0;
+}
+
+static bool is_of_firecracker(const struct image *img)
+{
+    json_t *description = json_loads(image_description(img), 0, NULL);
+    bool is = firecracker_describes(description);
+    json_decref(description);
+    return is;
+}
+
+static int find_extents(const struct image *img, struct export_extent **out, uint64_t *n,
+                        struct error *e)
+{
+    if (args.region)
+        return extent_of_region(img, out, n, e);
+    return is_of_firecracker(img) ? extents_of_file(img, out, n, e)
+                                  : extents_of_guest(img, out, n, e);
+}
+
 /* Into a file that gets its name when it is complete, or to stdout. */
 static int export_to(struct export_raw *x, struct error *e)
 {
@@ -180,6 +220,68 @@ static void say_done(const struct export_raw *x, const char *image, uint64_t wal
                    format_bytes(written, x->written_bytes), format_duration(wall, wall_ns));
 }
 
+/* ---- the device state ---- */
+
+static int write_all(int fd, const char *data, uint64_t bytes, const char *name, struct error *e)
+{
+    while (bytes > 0) {
+        ssize_t n = write(fd, data, bytes);
+        if (n < 0 && (errno != EINTR || interrupted)) {
+            bool full = errno == ENOSPC || errno == EDQUOT;
+            return error_set(e,
+                             interrupted == SIGINT ? VMSNAP_EXIT_SIGINT
+                             : interrupted         ? VMSNAP_EXIT_SIGTERM
+                             : full                ? VMSNAP_EXIT_NO_SPACE
+                                                   : VMSNAP_EXIT_FAILED,
+                             errno, "writing %s", name);
+        }
+        data += n > 0 ? n : 0;
+        bytes -= n > 0 ? (uint64_t)n : 0;
+    }
+    return 0;
+}
+
+/* As export_to(). */
+static int write_state(const char *path, const void *state, uint64_t bytes, struct error *e)
+{
+    if (strcmp(path, "-") == 0)
+        return write_all(STDOUT_FILENO, state, bytes, "standard output", e);
+    struct publish file;
+    int r = publish_open(&file, path, args.overwrite, e);
+    if (r < 0)
+        return r;
+    r = write_all(file.fd, state, bytes, path, e);
+    if (r == 0)
+        r = publish_commit(&file, e);
+    publish_close(&file);
+    return r;
+}
+
+static int export_state(const struct image *img, const struct command_line *line, struct error *e)
+{
+    uint64_t bytes, began = clock_monotonic_ns();
+    const void *state = image_device_state(img, &bytes);
+    char size[FORMAT_MAX];
+    if (args.region)
+        return option_usage_error(e, "--region goes with --format raw");
+    if (bytes == 0) {
+        option_usage_error(e, "the image has no device state");
+        error_hint(e, "'vmsnap import firecracker --vmstate FILE' puts it there");
+        return -EINVAL;
+    }
+    int r = write_state(line->operand[1], state, bytes, e);
+    if (r < 0)
+        return r;
+    report_object("summary",
+                  json_pack("{s:o, s:o, s:s, s:I, s:I, s:I, s:[]}", "image",
+                            report_string(line->operand[0]), "output",
+                            report_string(line->operand[1]), "format", formats[args.format],
+                            "output_bytes", (json_int_t)bytes, "written_bytes", (json_int_t)bytes,
+                            "wall_ns", (json_int_t)(clock_monotonic_ns() - began), "warnings"));
+    report_closing("%s: vmstate of %s", line->operand[1], format_bytes(size, bytes));
+    return VMSNAP_EXIT_DONE;
+}
+
 static int export_image(const struct image *img, const struct command_line *line, struct error *e)
 {
     struct export_extent *extents CLEANUP_FREE = NULL;
@@ -189,8 +291,7 @@ static int export_image(const struct image *img, const struct command_line *line
                            .progress = report_wants_progress(),
                            .interrupted = &interrupted};
     uint64_t began = clock_monotonic_ns();
-    int r = args.region ? extent_of_region(img, &extents, &x.n_extents, e)
-                        : extents_of_guest(img, &extents, &x.n_extents, e);
+    int r = find_extents(img, &extents, &x.n_extents, e);
     if (r < 0)
         return r;
     x.extents = extents;
@@ -220,14 +321,14 @@ static int run(const struct command_line *line, struct error *e)
     if (r < 0)
         return r;
     catch_interrupts();
-    r = export_image(img, line, e);
+    r = args.format == FORMAT_VMSTATE ? export_state(img, line, e) : export_image(img, line, e);
     image_close(img);
     return r;
 }
 
 const struct command command_export = {
     .name = "export",
-    .summary = "write the guest-physical memory of an image to a file",
+    .summary = "write the memory of an image, or its device state, to a file",
     .usage = usage,
     .operands = operands,
     .options = options,

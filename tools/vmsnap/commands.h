@@ -6,6 +6,7 @@
 
 extern const struct command command_check;
 extern const struct command command_export;
+extern const struct command command_import;
 extern const struct command command_info;
 extern const struct command command_restore;
 extern const struct command command_snapshot;

@@ -11,8 +11,8 @@
 
 /* In the order of `vmsnap --help`. */
 static const struct command *const commands[] = {
-    &command_snapshot, &command_restore, &command_info, &command_verify,
-    &command_export,   &command_check,   NULL,
+    &command_snapshot, &command_restore, &command_import, &command_info,
+    &command_verify,   &command_export,  &command_check,  NULL,
 };
 
 static void print_help(FILE *f)
