@@ -139,3 +139,41 @@ class PageServer:
             if 0 <= at < region["size"]:
                 return _address(self.memory) + region["offset"] + at
         raise OSError(errno.EFAULT, f"{address:#x} lies in no region")
+
+
+class Api:
+    """A connection to an HTTP API on a UNIX socket, kept open."""
+
+    def __init__(self, t, path, timeout=10.0):
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout)
+        self._socket.connect(path)
+        self._file = self._socket.makefile("rb")
+        t.defer(self.close)
+
+    def close(self):
+        self._file.close()
+        self._socket.close()
+
+    def request(self, method, path, body=None, raw_body=None):
+        """(status, what the answer's JSON holds or None)."""
+        data = raw_body if raw_body is not None else b"" if body is None else json.dumps(
+            body).encode()
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n"
+        if data:
+            head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+        self._socket.sendall(head.encode() + b"\r\n" + data)
+        status = int(self._file.readline().split()[1])
+        length = 0
+        while (line := self._file.readline().strip()):
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        return status, json.loads(self._file.read(length)) if length else None
+
+    def get(self, path):
+        status, answer = self.request("GET", path)
+        if status != 200:
+            raise ValueError(f"GET {path}: {status} {answer}")
+        return answer

@@ -51,25 +51,26 @@ static json_t *moment(void)
     return json_pack("{s:I}", "monotonic_ns", (json_int_t)vm_now_ns());
 }
 
-/* False: it did not run. */
-static bool stop_vm(struct request *r)
+bool commands_stop(struct control *c, struct vm *vm)
 {
-    if (r->vm->status != VM_RUNNING)
+    if (vm->status != VM_RUNNING)
         return false;
-    vm_stop(r->vm);
-    control_event(r->control, "STOP", moment());
+    vm_stop(vm);
+    control_event(c, "STOP", moment());
     return true;
 }
 
-static void cont_vm(struct request *r)
+void commands_cont(struct control *c, struct vm *vm)
 {
-    control_event(r->control, "RESUME", moment());
-    vm_cont(r->vm);
+    if (vm->status != VM_PAUSED)
+        return;
+    control_event(c, "RESUME", moment());
+    vm_cont(vm);
 }
 
 static json_t *stop(struct request *r)
 {
-    stop_vm(r);
+    commands_stop(r->control, r->vm);
     return json_object();
 }
 
@@ -77,8 +78,7 @@ static json_t *cont(struct request *r)
 {
     if (r->vm->status == VM_INMIGRATE)
         return request_fail(r, "there is no state yet: load-state comes first");
-    if (r->vm->status == VM_PAUSED)
-        cont_vm(r);
+    commands_cont(r->control, r->vm);
     return json_object();
 }
 
@@ -162,11 +162,11 @@ static json_t *x_fork_dump(struct request *r)
     uint64_t fork_ns, began_ns = vm_now_ns();
     if (!path)
         return request_fail(r, "x-fork-dump needs a path");
-    bool running = stop_vm(r);
+    bool running = commands_stop(r->control, r->vm);
     bool ok = forkdump_start(&r->vm->memory, path, flag(r, "compress", false), &fork_ns, r->problem,
                              sizeof(r->problem));
     if (running)
-        cont_vm(r);
+        commands_cont(r->control, r->vm);
     if (!ok)
         return NULL;
     return json_pack("{s:I,s:I}", "fork_ns", (json_int_t)fork_ns, "pause_ns",

@@ -18,6 +18,10 @@ struct command {
     json_t *(*run)(struct request *r); /* a new reference, or NULL with `problem` */
 };
 
+/* The VM stops, or goes on, and everyone is told. Nothing if it is so already, and false. */
+bool commands_stop(struct control *c, struct vm *vm);
+void commands_cont(struct control *c, struct vm *vm);
+
 const struct command *commands_find(const char *name);
 
 json_t *request_fail(struct request *r, const char *format, ...)

@@ -19,6 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "api.h"
 #include "commands.h"
 #include "forkdump.h"
 #include "report.h"
@@ -40,6 +41,7 @@ struct control {
     struct vm *vm;
     int listen_fd, signal_fd;
     const char *listen_path; /* ours, if we listen */
+    struct api *api;         /* or NULL */
     bool quit;
     struct connection connections[MAX_CONNECTIONS];
 };
@@ -282,11 +284,11 @@ static bool is_left_over(const struct sockaddr_un *a)
     return refused;
 }
 
-bool control_listen(struct control *c, const char *path, char *why, size_t why_bytes)
+int control_socket(const char *path, char *why, size_t why_bytes)
 {
     struct sockaddr_un a;
     if (!set_path(&a, path, why, why_bytes))
-        return false;
+        return -1;
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (is_left_over(&a))
         unlink(path);
@@ -294,11 +296,22 @@ bool control_listen(struct control *c, const char *path, char *why, size_t why_b
         snprintf(why, why_bytes, "cannot listen on %s: %s", path, strerror(errno));
         if (fd >= 0)
             close(fd);
-        return false;
+        return -1;
     }
-    c->listen_fd = fd;
-    c->listen_path = path;
-    return true;
+    return fd;
+}
+
+bool control_listen(struct control *c, const char *path, char *why, size_t why_bytes)
+{
+    c->listen_fd = control_socket(path, why, why_bytes);
+    c->listen_path = c->listen_fd >= 0 ? path : NULL;
+    return c->listen_fd >= 0;
+}
+
+bool control_listen_api(struct control *c, const char *path, char *why, size_t why_bytes)
+{
+    c->api = api_open(c, path, why, why_bytes);
+    return c->api != NULL;
 }
 
 struct control *control_open(struct vm *vm, char *why, size_t why_bytes)
@@ -338,18 +351,21 @@ static bool take_signal(struct control *c)
 }
 
 enum { POLL_SIGNAL, POLL_FAILED, POLL_LISTEN, POLL_CONNECTIONS };
+#define POLL_API (POLL_CONNECTIONS + MAX_CONNECTIONS)
+#define POLL_ALL (POLL_API + API_POLLED)
 
 /* Serves until there is a reason to end; false: the guest died. */
 static bool serve(struct control *c)
 {
-    struct pollfd p[POLL_CONNECTIONS + MAX_CONNECTIONS];
+    struct pollfd p[POLL_ALL];
     while (!c->quit) {
         p[POLL_SIGNAL] = (struct pollfd){.fd = c->signal_fd, .events = POLLIN};
         p[POLL_FAILED] = (struct pollfd){.fd = c->vm->failed_fd, .events = POLLIN};
         p[POLL_LISTEN] = (struct pollfd){.fd = c->listen_fd, .events = POLLIN};
         for (unsigned i = 0; i < MAX_CONNECTIONS; i++)
             p[POLL_CONNECTIONS + i] = (struct pollfd){.fd = c->connections[i].fd, .events = POLLIN};
-        if (poll(p, POLL_CONNECTIONS + MAX_CONNECTIONS, -1) < 0)
+        api_poll(c->api, p + POLL_API);
+        if (poll(p, POLL_ALL, -1) < 0)
             continue;
         if (p[POLL_FAILED].revents)
             return false;
@@ -361,6 +377,7 @@ static bool serve(struct control *c)
         int fd = p[POLL_LISTEN].revents ? accept4(c->listen_fd, NULL, NULL, SOCK_CLOEXEC) : -1;
         if (fd >= 0)
             add(c, fd);
+        api_serve(c->api, p + POLL_API);
     }
     return true;
 }
@@ -370,5 +387,7 @@ bool control_run(struct control *c)
     bool alive = serve(c);
     if (c->listen_path)
         unlink(c->listen_path);
+    if (c->api)
+        api_close(c->api);
     return alive;
 }

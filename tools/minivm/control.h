@@ -14,8 +14,11 @@ struct control;
 
 /* `why` takes what went wrong, as for vm_open(). */
 struct control *control_open(struct vm *vm, char *why, size_t why_bytes);
-/* A server socket. One that is left over from a dead process is replaced. */
+/* A server socket: its descriptor, or -1. One that is left over from a dead process is replaced. */
+int control_socket(const char *path, char *why, size_t why_bytes);
+/* Serves there: our own commands, or Firecracker's API (api.h). */
 bool control_listen(struct control *c, const char *path, char *why, size_t why_bytes);
+bool control_listen_api(struct control *c, const char *path, char *why, size_t why_bytes);
 /* A client: the other side is served as if it had connected to us. */
 bool control_connect(struct control *c, const char *path, char *why, size_t why_bytes);
 

@@ -57,6 +57,8 @@ static bool start(struct control **control, const struct options *o, char *why, 
                                    memory_kind_names[o->kind], "cpus", (int)o->cpus));
     if (o->control && !control_listen(*control, o->control, why, why_bytes))
         return false;
+    if (o->api && !control_listen_api(*control, o->api, why, why_bytes))
+        return false;
     if (o->vmstate)
         return resume(why, why_bytes);
     if (!o->incoming)

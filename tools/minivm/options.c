@@ -28,6 +28,7 @@ static const char help[] =
     "  --rate N               writes per second and vCPU (default 0: as fast as it can)\n"
     "  --populate SIZE        fill that much of the memory with data first, and write in it alone\n"
     "  --control SOCK         listen there for commands\n"
+    "  --api SOCK             listen there for HTTP requests of Firecracker's API\n"
     "  --vmsnap-incoming PATH be restored: connect to PATH and wait for load-state\n"
     "  --report FILE          append JSON lines\n"
     "Started from the files of a snapshot, as Firecracker is (README.md):\n"
@@ -91,7 +92,7 @@ static bool parse_pattern(struct options *o, const char *text)
 enum { OPT_MEMORY = 1, OPT_KIND, OPT_CPUS, OPT_ACCEL, OPT_PATTERN, OPT_RATE, OPT_POPULATE };
 enum { OPT_HUGETLB = 8, OPT_REGIONS, OPT_FORM, OPT_EARLY_EMPTY, OPT_CLOSES, OPT_NO_REMOVE };
 enum { OPT_PAUSED = 15, OPT_CONTROL, OPT_INCOMING, OPT_REPORT, OPT_VMSTATE, OPT_UFFD };
-enum { OPT_MEMORY_FILE = 32, OPT_HELP };
+enum { OPT_MEMORY_FILE = 32, OPT_API, OPT_HELP };
 
 static const struct option table[] = {
     {"memory", required_argument, NULL, OPT_MEMORY},
@@ -102,6 +103,7 @@ static const struct option table[] = {
     {"rate", required_argument, NULL, OPT_RATE},
     {"populate", required_argument, NULL, OPT_POPULATE},
     {"control", required_argument, NULL, OPT_CONTROL},
+    {"api", required_argument, NULL, OPT_API},
     {"vmsnap-incoming", required_argument, NULL, OPT_INCOMING},
     {"report", required_argument, NULL, OPT_REPORT},
     {"hugetlb", no_argument, NULL, OPT_HUGETLB},
@@ -140,6 +142,8 @@ static const char **path_of(struct options *o, int option)
     switch (option) {
     case OPT_CONTROL:
         return &o->control;
+    case OPT_API:
+        return &o->api;
     case OPT_INCOMING:
         return &o->incoming;
     case OPT_REPORT:

@@ -25,7 +25,7 @@ struct options {
     bool handoff_early_empty, handoff_closes, no_remove_events, paused;
     bool plain_mappings; /* where mmap() puts them, and no advice: as Firecracker's */
     /* Paths, or NULL. */
-    const char *control, *incoming, *report, *vmstate, *uffd_backend, *memory_file;
+    const char *control, *api, *incoming, *report, *vmstate, *uffd_backend, *memory_file;
 };
 
 extern const char *const memory_kind_names[];
