@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -109,6 +110,131 @@ int blocks_match(struct blocks *out, const struct image *img, struct region *reg
     }
     qsort(out->items, out->count, sizeof(*out->items), compare_blocks);
     return 0;
+}
+
+/* ---- by offset ---- */
+
+static int refuse_place(const struct block_place *p, struct error *e, const char *why)
+{
+    return error_set(e, VMSNAP_EXIT_MISMATCH, 0,
+                     "the VMM's memory at 0x%" PRIx64 " (0x%" PRIx64 " bytes, offset 0x%" PRIx64
+                     ") %s",
+                     p->hva, p->bytes, p->offset, why);
+}
+
+/* The part of the place that lies in region `saved`, whose first byte is the image's byte `base`.
+ */
+static int place_part(struct block *b, const struct block_place *p,
+                      const struct image_region *saved, uint64_t base, struct error *e)
+{
+    uint64_t low = p->offset > base ? p->offset : base;
+    uint64_t high =
+        p->offset + p->bytes < base + saved->bytes ? p->offset + p->bytes : base + saved->bytes;
+    uint64_t hva = p->hva + (low - p->offset), in_region = low - base, bytes = high - low;
+    if (hva % p->page_bytes || bytes % p->page_bytes || in_region % IMAGE_CLUSTER_BYTES ||
+        bytes % IMAGE_CLUSTER_BYTES)
+        return refuse_place(p, e, "can't be filled in whole pages from the image's memory blocks");
+    *b = (struct block){
+        .region = {.hva = hva,
+                   .bytes = bytes,
+                   .max_bytes = bytes,
+                   .page_bytes = p->page_bytes,
+                   .kind = REGION_ANON,
+                   .fd = -1},
+        .bytes = bytes,
+        .image_offset = low,
+        .first_cluster = saved->first_cluster + in_region / IMAGE_CLUSTER_BYTES,
+        .n_clusters = bytes / IMAGE_CLUSTER_BYTES,
+        .unit_bytes = p->page_bytes > IMAGE_CLUSTER_BYTES ? p->page_bytes : IMAGE_CLUSTER_BYTES,
+    };
+    int n = snprintf(b->region.name, sizeof(b->region.name), in_region ? "%.200s+0x%" PRIx64 : "%s",
+                     saved->name, in_region);
+    (void)n; /* a long name is cut */
+    return 0;
+}
+
+/* All parts of one place; out->items has room for one in each region. */
+static int place_one(struct blocks *out, const struct image *img, const struct block_place *p,
+                     struct error *e)
+{
+    uint32_t n_saved;
+    const struct image_region *saved = image_regions(img, &n_saved);
+    uint64_t base = 0;
+    int rc = 0;
+    for (uint32_t i = 0; i < n_saved && rc == 0; base += saved[i++].bytes) {
+        if (p->offset + p->bytes <= base || p->offset >= base + saved[i].bytes)
+            continue;
+        rc = place_part(&out->items[out->count], p, &saved[i], base, e);
+        out->count += rc == 0;
+    }
+    return rc;
+}
+
+/* Bounded, so that no later sum wraps; together they must be the whole image. */
+static int check_places(const struct image *img, const struct block_place *places, uint32_t n,
+                        struct error *e)
+{
+    uint32_t n_saved;
+    const struct image_region *saved = image_regions(img, &n_saved);
+    uint64_t total = 0, placed = 0;
+    for (uint32_t i = 0; i < n_saved; i++)
+        total += saved[i].bytes;
+    for (uint32_t i = 0; i < n; i++) {
+        const struct block_place *p = &places[i];
+        if (p->page_bytes == 0 || p->bytes == 0 || p->bytes > total ||
+            p->offset > total - p->bytes || p->hva > UINT64_MAX - p->bytes)
+            return refuse_place(p, e, "does not lie within the image");
+        placed = placed > total ? placed : placed + p->bytes;
+    }
+    if (placed == total)
+        return 0;
+    error_set(e, VMSNAP_EXIT_MISMATCH, 0,
+              "the VMM has %" PRIu64 " bytes of memory, the image %" PRIu64, placed, total);
+    error_hint(e, "serve it the image of its own snapshot ('vmsnap info' shows its memory)");
+    return -EINVAL;
+}
+
+static int compare_offsets(const void *a, const void *b)
+{
+    uint64_t x = ((const struct block *)a)->image_offset;
+    uint64_t y = ((const struct block *)b)->image_offset;
+    return (x > y) - (x < y);
+}
+
+/* As long as the image together and apart from each other, they cover it. Leaves them sorted. */
+static int check_apart(struct blocks *b, struct error *e)
+{
+    qsort(b->items, b->count, sizeof(*b->items), compare_offsets);
+    bool apart = true;
+    for (uint32_t i = 1; i < b->count; i++)
+        apart &= b->items[i].image_offset - b->items[i - 1].image_offset >= b->items[i - 1].bytes;
+    qsort(b->items, b->count, sizeof(*b->items), compare_blocks);
+    for (uint32_t i = 1; i < b->count; i++)
+        apart &= b->items[i].region.hva - b->items[i - 1].region.hva >= b->items[i - 1].bytes;
+    if (apart)
+        return 0;
+    return error_set(e, VMSNAP_EXIT_MISMATCH, EINVAL, "pieces of the VMM's memory overlap");
+}
+
+int blocks_place(struct blocks *out, const struct image *img, const struct block_place *places,
+                 uint32_t n_places, struct error *e)
+{
+    uint32_t n_saved;
+    image_regions(img, &n_saved);
+    *out = (struct blocks){0};
+    int rc = check_places(img, places, n_places, e);
+    if (rc)
+        return rc;
+    out->items = calloc((size_t)n_places * n_saved, sizeof(*out->items));
+    if (!out->items)
+        return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory for the block table");
+    for (uint32_t i = 0; i < n_places && rc == 0; i++)
+        rc = place_one(out, img, &places[i], e);
+    if (rc == 0)
+        rc = check_apart(out, e);
+    if (rc)
+        blocks_free(out);
+    return rc;
 }
 
 void blocks_free(struct blocks *b)

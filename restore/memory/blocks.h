@@ -13,6 +13,7 @@
 struct block {
     struct region region;   /* in the new process; owned */
     uint64_t bytes;         /* what is restored: the image's length of it */
+    uint64_t image_offset;  /* blocks_place(): where it starts in all of the image's memory */
     uint64_t first_cluster; /* the image's number of its first cluster */
     uint64_t n_clusters;
     uint64_t unit_bytes;   /* what is installed at once: a cluster, or the huge page */
@@ -31,6 +32,21 @@ struct blocks {
  */
 int blocks_match(struct blocks *out, const struct image *img, struct region *regions,
                  uint32_t n_regions, struct error *e);
+
+/* A piece of a process's private anonymous memory, and where in the image its content is: all of
+ * the image's regions put one after the other in their order. */
+struct block_place {
+    uint64_t hva, bytes, page_bytes;
+    uint64_t offset;
+};
+
+/*
+ * Makes blocks of places that somebody else chose: they need not be the image's regions, but must
+ * be all of its memory, each in whole pages and whole clusters, and none twice; else exit code 15.
+ */
+int blocks_place(struct blocks *out, const struct image *img, const struct block_place *places,
+                 uint32_t n_places, struct error *e);
+
 void blocks_free(struct blocks *b);
 
 /* The block that contains `hva`, or NULL. */
