@@ -18,7 +18,7 @@
 #define RECORD_NAME "vmsnap-restore"
 #define RECORD_LINK "/memfd:" RECORD_NAME " (deleted)" /* in the VMM's /proc/PID/fd */
 #define RECORD_MAGIC "vmsnaprr"
-#define RECORD_VERSION 4u
+#define RECORD_VERSION 5u
 
 /* What it says but for the blocks and the states. */
 struct record_facts {
@@ -29,8 +29,8 @@ struct record_facts {
     uint64_t n_clusters;
     uint64_t states_at;
     uint8_t image_id[16];
-    int32_t uffd; /* -1: none (any more) */
-    uint32_t reserved;
+    int32_t uffd;       /* -1: none (any more), or `is_theirs` */
+    uint32_t is_theirs; /* the VMM's own userfaultfd, never ours to close; blocks by offset */
     char image_path[PATH_MAX]; /* absolute; empty: the image had no name */
 };
 

@@ -48,6 +48,20 @@ int record_create(struct record *r, const struct target *t, const struct image *
                   const char *image_path, const struct blocks *blocks, int timeout_ms,
                   struct error *e);
 
+/*
+ * The same in two steps, where another process (the supervisor, which starts nothing) holds it for
+ * all servers of a guest whose VMM has made its userfaultfd itself. record_lay() makes it in the
+ * VMM, or if that can't be, which is a warning, only here: then there is no --resume by hand.
+ * *fd is the caller's. record_enter(): a server locks it, as record_lock(), and maps it; a new one
+ * it fills in. Afterwards record_is_new(): nobody has served by it.
+ */
+int record_lay(int *fd, int *target_fd, const struct target *t, const struct image *img,
+               uint32_t n_blocks, int timeout_ms, struct error *e);
+int record_enter(struct record *r, int fd, int target_fd, const struct target *t,
+                 const struct image *img, const char *image_path, const struct blocks *blocks,
+                 struct error *e);
+bool record_is_new(const struct record *r);
+
 /* From here on a successor may take over: memory is attached, the VMM's copy of the userfaultfd is
  * its descriptor `uffd`. */
 void record_ready(struct record *r, int uffd);
@@ -100,6 +114,11 @@ int record_uffd(const struct record *r); /* the descriptor's number in the VMM *
 /* The blocks as regions, for blocks_match(): *n of them, the caller's to free(). They have no
  * descriptors. -EBADMSG, -ENOMEM. */
 int record_regions(const struct record *r, struct region **out, uint32_t *n);
+
+/* The VMM has made the userfaultfd, and told where which part of the image belongs: *out as
+ * blocks_place() takes it, the caller's to free(). */
+bool record_is_theirs(const struct record *r);
+int record_places(const struct record *r, struct block_place **out, uint32_t *n);
 
 /* Whether the block at `hva` was filled through a window (window.h). */
 bool record_has_window(const struct record *r, uint64_t hva);

@@ -17,6 +17,7 @@
 #include "restore/launch/detach.h"
 #include "restore/launch/vmm_kind.h"
 #include "restore/memory/handoff.h"
+#include "restore/memory/theirs.h"
 #include "restore/memory/window.h"
 #include "restore/serve/damage.h"
 #include "restore/session.h"
@@ -79,17 +80,40 @@ static int reopen_windows(struct session *s, struct error *e)
     return rc;
 }
 
-static int take_blocks(struct session *s, struct error *e)
+static int refuse_record(const struct session *s, int rc, struct error *e)
+{
+    error_set(e, VMSNAP_EXIT_TARGET, -rc, "the record in process %d makes no sense",
+              (int)s->target->pid);
+    return rc;
+}
+
+static int match_blocks(struct session *s, struct error *e)
 {
     struct region *regions = NULL;
     uint32_t n = 0;
     int rc = record_regions(&s->record, &regions, &n);
-    if (rc == 0)
-        rc = blocks_match(&s->blocks, s->img, regions, n, e);
-    else
-        error_set(e, VMSNAP_EXIT_TARGET, -rc, "the record in process %d makes no sense",
-                  (int)s->target->pid);
+    if (rc)
+        return refuse_record(s, rc, e);
+    rc = blocks_match(&s->blocks, s->img, regions, n, e);
     free(regions);
+    return rc;
+}
+
+static int place_blocks(struct session *s, struct error *e)
+{
+    struct block_place *places = NULL;
+    uint32_t n = 0;
+    int rc = record_places(&s->record, &places, &n);
+    if (rc)
+        return refuse_record(s, rc, e);
+    rc = blocks_place(&s->blocks, s->img, places, n, e);
+    free(places);
+    return rc;
+}
+
+static int take_blocks(struct session *s, struct error *e)
+{
+    int rc = record_is_theirs(&s->record) ? place_blocks(s, e) : match_blocks(s, e);
     if (rc == 0 && !record_states(&s->record, image_get_trailer(s->img)->n_clusters, &s->state))
         rc = error_set(e, VMSNAP_EXIT_MISMATCH, EINVAL,
                        "the record in process %d is of another number of clusters",
@@ -99,18 +123,34 @@ static int take_blocks(struct session *s, struct error *e)
     return reopen_windows(s, e);
 }
 
+static int refuse_uffd(const struct session *s, int rc, struct error *e)
+{
+    return error_set(e, VMSNAP_EXIT_TARGET, -rc, "process %d has no userfaultfd any more",
+                     (int)s->target->pid);
+}
+
+/* The one that the VMM has made. Two copies: one is the server's. */
+static int take_theirs(struct session *s, struct error *e)
+{
+    int fd = theirs_find(s->target, &s->blocks);
+    if (fd < 0)
+        return refuse_uffd(s, fd, e);
+    s->theirs = fd;
+    fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    return fd < 0 ? refuse_uffd(s, -errno, e) : fd;
+}
+
 /* Our copy of the VMM's userfaultfd. */
 static int take_uffd(struct session *s, struct error *e)
 {
+    if (record_is_theirs(&s->record))
+        return take_theirs(s, e);
     bool same = false;
     s->target_fd = record_uffd(&s->record);
     int rc = target_fd_is(s->target, s->target_fd, HANDOFF_UFFD, &same);
     if (rc == 0)
         rc = same ? target_get_fd(s->target, s->target_fd) : -EBADF;
-    if (rc < 0)
-        return error_set(e, VMSNAP_EXIT_TARGET, -rc, "process %d has no userfaultfd any more",
-                         (int)s->target->pid);
-    return rc;
+    return rc < 0 ? refuse_uffd(s, rc, e) : rc;
 }
 
 static enum guest_state guest_of(const struct session *s)
@@ -191,14 +231,6 @@ static void let_run(struct session *s, const struct resume_help *help)
     qmp_close(q);
 }
 
-static uint64_t count_settled(const struct session *s)
-{
-    uint64_t n = 0;
-    for (uint64_t i = 0; i < s->state.n_clusters; i++)
-        n += page_state_get(&s->state, i) != CLUSTER_PENDING || page_state_discarded(&s->state, i);
-    return n;
-}
-
 static int take_over(struct session *s, const struct resume_help *help, struct error *e)
 {
     int rc = take_blocks(s, e);
@@ -214,7 +246,7 @@ static int take_over(struct session *s, const struct resume_help *help, struct e
     if (rc)
         return rc;
     s->running_ns = clock_monotonic_ns() - s->began_ns;
-    supervised_tell_serves(count_settled(s));
+    supervised_tell_serves(session_count_settled(s));
     TESTHOOK_POINT("resume-serving");
     if (help)
         let_run(s, help);

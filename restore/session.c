@@ -1,6 +1,7 @@
 #include "restore/session.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -33,6 +34,14 @@ void session_plan_prefetch(struct session *s)
              (unsigned long long)(s->prefetch.n - s->prefetch.n_learned));
     workset_free(&learned);
     prefetch_begin_reading(&s->prefetch);
+}
+
+uint64_t session_count_settled(const struct session *s)
+{
+    uint64_t n = 0;
+    for (uint64_t i = 0; i < s->state.n_clusters; i++)
+        n += page_state_get(&s->state, i) != CLUSTER_PENDING || page_state_discarded(&s->state, i);
+    return n;
 }
 
 int session_serve(struct session *s, int uffd, bool takes_over, struct error *e)
@@ -169,7 +178,7 @@ static bool vmm_ended(const struct session *s)
 int session_close_there(struct session *s, struct error *e)
 {
     int rc = 0;
-    if (s->target_fd >= 0)
+    if (s->target_fd >= 0 && !s->theirs)
         rc = handoff_close_fd(s->target, s->target_fd, HANDOFF_UFFD, s->o->timeout_ms, e);
     if (rc == 0)
         record_uffd_closed(&s->record);
@@ -245,7 +254,8 @@ static bool follow_server(struct session *s, struct handoff_collapse *collapse)
 static void serve_again(struct session *s)
 {
     struct error e = {.guest = GUEST_WAITING};
-    int uffd = target_get_fd(s->target, s->target_fd);
+    int uffd =
+        s->theirs ? fcntl(s->theirs, F_DUPFD_CLOEXEC, 0) : target_get_fd(s->target, s->target_fd);
     int rc = uffd < 0 ? error_set(&e, VMSNAP_EXIT_FAILED, -uffd,
                                   "can't get the VMM's userfaultfd, to serve it again")
                       : session_serve(s, uffd, true, &e);

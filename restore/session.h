@@ -36,6 +36,7 @@ struct session {
     struct learn learn; /* begun: nothing is prefetched */
     struct server *server;
     int target_fd;         /* the VMM's copy of the userfaultfd; -1: none */
+    int theirs;            /* the VMM's own userfaultfd, a descriptor of ours; 0: we made it */
     const json_t *machine; /* as compared; may be NULL */
     uint64_t began_ns;     /* the launch, or the takeover */
     uint64_t running_ns;   /* since then */
@@ -56,6 +57,9 @@ struct session {
 /* Settles what is prefetched, and has the image read for it from now on, while the VMM still
  * starts. What goes wrong is a warning: without it all is only slower. */
 void session_plan_prefetch(struct session *s);
+
+/* Clusters that need nothing any more. */
+uint64_t session_count_settled(const struct session *s);
 
 /* Starts the server on `uffd`, which is its own from then on, and its prefetch. */
 int session_serve(struct session *s, int uffd, bool takes_over, struct error *e);

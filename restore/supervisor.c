@@ -50,7 +50,7 @@
  * somebody has stopped alone is told to go on: its guest would hang. */
 static void follow_stop(const struct supervisor *s)
 {
-    if (!s->lives || signals_is_stopped(s->vmm))
+    if (!s->charge && (!s->lives || signals_is_stopped(s->vmm)))
         raise(SIGSTOP);
     kill(s->server, SIGCONT);
 }
@@ -81,18 +81,19 @@ static void reap(struct supervisor *s)
 /* The VMM is to end, and nobody but us can tell it. */
 static void end_vmm(struct supervisor *s, int number, bool again)
 {
-    if (!s->by_hand && s->lives && !supervisor_vmm_ended(s))
+    if (!s->by_hand && !s->charge && s->lives && !supervisor_vmm_ended(s))
         kill(s->vmm, again ? SIGKILL : number);
 }
 
 static void pass_on(struct supervisor *s, int number)
 {
     bool again = s->first_signal != 0;
-    if (number == SIGUSR1 || (s->server && s->is_first)) {
+    if (number == SIGUSR1 || (s->server && s->is_first && !s->charge)) {
         if (s->server)
             sigqueue(s->server, number, (union sigval){0});
     } else {
         end_vmm(s, number, again);
+        s->leaves = s->charge;
     }
     if (number != SIGUSR1 && !again)
         s->first_signal = number;
@@ -109,7 +110,7 @@ static void take_signal(struct supervisor *s)
     case SIGTTOU:
         break;
     case SIGTSTP: /* a first server stops by itself */
-        if (s->lives && !(s->server && s->is_first) && signals_stops_too(s->vmm))
+        if (s->lives && !s->charge && !(s->server && s->is_first) && signals_stops_too(s->vmm))
             raise(SIGSTOP);
         break;
     default:
@@ -135,6 +136,11 @@ static int take_signals(struct supervisor *s)
     return 0;
 }
 
+static int connection_of(const struct supervisor *s)
+{
+    return s->charge ? s->charge->connection(s->charge->opaque) : -1;
+}
+
 static void supervise(struct supervisor *s)
 {
     for (;;) {
@@ -153,16 +159,19 @@ static void supervise(struct supervisor *s)
             }
         }
         /* An ended VMM is of interest only once no server looks after it. */
-        struct pollfd fds[3] = {{.fd = s->signal_fd, .events = POLLIN},
+        struct pollfd fds[4] = {{.fd = s->signal_fd, .events = POLLIN},
                                 {.fd = open ? s->line : -1, .events = POLLIN},
-                                {.fd = s->server ? -1 : s->vmm_fd, .events = POLLIN}};
+                                {.fd = s->server ? -1 : s->vmm_fd, .events = POLLIN},
+                                {.fd = connection_of(s), .events = POLLIN}};
         if (fds[2].fd >= 0 && supervisor_vmm_ended(s)) { /* its wrapper is left */
             fds[2].fd = -1;
             wait_ms = 50;
         }
-        poll(fds, 3, wait_ms);
+        poll(fds, 4, wait_ms);
         if (fds[0].revents)
             take_signal(s);
+        if (fds[3].revents)
+            s->charge->heard(s->charge->opaque);
     }
 }
 
@@ -174,7 +183,7 @@ static int begin(struct supervisor *s)
     s->vmm_status = s->child_status = -1;
     signal(SIGCHLD, SIG_DFL); /* ignored, it would keep statuses from us */
     int rc = take_signals(s);
-    if (rc == 0 && !s->by_hand)
+    if (rc == 0 && !s->by_hand && !s->charge)
         prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     if (rc == 0)
         rc = supervisor_fork(s);
@@ -229,4 +238,27 @@ int supervisor_resume(const struct restore_options *o, pid_t vmm, struct error *
     int ignored;
     supervise(&s);
     return supervisor_finish(&s, &ignored, e);
+}
+
+void supervisor_attend(const struct restore_options *o, const struct supervisor_charge *charge)
+{
+    struct supervisor s = {.o = o,
+                           .charge = charge,
+                           .word_fd = -1,
+                           .command_fd = -1,
+                           .lives = true,
+                           .runs = true,
+                           .vmm = charge->vmm,
+                           .vmm_fd = charge->vmm_fd};
+    struct error e = {0};
+    int ignored;
+    if (TESTHOOK_BROKEN("not-supervised") || begin(&s) < 0) {
+        if (charge->serve(charge->opaque, &e))
+            o->trouble(o->opaque, &e);
+        return;
+    }
+    if (!s.server)
+        supervisor_run_server(&s);
+    supervise(&s);
+    supervisor_finish(&s, &ignored, &e);
 }

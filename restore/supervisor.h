@@ -30,4 +30,25 @@ bool supervisor_begin(const struct restore_options *o, int word_fd, int *vmm_sta
  * is then waited for. */
 int supervisor_resume(const struct restore_options *o, pid_t vmm, struct error *e);
 
+/* A guest whose VMM somebody else has started, and all of whose servers know what they need from
+ * their supervisor (listen/). */
+struct supervisor_charge {
+    pid_t vmm;
+    int vmm_fd; /* a pidfd; the caller's */
+    /* In each server's process: 0 all is in or the VMM has ended, -EBUSY (exit code 11) another
+     * vmsnap serves it, else it could not. `e` is told by the last that tries. */
+    int (*serve)(void *opaque, struct error *e);
+    /* Between two waits; `connection` (-1: none) is polled. */
+    int (*connection)(void *opaque);
+    void (*heard)(void *opaque);
+    void *opaque;
+};
+
+/*
+ * Serves it until the VMM has ended; after SIGINT or SIGTERM only until all is in. No signal
+ * reaches the VMM. Reports "takeover", and "exit" with an exit_status of null. o->detach and
+ * o->pidfile must not be set.
+ */
+void supervisor_attend(const struct restore_options *o, const struct supervisor_charge *charge);
+
 #endif

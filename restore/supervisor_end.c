@@ -26,7 +26,9 @@ bool supervisor_is_over(struct supervisor *s)
         return true;
     /* A detached first server may stay for the pidfile's sake; that needs no supervisor. */
     bool done = !s->server || (s->o->detach && s->is_first);
-    if (s->complete && done && (s->by_hand || s->o->detach))
+    if (s->given_up && s->leaves)
+        s->end = END_GIVEN_UP;
+    else if (s->complete && done && (s->by_hand || s->o->detach || s->leaves))
         s->end = END_COMPLETE;
     else if (!s->server && s->lives && supervisor_vmm_ended(s) && !wrapper_is_left(s))
         s->end = s->runs ? END_VMM : END_TOO_SOON;
@@ -120,9 +122,16 @@ int supervisor_finish(struct supervisor *s, int *vmm_status, struct error *e)
         }
         return explain_too_soon(s, e);
     case END_COMPLETE:
+        if (s->charge)
+            break;
         stay_for_pidfile(s);
         _exit(VMSNAP_EXIT_DONE);
     case END_VMM:
+        if (s->charge) {
+            s->o->report(s->o->opaque, "exit",
+                         json_pack("{s:i, s:n}", "vmm_pid", (int)s->vmm, "exit_status"));
+            break;
+        }
         remove_pidfile(s);
         *vmm_status = vmm_exit_code(s);
         if (!s->by_hand && !s->o->detach)

@@ -10,6 +10,7 @@
 
 #include "restore/launch/pidfile.h"
 #include "restore/restore.h"
+#include "restore/supervisor.h"
 
 enum end {
     END_NONE,
@@ -22,7 +23,9 @@ enum end {
 
 struct supervisor {
     const struct restore_options *o;
-    struct pidfile pidfile; /* by hand: that was taken over */
+    const struct supervisor_charge *charge; /* NULL: vmsnap has started the VMM, or `by_hand` */
+    bool leaves;                            /* `charge`: once all is in */
+    struct pidfile pidfile;                 /* by hand: that was taken over */
     bool by_hand;  /* --resume: the VMM is no child of ours, nor to be ended by our signals */
     int word_fd;   /* detached: where our caller waits for a word; -1 */
     sigset_t mask; /* as it was before us */
@@ -60,6 +63,9 @@ static inline void supervisor_close_fd(int *fd)
 
 /* Forks a server. 1: in the server, 0: here, or -errno. */
 int supervisor_fork(struct supervisor *s);
+
+/* In a server that is none of restore.c's: to its end. */
+_Noreturn void supervisor_run_server(struct supervisor *s);
 
 /* Takes all that the server has told. False: nothing more will come. */
 bool supervisor_read_line(struct supervisor *s);

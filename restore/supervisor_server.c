@@ -126,15 +126,17 @@ static bool is_last_try(const struct supervisor *s)
 
 /* Exit codes of a successor: 0 all is in (also: nothing was left to do), 11 somebody else serves
  * the guest, 1 it could not. Why not is said by the last that tries. */
-static _Noreturn void run_successor(struct supervisor *s)
+_Noreturn void supervisor_run_server(struct supervisor *s)
 {
     struct error e = {0};
     struct resume_help help = {.command_fd = s->runs || !s->resumes ? -1 : s->command_fd,
                                .word_fd = s->word_fd,
                                .on_terminal = s->on_terminal};
-    TESTHOOK_SUCCEED(s->n_started);
+    if (!s->is_first)
+        TESTHOOK_SUCCEED(s->n_started);
     signals_outlive();
-    int rc = resume_run(s->o, s->vmm, &help, &e);
+    int rc =
+        s->charge ? s->charge->serve(s->charge->opaque, &e) : resume_run(s->o, s->vmm, &help, &e);
     if (rc == 0)
         _exit(VMSNAP_EXIT_DONE);
     if (e.exit_code == VMSNAP_EXIT_BUSY)
@@ -203,7 +205,7 @@ void supervisor_start_server(struct supervisor *s)
     s->n_started++;
     int rc = supervisor_fork(s);
     if (rc > 0)
-        run_successor(s);
+        supervisor_run_server(s);
     if (rc < 0)
         note_failure(s);
 }
@@ -238,7 +240,7 @@ static void judge_killed(struct supervisor *s, int status)
 
 static void judge_exited(struct supervisor *s, int code)
 {
-    if (s->is_first) {
+    if (s->is_first && !s->charge) {
         s->end = END_SERVER;
         s->end_status = code;
     } else if (code == VMSNAP_EXIT_DONE) {

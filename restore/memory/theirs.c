@@ -1,0 +1,164 @@
+/*
+ * theirs.c - see theirs.h.
+ *
+ * Registering once more with the same mode changes nothing where this userfaultfd has the range
+ * already (EBUSY where another one has it), so it is the question that proves it; it is asked only
+ * of what /proc/PID/smaps shows as registered. A userfaultfd acts on the address space in which it
+ * was made; a process that shows us its own mappings but hands over somebody else's descriptor only
+ * harms whoever gave that away.
+ */
+#include "restore/memory/theirs.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/uffd.h"
+#include "restore/memory/handoff.h"
+
+static bool is_userfaultfd(int fd)
+{
+    char name[32], link[64];
+    snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(name, link, sizeof(link));
+    return n == (ssize_t)strlen(HANDOFF_UFFD) && memcmp(link, HANDOFF_UFFD, (size_t)n) == 0;
+}
+
+uint64_t theirs_features(int fd)
+{
+    char name[48], line[128];
+    snprintf(name, sizeof(name), "/proc/self/fdinfo/%d", fd);
+    CLEANUP_STREAM FILE *f = fopen(name, "re");
+    uint64_t api, features = 0;
+    while (f && fgets(line, sizeof(line), f))
+        if (sscanf(line, "API: %" SCNx64 ":%" SCNx64, &api, &features) == 2)
+            break;
+    return features & INT32_MAX; /* the top bit is the kernel's own: that it was asked at all */
+}
+
+static int refuse_block(const struct block *b, struct error *e, const char *why)
+{
+    return error_set(e, VMSNAP_EXIT_TARGET, EINVAL, "the VMM's memory at 0x%" PRIx64 " %s",
+                     b->region.hva, why);
+}
+
+/* One mapping after the other until the block's end. */
+static int check_mappings(const struct block *b, const struct mapping_list *maps, struct error *e)
+{
+    uint64_t at = b->region.hva, end = at + b->bytes;
+    while (at < end) {
+        const struct mapping *m = mapping_find(maps, at);
+        if (!m)
+            return refuse_block(b, e, "is not mapped in the process that connected");
+        if (m->shared || (m->inode && !m->hugetlb))
+            return refuse_block(b, e, "is no private anonymous memory");
+        if (m->page_bytes != b->region.page_bytes)
+            return refuse_block(b, e, "has pages of another size than the handoff says");
+        if (!m->uffd_missing)
+            return refuse_block(b, e, "is not registered with a userfaultfd for missing pages");
+        at = m->end;
+    }
+    return 0;
+}
+
+static int explain_register(const struct block *b, int rc, struct error *e)
+{
+    switch (rc) {
+    case -EBUSY:
+        return refuse_block(b, e,
+                            "is registered with another userfaultfd than the one handed "
+                            "over");
+    case -ESRCH:
+        return error_set(e, VMSNAP_EXIT_TARGET, ESRCH, "the process of this userfaultfd has ended");
+    default:
+        error_set(e, VMSNAP_EXIT_TARGET, -rc,
+                  "the userfaultfd handed over is not that of the memory at 0x%" PRIx64,
+                  b->region.hva);
+        return rc;
+    }
+}
+
+static int check_registered(int fd, const struct blocks *blocks, struct error *e)
+{
+    for (uint32_t i = 0; i < blocks->count; i++) {
+        const struct block *b = &blocks->items[i];
+        int rc = uffd_register(fd, b->region.hva, b->bytes, UFFDIO_REGISTER_MODE_MISSING, NULL);
+        if (rc)
+            return explain_register(b, rc, e);
+    }
+    return 0;
+}
+
+/* A read of it must not wait. */
+static int make_nonblocking(int fd, struct error *e)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (flags >= 0 && (flags & O_NONBLOCK || fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0))
+        return 0;
+    return error_set(e, VMSNAP_EXIT_TARGET, errno, "the userfaultfd handed over is of no use");
+}
+
+int theirs_check(int fd, const struct target *t, const struct blocks *blocks, struct error *e)
+{
+    struct mapping_list maps = {0};
+    if (!is_userfaultfd(fd))
+        return error_set(e, VMSNAP_EXIT_TARGET, EINVAL,
+                         "the descriptor handed over is no userfaultfd");
+    int rc = target_mappings(t, &maps, e);
+    for (uint32_t i = 0; i < blocks->count && rc == 0; i++)
+        rc = check_mappings(&blocks->items[i], &maps, e);
+    mapping_list_free(&maps);
+    if (rc == 0)
+        rc = check_registered(fd, blocks, e);
+    return rc ? rc : make_nonblocking(fd, e);
+}
+
+/* Whether it has the first block: asked of what smaps shows as registered somewhere. */
+static bool has_block(int fd, const struct blocks *blocks)
+{
+    return is_userfaultfd(fd) && blocks->count > 0 &&
+           uffd_register(fd, blocks->items[0].region.hva, blocks->items[0].bytes,
+                         UFFDIO_REGISTER_MODE_MISSING, NULL) == 0;
+}
+
+/* The next descriptor of the directory that could be it, as a copy of ours; -ENOENT: no more. */
+static int next_candidate(DIR *d, const struct target *t)
+{
+    struct dirent *entry;
+    while ((entry = readdir(d))) {
+        bool same = false;
+        int number = atoi(entry->d_name);
+        if (target_fd_is(t, number, HANDOFF_UFFD, &same) || !same)
+            continue;
+        int fd = target_get_fd(t, number);
+        if (fd >= 0)
+            return fd;
+    }
+    return -ENOENT;
+}
+
+int theirs_find(const struct target *t, const struct blocks *blocks)
+{
+    struct mapping_list maps = {0};
+    struct error ignored;
+    int rc = target_mappings(t, &maps, &ignored);
+    if (rc == 0 && (blocks->count == 0 || check_mappings(&blocks->items[0], &maps, &ignored)))
+        rc = -ENOENT;
+    mapping_list_free(&maps);
+    int dir = rc ? -1 : openat(t->proc_fd, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = dir < 0 ? NULL : fdopendir(dir);
+    if (!d)
+        return rc ? rc : -ENOENT;
+    int fd;
+    while ((fd = next_candidate(d, t)) >= 0 && !has_block(fd, blocks))
+        close(fd);
+    closedir(d);
+    return fd;
+}

@@ -1,0 +1,26 @@
+/* theirs.h - a userfaultfd that the VMM has made and registered itself: whether it is what it is
+ * said to be, and where to find it again. */
+#ifndef VMSNAP_RESTORE_THEIRS_H
+#define VMSNAP_RESTORE_THEIRS_H
+
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/target.h"
+#include "restore/memory/blocks.h"
+
+/*
+ * Whether `fd` is a userfaultfd of this process's, with all blocks registered for missing pages,
+ * which must be private memory with pages of the size that the blocks say. Changes nothing but that
+ * reading it does not block any more. Exit code 10, 15: no; what is wrong is said. Main thread; a
+ * fraction of a millisecond.
+ */
+int theirs_check(int fd, const struct target *t, const struct blocks *blocks, struct error *e);
+
+/* UFFD_FEATURE_*: what the VMM has asked for; 0: it can't be told. */
+uint64_t theirs_features(int fd);
+
+/* A copy of it, taken from the process: it is where the blocks are registered. -errno. */
+int theirs_find(const struct target *t, const struct blocks *blocks);
+
+#endif
