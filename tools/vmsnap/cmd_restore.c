@@ -7,6 +7,7 @@
 
 #include "common/format.h"
 #include "common/log.h"
+#include "restore/listen/listen.h"
 #include "restore/restore.h"
 #include "restore/supervisor.h"
 #include "tools/vmsnap/closing.h"
@@ -27,6 +28,7 @@ static struct {
     int resume_pid; /* 0: no takeover */
     unsigned n_threads;
     uint64_t bwlimit;
+    const char *listen;
     bool print_command, no_fill, learn, paused, detach, sync_clock;
     const char *pidfile, *report_path;
     struct option_list allow;
@@ -39,6 +41,7 @@ static bool warned;       /* of what else would be the exit status */
 static const char *const usage[] = {
     "IMAGE [OPTIONS] [-- VMM ARG...]",
     "--print-command IMAGE",
+    "--listen SOCK IMAGE [OPTIONS]",
     "--resume PID [IMAGE] [OPTIONS]",
     NULL,
 };
@@ -53,6 +56,12 @@ static const struct option_spec options[] = {
      .kind = OPTION_FLAG,
      .to.flag = &args.print_command,
      .help = "print the command line that would run, quoted for a shell, and start nothing"},
+    {.name = "listen",
+     .kind = OPTION_STRING,
+     .to.string = &args.listen,
+     .argument = "SOCK",
+     .help = "serve the memory of every VMM that connects to this socket, as Firecracker does for "
+             "mem_backend type Uffd; until SIGINT or SIGTERM"},
     {.name = "resume",
      .kind = OPTION_INTEGER,
      .to.integer = &args.resume_pid,
@@ -117,7 +126,8 @@ static const struct option_spec options[] = {
      .to.string = &args.pidfile,
      .argument = "FILE",
      .help =
-         "write the VMM's process id there; removed at its end (with --resume: by us from now on)"},
+         "write the VMM's process id there; removed at its end (with --resume: by us from now on; "
+         "with --listen: the listener's)"},
     {.name = "report",
      .kind = OPTION_STRING,
      .to.string = &args.report_path,
@@ -174,8 +184,27 @@ static void print_running(const json_t *o)
     print_clock(o);
 }
 
+static void print_listening(const json_t *o)
+{
+    report_line("listening on %s, process %" PRIu64, get_text(o, "socket"),
+                get_number(o, "listener_pid"));
+}
+
+/* At the end of a listener. */
+static void print_all(const json_t *o)
+{
+    report_closing("%" PRIu64 " VMs served, all memory is in of %" PRIu64 "; %" PRIu64
+                   " handoffs refused",
+                   get_number(o, "vms"), get_number(o, "vms_complete"),
+                   get_number(o, "handoffs_refused"));
+}
+
 static void print_summary(const json_t *o)
 {
+    if (json_object_get(o, "vms")) {
+        print_all(o);
+        return;
+    }
     char complete[FORMAT_MAX], p99[FORMAT_MAX];
     uint64_t faults = get_number(o, "demand_faults");
     bool whole = json_is_integer(json_object_get(o, "complete_ns"));
@@ -198,6 +227,14 @@ static void tell_running(const json_t *o)
         service_ready_as((pid_t)get_number(o, "vmm_pid"));
     else
         service_ready("guest %s; memory comes in as it is touched", get_text(o, "guest_state"));
+}
+
+static void tell_listening(const json_t *o)
+{
+    if (args.detach)
+        service_ready_as((pid_t)get_number(o, "listener_pid"));
+    else
+        service_ready("listening for VMs");
 }
 
 static void tell_progress(const json_t *o)
@@ -226,6 +263,7 @@ static const struct {
     void (*tell)(const json_t *object);
     bool for_file; /* no result: only a detached server writes it down */
 } reports[] = {
+    {"listening", print_listening, tell_listening, false},
     {"running", print_running, tell_running, false},
     {"clock", print_clock, NULL, false},
     {"progress", NULL, tell_progress, true},
@@ -243,7 +281,8 @@ static void on_report(void *opaque, const char *type, json_t *object)
         for_file = reports[i].for_file;
         if (reports[i].print)
             reports[i].print(object);
-        if (reports[i].tell)
+        /* With --listen the others come from processes of which there are many. */
+        if (reports[i].tell && (!args.listen || reports[i].tell == tell_listening))
             reports[i].tell(object);
     }
     if (for_file && !detached)
@@ -284,19 +323,30 @@ static int check_resume(const struct command_line *line, struct error *e)
     return 0;
 }
 
+static int check_listen(const struct command_line *line, struct error *e)
+{
+    if (line->rest || args.print_command || args.paused || args.sync_clock || args.allow.count)
+        return option_usage_error(e, "--listen serves VMMs that others start: what is for starting "
+                                     "one can't be given with it");
+    return 0;
+}
+
 static int check_args(const struct command_line *line, struct error *e)
 {
     if (args.resume_pid)
-        return check_resume(line, e);
+        return args.listen ? option_usage_error(e, "either --resume or --listen")
+                           : check_resume(line, e);
     if (!line->operand[0])
         return option_usage_error(e, "IMAGE is missing");
+    if (args.report_path && !args.detach)
+        return option_usage_error(e, "--report is for the server of --detach");
+    if (args.listen)
+        return check_listen(line, e);
     if (args.print_command && line->rest)
         return option_usage_error(e, "--print-command shows the recorded command line: nothing "
                                      "can follow --");
     if (args.sync_clock && args.paused)
         return option_usage_error(e, "--sync-clock needs a guest that runs");
-    if (args.report_path && !args.detach)
-        return option_usage_error(e, "--report is for the server of --detach");
     return 0;
 }
 
@@ -349,6 +399,8 @@ static int run(const struct command_line *line, struct error *e)
     };
     if (args.resume_pid)
         return supervisor_resume(&o, args.resume_pid, e);
+    if (args.listen)
+        return listen_run(&o, args.listen, e);
     int status = 0;
     rc = restore_run(&o, &status, e);
     if (rc)

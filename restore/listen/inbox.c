@@ -1,0 +1,148 @@
+/*
+ * inbox.c - see inbox.h.
+ *
+ * A descriptor comes with the first byte of the piece that it was sent with, and recvmsg() never
+ * reads past a piece with descriptors. Firecracker sends all in one piece. A message without a
+ * descriptor (old versions may send one first) is dropped when another follows.
+ */
+#include "restore/listen/inbox.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+
+int inbox_open(struct inbox *in, int connection, struct error *e)
+{
+    *in = (struct inbox){.connection = connection, .bytes = malloc(PEER_MESSAGE_MAX_BYTES)};
+    return in->bytes ? 0 : error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory for a message");
+}
+
+static void close_fds(struct inbox *in)
+{
+    while (in->n_fds > 0)
+        close(in->fds[--in->n_fds]);
+}
+
+void inbox_close(struct inbox *in)
+{
+    close_fds(in);
+    free(in->bytes);
+    if (in->connection >= 0)
+        close(in->connection);
+    *in = (struct inbox){.connection = -1, .ended = true};
+}
+
+static void keep_fds(struct inbox *in, struct cmsghdr *head)
+{
+    int fd;
+    size_t n = (head->cmsg_len - CMSG_LEN(0)) / sizeof(fd);
+    for (size_t i = 0; i < n; i++) {
+        memcpy(&fd, CMSG_DATA(head) + i * sizeof(fd), sizeof(fd));
+        if (in->n_fds < INBOX_FDS)
+            in->fds[in->n_fds++] = fd;
+        else
+            close(fd);
+    }
+}
+
+/* One piece. False: nothing is there now. */
+static bool receive(struct inbox *in)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(INBOX_FDS * sizeof(int))];
+    } control;
+    struct iovec data = {.iov_base = in->bytes + in->n_bytes,
+                         .iov_len = PEER_MESSAGE_MAX_BYTES - in->n_bytes};
+    struct msghdr m = {.msg_iov = &data,
+                       .msg_iovlen = 1,
+                       .msg_control = control.bytes,
+                       .msg_controllen = sizeof(control.bytes)};
+    if (data.iov_len == 0)
+        return false;
+    ssize_t n = recvmsg(in->connection, &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (n < 0)
+        in->ended = errno != EAGAIN && errno != EINTR;
+    if (n <= 0) {
+        in->ended |= n == 0;
+        return false;
+    }
+    for (struct cmsghdr *head = CMSG_FIRSTHDR(&m); head; head = CMSG_NXTHDR(&m, head))
+        if (head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS)
+            keep_fds(in, head);
+    in->n_bytes += (size_t)n;
+    return true;
+}
+
+static void drop_bytes(struct inbox *in, size_t n)
+{
+    in->n_bytes -= n;
+    memmove(in->bytes, in->bytes + n, in->n_bytes);
+}
+
+static int take_first(struct inbox *in, const struct peer_message *m, int *fd)
+{
+    *fd = in->fds[0];
+    memmove(in->fds, in->fds + 1, --in->n_fds * sizeof(in->fds[0]));
+    drop_bytes(in, m->used_bytes);
+    return 0;
+}
+
+/* What there is of a handoff: 0, -EAGAIN, or what is wrong with it. */
+static int look(struct inbox *in, struct peer_message *m, int *fd, struct error *e)
+{
+    for (;;) {
+        int rc = in->n_bytes ? peer_message_parse(in->bytes, in->n_bytes, m, e) : -EAGAIN;
+        if (rc)
+            return rc;
+        if (in->n_fds > 0)
+            return take_first(in, m, fd);
+        if (m->used_bytes == in->n_bytes) /* it may come with another message yet */
+            return -EAGAIN;
+        drop_bytes(in, m->used_bytes);
+    }
+}
+
+static int explain_end(const struct inbox *in, struct error *e)
+{
+    if (in->n_bytes == 0 && in->n_fds == 0)
+        return -ENODATA;
+    return error_set(e, VMSNAP_EXIT_TARGET, EPROTO,
+                     in->n_fds ? "the connection was closed in the middle of a handoff message"
+                               : "a handoff message came without a userfaultfd");
+}
+
+int inbox_take(struct inbox *in, struct peer_message *m, int *fd, uint64_t until_ns,
+               struct error *e)
+{
+    for (;;) {
+        bool more = receive(in);
+        int rc = look(in, m, fd, e);
+        if (rc != -EAGAIN)
+            return rc;
+        if (more)
+            continue;
+        if (in->ended)
+            return explain_end(in, e);
+        struct pollfd p = {.fd = in->connection, .events = POLLIN};
+        int left_ms = clock_ms_until(until_ns);
+        if (left_ms == 0)
+            return error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT, "no whole handoff message came%s",
+                             in->n_bytes && in->n_fds == 0 ? ", nor a userfaultfd" : "");
+        poll(&p, 1, left_ms);
+    }
+}
+
+bool inbox_look(struct inbox *in)
+{
+    char byte;
+    ssize_t n = recv(in->connection, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+        in->ended = true;
+    return n > 0;
+}

@@ -1,0 +1,268 @@
+/*
+ * listener.c - see listen.h. The process that a shell or a service manager knows: it has the socket
+ * and the image, accepts, and forks. It touches nothing that a VMM sends (peer.c).
+ *
+ * A signal that would end it must not end the guests' memory: they wait for ever at what is not in
+ * yet, since a VMM keeps its userfaultfd. So the first one ends the listening: no more VMs are
+ * taken, and we leave when those that are served have all their memory or have ended. The second
+ * one lets us leave at once; the servers, in sessions of their own, go on. Only SIGKILL ends them.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/kernel.h"
+#include "common/log.h"
+#include "restore/decode/learn.h"
+#include "restore/launch/detach.h"
+#include "restore/launch/pidfile.h"
+#include "restore/listen/front.h"
+#include "restore/listen/listen.h"
+#include "restore/listen/peer.h"
+#include "restore/memory/attach.h"
+#include "restore/serve/damage.h"
+
+struct listener {
+    struct restore_options o; /* as the VMs' processes have them */
+    struct front front;
+    struct peer_config peers;
+    struct pidfile pidfile;
+    char image_path[PATH_MAX];
+    int signal_fd;
+    int word_fd;      /* detached: where our caller waits; -1 */
+    unsigned n_asked; /* signals that are to end us */
+    int last_signal;
+};
+
+/* ---- before anybody may connect ---- */
+
+static int check_learning(const struct listener *l, struct error *e)
+{
+    struct learn learn = {0};
+    int rc = l->o.learn ? learn_begin(&learn, l->peers.img, e) : 0;
+    learn_free(&learn);
+    return rc;
+}
+
+static int open_image(struct listener *l, struct error *e)
+{
+    int rc = kernel_require(e);
+    if (rc == 0)
+        rc = damage_check_kernel(l->o.poison_damage, e);
+    if (rc == 0)
+        rc = image_open(&l->peers.img, l->o.image_path, e);
+    if (rc == 0)
+        rc = attach_check_kernel(l->peers.img, e);
+    if (rc == 0)
+        rc = check_learning(l, e);
+    if (rc == 0 && !realpath(l->o.image_path, l->image_path))
+        l->image_path[0] = '\0'; /* a descriptor's, of a file without a name */
+    return rc;
+}
+
+static int take_signals(struct listener *l, struct error *e)
+{
+    static const int taken[] = {SIGCHLD, SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1};
+    sigset_t set;
+    sigemptyset(&set);
+    for (size_t i = 0; i < sizeof(taken) / sizeof(taken[0]); i++)
+        sigaddset(&set, taken[i]);
+    signal(SIGCHLD, SIG_DFL); /* ignored, it would keep ends from us */
+    l->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (l->signal_fd < 0)
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't take signals");
+    sigprocmask(SIG_BLOCK, &set, &l->peers.mask);
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); /* a VM may be a child's child */
+    return 0;
+}
+
+static int write_pidfile(struct listener *l, const char *path, struct error *e)
+{
+    struct target self;
+    int rc = path ? target_open(&self, getpid(), e) : 0;
+    if (rc || !path)
+        return rc;
+    rc = pidfile_write(&l->pidfile, path, &self, e);
+    target_close(&self);
+    return rc;
+}
+
+static int begin(struct listener *l, const struct restore_options *o, const char *socket_path,
+                 struct error *e)
+{
+    int rc = open_image(l, e);
+    if (rc)
+        return rc;
+    l->peers.roll = roll_new();
+    if (!l->peers.roll)
+        return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory");
+    rc = take_signals(l, e);
+    if (rc == 0)
+        rc = front_open(&l->front, socket_path, e);
+    if (rc == 0)
+        rc = write_pidfile(l, o->pidfile, e);
+    return rc;
+}
+
+/* ---- VMs ---- */
+
+static _Noreturn void become_peer(struct listener *l, int connection, uint64_t began_ns)
+{
+    close(l->signal_fd);
+    front_forget(&l->front);
+    setsid(); /* what a terminal sends is for the listener */
+    sigprocmask(SIG_SETMASK, &l->peers.mask, NULL);
+    peer_run(&l->peers, connection, began_ns);
+}
+
+static void accept_one(struct listener *l)
+{
+    int connection = accept4(l->front.fd, NULL, NULL, SOCK_CLOEXEC);
+    if (connection < 0)
+        return;
+    uint64_t began_ns = clock_monotonic_ns();
+    int place = roll_reserve(l->peers.roll);
+    pid_t pid = place < 0 ? -1 : fork();
+    if (pid == 0)
+        become_peer(l, connection, began_ns);
+    if (pid < 0) {
+        log_warn("a VM that connected is not served: %s",
+                 place < 0 ? "there are too many already" : strerror(errno));
+        atomic_fetch_add(&l->peers.roll->n_refused, 1);
+    }
+    if (place >= 0)
+        roll_set(l->peers.roll, place, pid < 0 ? 0 : pid);
+    close(connection);
+}
+
+static void reap(struct listener *l)
+{
+    pid_t pid;
+    while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+        roll_remove(l->peers.roll, pid);
+}
+
+/* ---- the end ---- */
+
+static void stop_listening(struct listener *l)
+{
+    front_close(&l->front);
+    unsigned n = roll_signal(l->peers.roll, SIGTERM);
+    if (n > 0)
+        log_warn("no more VMs are taken; %u %s served until all memory is in (once more to leave "
+                 "at once: they are served on all the same)",
+                 n, n == 1 ? "is" : "are");
+}
+
+static void take_signal(struct listener *l)
+{
+    struct signalfd_siginfo info;
+    while (read(l->signal_fd, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
+        if (info.ssi_signo == SIGCHLD)
+            continue;
+        if (info.ssi_signo == SIGUSR1) {
+            roll_signal(l->peers.roll, SIGUSR1);
+            continue;
+        }
+        l->last_signal = (int)info.ssi_signo;
+        if (l->n_asked++ == 0)
+            stop_listening(l);
+    }
+}
+
+static void listen_to_the_end(struct listener *l)
+{
+    for (;;) {
+        reap(l);
+        if (l->n_asked > 1 || (l->n_asked == 1 && roll_signal(l->peers.roll, 0) == 0))
+            return;
+        struct pollfd fds[2] = {{.fd = l->signal_fd, .events = POLLIN},
+                                {.fd = l->front.fd, .events = POLLIN}};
+        poll(fds, 2, -1);
+        if (fds[0].revents)
+            take_signal(l);
+        else if (fds[1].revents)
+            accept_one(l);
+    }
+}
+
+/* ---- the whole ---- */
+
+static json_t *describe_listening(const struct listener *l)
+{
+    return json_pack("{s:s, s:i, s:s}", "socket", l->front.path, "listener_pid", (int)getpid(),
+                     "image", l->image_path);
+}
+
+static json_t *describe_summary(const struct listener *l, unsigned n_left)
+{
+    const struct roll *r = l->peers.roll;
+    return json_pack("{s:I, s:I, s:I, s:i}", "vms", (json_int_t)atomic_load(&r->n_served),
+                     "vms_complete", (json_int_t)atomic_load(&r->n_complete), "handoffs_refused",
+                     (json_int_t)atomic_load(&r->n_refused), "vms_left", (int)n_left);
+}
+
+/* Who waits for it is told that it listens. */
+static void tell_listening(struct listener *l)
+{
+    json_t *listening = describe_listening(l);
+    if (l->word_fd >= 0) {
+        detach_tell_running(l->word_fd, listening);
+        l->word_fd = -1;
+        l->o.detached(l->o.opaque);
+    }
+    l->o.report(l->o.opaque, "listening", listening);
+}
+
+static int run(struct listener *l, const struct restore_options *o, const char *socket_path,
+               struct error *e)
+{
+    int rc = begin(l, o, socket_path, e);
+    if (rc)
+        return rc;
+    tell_listening(l);
+    listen_to_the_end(l);
+    unsigned n_left = roll_signal(l->peers.roll, 0);
+    l->o.report(l->o.opaque, "summary", describe_summary(l, n_left));
+    if (n_left == 0)
+        return 0;
+    e->guest = GUEST_RUNNING;
+    return error_set(e, (enum vmsnap_exit)(128 + l->last_signal), EINTR,
+                     "left by signal %d: %u VMs are served on in the background", l->last_signal,
+                     n_left);
+}
+
+int listen_run(const struct restore_options *o, const char *socket_path, struct error *e)
+{
+    struct listener l = {.o = *o, .front = {.fd = -1}, .signal_fd = -1, .word_fd = -1};
+    json_t *listening;
+    int rc = 0;
+    if (o->detach && !detach_fork(&l.word_fd, &listening, &rc, e)) {
+        if (rc == 0)
+            o->report(o->opaque, "listening", listening);
+        return rc;
+    }
+    l.o.detach = false;
+    l.o.pidfile = NULL;
+    l.peers = (struct peer_config){.o = &l.o, .image_path = l.image_path};
+    rc = run(&l, o, socket_path, e);
+    front_close(&l.front);
+    pidfile_remove(&l.pidfile);
+    if (l.word_fd >= 0)
+        detach_tell_error(l.word_fd, e);
+    if (l.peers.img)
+        image_close(l.peers.img);
+    if (o->detach)
+        _exit(rc ? e->exit_code : 0);
+    return rc;
+}

@@ -1,0 +1,209 @@
+/*
+ * peer.c - see peer.h.
+ *
+ *     vmsnap restore --listen     the listener: accepts, and waits for its children
+ *      `- vmsnap-peer             this file: reads the handoff, checks it, then supervises; one per
+ * VM
+ *          `- vmsnap-server       peer_serve.c: the faults, the fill
+ *
+ * Nothing that a VMM says is looked at in the listener's process, and nothing of one VM's lies in
+ * another's. What every server of this VM needs (descriptors, the places of the memory) is made
+ * here, before the first is forked, so that a successor has it whatever has become of the VMM.
+ *
+ * The VMM is the process at the other end of the connection. Whether it lives a pidfd tells: old
+ * versions close the connection as soon as they have handed over.
+ *
+ * A further handoff on the same connection is for a process of its own as well: forked from here
+ * through one that ends at once, so that it becomes the listener's.
+ */
+#include "restore/listen/peer.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/testhook.h"
+#include "restore/listen/peer_internal.h"
+#include "restore/memory/theirs.h"
+#include "restore/record.h"
+#include "restore/supervisor.h"
+
+#define LAY_MS 500 /* for the record's place in the VMM: until then its guest waits for us */
+
+/* ---- what was handed over ---- */
+
+static int find_process(struct peer *p, struct error *e)
+{
+    struct ucred who;
+    socklen_t len = sizeof(who);
+    if (getsockopt(p->inbox.connection, SOL_SOCKET, SO_PEERCRED, &who, &len))
+        return error_set(e, VMSNAP_EXIT_TARGET, errno, "can't see who has connected");
+    if (who.pid > 0)
+        return target_open(&p->target, who.pid, e);
+    error_set(e, VMSNAP_EXIT_TARGET, ESRCH,
+              "who has connected lies in a pid namespace that can't be seen from here");
+    error_hint(e, "run vmsnap in the host's pid namespace, or in the VMM's");
+    return -ESRCH;
+}
+
+static int place_blocks(struct peer *p, const struct peer_message *m, struct error *e)
+{
+    struct block_place *places = calloc(m->n_regions, sizeof(*places));
+    if (!places)
+        return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory");
+    for (uint32_t i = 0; i < m->n_regions; i++)
+        places[i] = (struct block_place){.hva = m->regions[i].hva,
+                                         .bytes = m->regions[i].bytes,
+                                         .page_bytes = m->regions[i].page_bytes,
+                                         .offset = m->regions[i].offset};
+    int rc = blocks_place(&p->blocks, p->c->img, places, m->n_regions, e);
+    free(places);
+    return rc;
+}
+
+/* From here on a guest waits for us: the supervisor hears what is to end it. */
+static void hold_signals(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    sigaddset(&set, SIGQUIT);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+}
+
+/* Hears it, and believes it once it is checked. */
+static int take_handoff(struct peer *p, struct error *e)
+{
+    struct peer_message m;
+    uint64_t until_ns = p->began_ns + (uint64_t)p->o.timeout_ms * 1000000u;
+    int rc = inbox_take(&p->inbox, &m, &p->uffd, until_ns, e);
+    if (rc == 0) {
+        hold_signals();
+        TESTHOOK_POINT("listen-heard");
+        rc = find_process(p, e);
+    }
+    if (rc == 0)
+        rc = place_blocks(p, &m, e);
+    if (rc == 0)
+        rc = theirs_check(p->uffd, &p->target, &p->blocks, e);
+    if (rc)
+        return rc;
+    if (!(theirs_features(p->uffd) & UFFD_FEATURE_EVENT_REMOVE))
+        log_warn("process %d does not tell what its guest gives back (EVENT_REMOVE): a balloon "
+                 "must not be used there until all memory is in",
+                 (int)p->target.pid);
+    int lay_ms = p->o.timeout_ms < LAY_MS ? p->o.timeout_ms : LAY_MS;
+    return record_lay(&p->record_fd, &p->record_target_fd, &p->target, p->c->img, p->blocks.count,
+                      lay_ms, e);
+}
+
+/* Nothing is ours any more when this is told: the VMM's end of the connection shows it. */
+static _Noreturn void refuse(struct peer *p, struct error *e)
+{
+    int pid = p->target.pid;
+    if (pid)
+        error_wrap(e, "process %d is not served", pid);
+    else
+        error_wrap(e, "a VMM that connected is not served");
+    error_hint(e,
+               "it keeps its userfaultfd, and waits at the first touch of its memory: end it and "
+               "load its snapshot again");
+    e->guest = GUEST_WAITING;
+    if (p->uffd >= 0)
+        close(p->uffd);
+    inbox_close(&p->inbox);
+    atomic_fetch_add(&p->c->roll->n_refused, 1);
+    p->o.trouble(p->o.opaque, e);
+    _exit(e->exit_code);
+}
+
+/* ---- one more on the same connection ---- */
+
+static int connection_of(void *opaque)
+{
+    const struct peer *p = opaque;
+    return p->inbox.connection;
+}
+
+/* In the process of the next VM. */
+static _Noreturn void begin_next(struct peer *p)
+{
+    int connection = p->inbox.connection;
+    sigset_t mask = p->c->mask;
+    sigprocmask(SIG_SETMASK, &mask, NULL);
+    close(p->uffd);
+    close(p->record_fd);
+    target_close(&p->target);
+    peer_run(p->c, connection, clock_monotonic_ns());
+}
+
+/* Something has come over the connection, or its end. */
+static void heard(void *opaque)
+{
+    struct peer *p = opaque;
+    if (inbox_look(&p->inbox)) {
+        int place = roll_reserve(p->c->roll);
+        pid_t between = place < 0 ? -1 : fork();
+        if (between == 0) {
+            pid_t next = fork();
+            if (next == 0)
+                begin_next(p);
+            roll_set(p->c->roll, place, next > 0 ? next : 0);
+            _exit(0);
+        }
+        if (between < 0)
+            log_warn("no process for a further VM of process %d", (int)p->target.pid);
+        else
+            waitpid(between, NULL, 0);
+    }
+    /* The next one has it, or there is nothing more to hear. */
+    if (p->inbox.connection >= 0)
+        close(p->inbox.connection);
+    p->inbox.connection = -1;
+}
+
+/* ---- the whole ---- */
+
+static void attend(struct peer *p)
+{
+    const struct supervisor_charge charge = {.vmm = p->target.pid,
+                                             .vmm_fd = p->target.pidfd,
+                                             .serve = peer_serve,
+                                             .connection = connection_of,
+                                             .heard = heard,
+                                             .opaque = p};
+    supervisor_attend(&p->o, &charge);
+}
+
+_Noreturn void peer_run(const struct peer_config *c, int connection, uint64_t began_ns)
+{
+    struct peer p = {.c = c,
+                     .o = *c->o,
+                     .began_ns = began_ns,
+                     .uffd = -1,
+                     .target = {.pidfd = -1, .proc_fd = -1, .pagemap_fd = -1, .mem_fd = -1},
+                     .record_fd = -1};
+    struct error e = {0};
+    prctl(PR_SET_NAME, "vmsnap-peer");
+    int rc = inbox_open(&p.inbox, connection, &e);
+    if (rc == 0)
+        rc = take_handoff(&p, &e);
+    if (rc == -ENODATA)
+        _exit(0);
+    if (rc)
+        refuse(&p, &e);
+    TESTHOOK_POINT("listen-checked");
+    atomic_fetch_add(&c->roll->n_served, 1);
+    attend(&p);
+    _exit(0);
+}

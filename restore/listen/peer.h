@@ -1,0 +1,26 @@
+/*
+ * peer.h - one VM, from its connection on: a process of its own, which reads what the VMM hands
+ * over, believes none of it until it is checked, and becomes the supervisor of that VM's servers.
+ */
+#ifndef VMSNAP_RESTORE_LISTEN_PEER_H
+#define VMSNAP_RESTORE_LISTEN_PEER_H
+
+#include <signal.h>
+
+#include "common/image_reader.h"
+#include "restore/listen/roll.h"
+#include "restore/restore.h"
+
+/* What the listener gives to each of them. */
+struct peer_config {
+    const struct restore_options *o; /* without detach and pidfile */
+    struct image *img;
+    const char *image_path; /* absolute; empty: it has no name */
+    struct roll *roll;
+    sigset_t mask; /* before the listener took signals */
+};
+
+/* The process of a connection, accepted at `began_ns`, to its end. `connection` is its own. */
+_Noreturn void peer_run(const struct peer_config *c, int connection, uint64_t began_ns);
+
+#endif

@@ -1,0 +1,116 @@
+/*
+ * peer_serve.c - a server of a VM that was handed over: the first one and each that follows it do
+ * the same. All of it stands ready in their supervisor (peer.c) but for the record's content, which
+ * tells what servers before have done.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/testhook.h"
+#include "restore/listen/peer_internal.h"
+#include "restore/record.h"
+#include "restore/session.h"
+#include "restore/supervised.h"
+
+static void report_running(const struct session *s, bool resumed)
+{
+    uint64_t now = clock_realtime_ns(), instant = image_get_trailer(s->img)->instant_ns;
+    json_t *o = json_pack("{s:I, s:i, s:I, s:s}", "launch_to_running_ns", (json_int_t)s->running_ns,
+                          "vmm_pid", (int)s->target->pid, "clock_behind_ns",
+                          (json_int_t)(now > instant ? now - instant : 0), "guest_state",
+                          guest_state_name(GUEST_RUNNING));
+    if (o && resumed)
+        json_object_set_new(o, "resumed", json_true());
+    s->o->report(s->o->opaque, "running", o);
+}
+
+static int enter_record(struct session *s, const struct peer *p, struct error *e)
+{
+    int rc = record_enter(&s->record, p->record_fd, p->record_target_fd, &p->target, p->c->img,
+                          p->c->image_path, &s->blocks, e);
+    if (rc == 0)
+        record_states(&s->record, image_get_trailer(s->img)->n_clusters, &s->state);
+    return rc;
+}
+
+/* The first VM to learn does it for all. */
+static void begin_learning(struct session *s, const struct peer *p)
+{
+    struct error e = {0};
+    if (!p->o.learn || atomic_exchange(&p->c->roll->learner, true))
+        return;
+    if (learn_begin(&s->learn, s->img, &e))
+        s->o->trouble(s->o->opaque, &e);
+}
+
+static int serve(struct session *s, const struct peer *p, bool is_new, struct error *e)
+{
+    if (is_new)
+        begin_learning(s, p);
+    session_plan_prefetch(s);
+    int uffd = fcntl(p->uffd, F_DUPFD_CLOEXEC, 0);
+    if (uffd < 0)
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "no more descriptors");
+    record_set_guest(&s->record, RECORD_GUEST_LET_RUN);
+    record_ready(&s->record, -1);
+    TESTHOOK_POINT("listen-recorded");
+    return session_serve(s, uffd, !is_new, e);
+}
+
+/* All memory was in already: only the record is left. */
+static int clear_up(struct session *s, struct error *e)
+{
+    int rc = session_close_there(s, e);
+    s->complete_ns = clock_monotonic_ns() - s->began_ns;
+    if (rc == 0)
+        session_summarize(s);
+    return rc;
+}
+
+static int serve_to_the_end(struct session *s, struct peer *p, struct error *e)
+{
+    int rc = enter_record(s, p, e);
+    if (rc)
+        return rc;
+    if (record_is_released(&s->record))
+        return clear_up(s, e);
+    bool is_new = record_is_new(&s->record);
+    if (!is_new)
+        s->began_ns = clock_monotonic_ns();
+    rc = serve(s, p, is_new, e);
+    if (rc)
+        return rc;
+    s->running_ns = clock_monotonic_ns() - s->began_ns;
+    supervised_tell_serves(session_count_settled(s));
+    TESTHOOK_POINT("listen-serving");
+    report_running(s, !is_new);
+    session_accompany(s);
+    if (!s->handed_over) {
+        if (s->complete_ns)
+            atomic_fetch_add(&p->c->roll->n_complete, 1);
+        return 0;
+    }
+    error_set(e, VMSNAP_EXIT_BUSY, 0, "another vmsnap has taken over process %d",
+              (int)s->target->pid);
+    return -EBUSY;
+}
+
+int peer_serve(void *opaque, struct error *e)
+{
+    struct peer *p = opaque;
+    struct session s = {.o = &p->o,
+                        .img = p->c->img,
+                        .target = &p->target,
+                        .blocks = p->blocks,
+                        .began_ns = p->began_ns,
+                        .target_fd = -1,
+                        .theirs = p->uffd};
+    e->guest = GUEST_WAITING;
+    if (p->inbox.connection >= 0)
+        close(p->inbox.connection); /* the supervisor's: its end is the VMM's to notice */
+    int rc = serve_to_the_end(&s, p, e);
+    session_close(&s);
+    return rc;
+}

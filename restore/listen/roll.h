@@ -1,0 +1,37 @@
+/*
+ * roll.h - who is being served: a page that the listener and the processes of all its VMs share.
+ * Counters, and the processes that a signal has to reach.
+ */
+#ifndef VMSNAP_RESTORE_LISTEN_ROLL_H
+#define VMSNAP_RESTORE_LISTEN_ROLL_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define ROLL_MAX 1024u /* connections at a time */
+
+struct roll {
+    atomic_int pids[ROLL_MAX]; /* 0: free; -1: taken by one that is about to begin */
+    atomic_ullong n_served, n_complete, n_refused;
+    atomic_bool learner; /* one of them learns, or has learned (--learn) */
+};
+
+/* NULL: no memory. Shared by all that are forked later. */
+struct roll *roll_new(void);
+
+/* A place for a process that is about to be forked; -1: too many. */
+int roll_reserve(struct roll *r);
+static inline void roll_set(struct roll *r, int place, pid_t pid)
+{
+    atomic_store(&r->pids[place], pid);
+}
+
+/* That process has ended, or (-1 in its place) never began. */
+void roll_remove(struct roll *r, pid_t pid);
+
+/* Sends it to all of them; returns how many there are. 0 only counts. */
+unsigned roll_signal(const struct roll *r, int number);
+
+#endif
