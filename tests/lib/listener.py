@@ -1,0 +1,119 @@
+"""A `vmsnap restore --listen` in a test, and a VMM that says to it whatever the test wants."""
+
+import ctypes
+import fcntl
+import json
+import mmap
+import os
+import signal
+import socket
+import struct
+
+from case import Failed, is_alive, tool, wait_until
+from vmsnap import environment, json_lines
+
+NR_USERFAULTFD = 323 # x86-64
+UFFDIO_API, UFFDIO_REGISTER = 0xc018aa3f, 0xc020aa00
+EVENT_REMOVE_FEATURE = 1 << 3
+HUGE = 2 << 20
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Listener:
+    """Listens on `path`; its JSON lines come to `objects()`."""
+
+    def __init__(self, t, image, *options, hooks=None, seconds=20):
+        self.t = t
+        self.path = t.path(t.unique("listen") + ".sock")
+        self.log_path = self.path + ".log"
+        with open(self.log_path, "wb") as log:
+            self.process = t.spawn([tool("vmsnap"), "restore", "--json", "--listen", self.path, image, *options],
+                                   stdout=log, stderr=log, env=environment(hooks))
+        self.pid = self.process.pid
+        wait_until(lambda: self.of_type("listening") or self._check_alive(), seconds, "vmsnap listens")
+
+    def _check_alive(self):
+        if self.process.poll() is not None:
+            raise Failed(f"vmsnap has ended with {self.process.returncode}: {self.text()}")
+
+    def text(self):
+        with open(self.log_path, encoding="utf-8", errors="replace") as f:
+            return f.read()
+
+    def objects(self):
+        return json_lines(self.text())
+
+    def of_type(self, name):
+        return [o for o in self.objects() if o["type"] == name]
+
+    def fds(self):
+        """What its process has open: sorted texts."""
+        directory = f"/proc/{self.pid}/fd"
+        found = []
+        for fd in os.listdir(directory):
+            try:
+                found.append(os.readlink(f"{directory}/{fd}"))
+            except FileNotFoundError:
+                pass # closed since
+        return sorted(found)
+
+    def children(self):
+        """The processes of its VMs, zombies included."""
+        with open(f"/proc/{self.pid}/task/{self.pid}/children", encoding="ascii") as f:
+            return [int(pid) for pid in f.read().split()]
+
+    def is_alive(self):
+        return is_alive(self.pid)
+
+    def connect(self, timeout=10.0):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(timeout)
+        connection.connect(self.path)
+        return connection
+
+    def end(self, seconds=20):
+        """SIGTERM, and its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+
+class Memory:
+    """Private anonymous memory of this process, registered with a userfaultfd as Firecracker does it;
+    aligned to 2 MiB. `registered`: how many bytes of it."""
+
+    def __init__(self, t, length, registered=None, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS):
+        self.length = length
+        self._map = mmap.mmap(-1, length + HUGE, flags=flags)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self.address = start + -start % HUGE
+        self.fd = new_userfaultfd(t)
+        count = length if registered is None else registered
+        if count:
+            fcntl.ioctl(self.fd, UFFDIO_REGISTER,
+                        bytearray(struct.pack("<4Q", self.address, count, 1, 0)))
+
+    def region(self, **changes):
+        whole = {"base_host_virt_addr": self.address, "size": self.length, "offset": 0,
+                 "page_size": 4096, "page_size_kib": 4096}
+        return {**whole, **changes}
+
+
+def new_userfaultfd(t):
+    """Closed at the end of the case; t None: of a process that has none."""
+    fd = _libc.syscall(NR_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0:
+        raise Failed(f"userfaultfd(2): {os.strerror(ctypes.get_errno())}")
+    if t:
+        t.defer(os.close, fd)
+    fcntl.ioctl(fd, UFFDIO_API, bytearray(struct.pack("<3Q", 0xaa, EVENT_REMOVE_FEATURE, 0)))
+    return fd
+
+
+def send_handoff(connection, message, fds):
+    """`message`: bytes, or a list of regions."""
+    data = message if isinstance(message, bytes) else json.dumps(message).encode()
+    if fds:
+        sent = socket.send_fds(connection, [data], fds)
+        data = data[sent:]
+    connection.sendall(data)
