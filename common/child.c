@@ -79,10 +79,15 @@ static void reap(int pidfd)
     close(pidfd);
 }
 
+void child_kill(int pidfd)
+{
+    syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+}
+
 int child_end(int pidfd, int grace_ms)
 {
     struct pollfd ended = {.fd = pidfd, .events = POLLIN};
-    syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+    child_kill(pidfd);
     bool gone = poll(&ended, 1, grace_ms) == 1;
     reap(pidfd);
     return gone ? 0 : -EBUSY;

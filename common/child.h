@@ -21,6 +21,9 @@
  */
 int child_fork(const int *keep, unsigned n, void (*run)(void *opaque), void *opaque);
 
+/* Kills it, and waits for nothing. child_end() follows. */
+void child_kill(int pidfd);
+
 /* Kills and reaps it. -EBUSY: it still sleeps in the kernel after grace_ms; it ends by itself when
  * it can, and stays a zombie until we end. */
 int child_end(int pidfd, int grace_ms);

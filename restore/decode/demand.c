@@ -9,32 +9,33 @@
 #include "common/codec.h"
 #include "common/futex.h"
 #include "common/thread.h"
+#include "restore/decode/failing.h"
 
 #define SLOTS_BYTES (1u << 20)
 #define SLOTS_MAX 32u
 #define SLOTS_MIN 2u
-#define RETRY_MIN_NS 200000000ull
-#define RETRY_MAX_NS 2000000000ull
 #define LOOK_MS 1000
 #define PUSH_AGAIN_US 20
 
-enum slot_state { SLOT_FREE, SLOT_POSTED, SLOT_TO_RETRY };
+enum slot_state { SLOT_FREE, SLOT_POSTED, SLOT_TO_POST };
 
 struct slot {
     enum slot_state state; /* the server's */
+    bool again;            /* it has failed before */
     struct job job;
-    uint64_t retry_ns;
 };
 
 struct demand {
     struct demand_config config;
     struct slot slots[SLOTS_MAX];
-    unsigned n_slots, n_used;
+    unsigned n_slots, n_used, n_again;
+    struct failing failing_units;
     unsigned char *memory; /* unit_bytes per slot */
     struct ring quick;     /* those that the server may take back */
-    struct ring posted, ready;
-    atomic_uint posts; /* futex word */
-    atomic_uint idle;  /* threads that sleep on it */
+    struct ring posted, again, ready;
+    atomic_uint posts;    /* futex word */
+    atomic_uint idle;     /* threads that sleep on it */
+    atomic_bool at_again; /* a thread is at what has failed before */
     atomic_bool stop, failing;
     pthread_t threads[DEMAND_THREADS];
     unsigned n_threads;
@@ -77,7 +78,21 @@ static void decode_slot(struct demand *d, struct codec *codec, uint32_t number)
         job->status = intake_read(d->config.intake, INTAKE_FOR_FAULT, job->damaged, codec,
                                   content(d, number) + (size_t)i * IMAGE_CLUSTER_BYTES, &e);
     }
+    job->n_errors += intake_is_error(job->status);
     job_set_cause(job, &e);
+}
+
+/* Takes what is to be read next; what has failed before comes last, and by one thread at a time. */
+static bool take_posted(struct demand *d, uint32_t *slot, bool *again)
+{
+    *again = false;
+    if (ring_pop(&d->quick, slot) || ring_pop(&d->posted, slot))
+        return true;
+    if (atomic_exchange(&d->at_again, true))
+        return false;
+    *again = ring_pop(&d->again, slot);
+    atomic_store(&d->at_again, *again);
+    return *again;
 }
 
 static void *run_thread(void *opaque)
@@ -87,13 +102,16 @@ static void *run_thread(void *opaque)
     while (codec && !atomic_load(&d->stop)) {
         unsigned seen = atomic_load(&d->posts);
         uint32_t slot;
-        if (!ring_pop(&d->quick, &slot) && !ring_pop(&d->posted, &slot)) {
+        bool again;
+        if (!take_posted(d, &slot, &again)) {
             atomic_fetch_add(&d->idle, 1);
             futex_wait(&d->posts, seen, LOOK_MS);
             atomic_fetch_sub(&d->idle, 1);
             continue;
         }
         decode_slot(d, codec, slot);
+        if (again)
+            atomic_store(&d->at_again, false);
         while (!ring_push(&d->ready, slot)) /* the server is in the middle of a pop */
             usleep(PUSH_AGAIN_US);
         queue_notify(d->config.queue);
@@ -114,8 +132,7 @@ static void hand_out(struct demand *d, struct ring *ring, uint32_t number)
     s->state = SLOT_POSTED;
     if (!ring_push(ring, number)) {
         s->job.tries--;
-        s->state = SLOT_TO_RETRY;
-        s->retry_ns = 0;
+        s->state = SLOT_TO_POST;
         return;
     }
     atomic_fetch_add(&d->posts, 1);
@@ -151,10 +168,13 @@ enum demand_answer demand_post(struct demand *d, const struct block *b, uint64_t
         else if (d->slots[i].job.cluster == first)
             return DEMAND_UNDER_WAY;
     }
+    if (failing_has(&d->failing_units, first))
+        return DEMAND_UNDER_WAY;
     if (found == d->n_slots)
         return DEMAND_FULL;
     struct slot *s = &d->slots[found];
     s->job = (struct job){.block = b, .cluster = first, .n_clusters = n, .origin = JOB_DEMAND};
+    s->again = false;
     d->n_used++;
     hand_out(d, is_quick ? &d->quick : &d->posted, found);
     return DEMAND_POSTED;
@@ -170,35 +190,63 @@ bool demand_put_back(struct demand *d, uint32_t slot)
     return ring_push(&d->ready, slot);
 }
 
-void demand_release(struct demand *d, uint32_t slot)
+static void note_failing(struct demand *d)
 {
-    d->slots[slot].state = SLOT_FREE;
-    d->n_used--;
+    bool failing = d->failing_units.n > 0 || d->n_again > 0;
+    atomic_store_explicit(&d->failing, failing, memory_order_relaxed);
 }
 
-void demand_retry(struct demand *d, uint32_t slot, uint64_t now_ns)
+void demand_release(struct demand *d, uint32_t slot)
 {
     struct slot *s = &d->slots[slot];
-    uint64_t delay = s->job.tries < 5 ? RETRY_MIN_NS << s->job.tries : RETRY_MAX_NS;
-    s->state = SLOT_TO_RETRY;
-    atomic_store_explicit(&d->failing, true, memory_order_relaxed);
-    s->retry_ns = now_ns + (delay < RETRY_MAX_NS ? delay : RETRY_MAX_NS);
+    d->n_again -= s->again;
+    s->again = false;
+    s->state = SLOT_FREE;
+    d->n_used--;
+    note_failing(d);
+}
+
+bool demand_fail(struct demand *d, uint32_t slot, uint64_t now_ns)
+{
+    bool kept = failing_add(&d->failing_units, &d->slots[slot].job, now_ns);
+    demand_release(d, slot);
+    return kept;
+}
+
+/* A slot for another try, of those that may be used for that; n_slots: none. */
+static uint32_t slot_for_again(const struct demand *d)
+{
+    uint32_t i = d->n_again < d->n_slots / 2 ? 0 : d->n_slots;
+    while (i < d->n_slots && d->slots[i].state != SLOT_FREE)
+        i++;
+    return i;
+}
+
+static void post_due(struct demand *d, uint64_t now_ns)
+{
+    for (uint32_t i; (i = slot_for_again(d)) < d->n_slots;) {
+        struct slot *s = &d->slots[i];
+        if (!failing_take_due(&d->failing_units, now_ns, &s->job))
+            return;
+        s->again = true;
+        d->n_used++;
+        d->n_again++;
+        hand_out(d, &d->again, i);
+    }
 }
 
 bool demand_tick(struct demand *d, uint64_t now_ns)
 {
-    bool waiting = false, failing = false;
+    bool waiting = false;
     for (uint32_t i = 0; d->n_used > 0 && i < d->n_slots; i++) {
-        const struct slot *s = &d->slots[i];
-        failing |= s->state != SLOT_FREE && s->job.tries > (s->state == SLOT_POSTED);
-        if (d->slots[i].state != SLOT_TO_RETRY)
+        if (d->slots[i].state != SLOT_TO_POST)
             continue;
-        if (d->slots[i].retry_ns <= now_ns)
-            hand_out(d, &d->posted, i);
-        waiting |= d->slots[i].state == SLOT_TO_RETRY;
+        hand_out(d, d->slots[i].again ? &d->again : &d->posted, i);
+        waiting |= d->slots[i].state == SLOT_TO_POST;
     }
-    atomic_store_explicit(&d->failing, failing, memory_order_relaxed);
-    return waiting;
+    if (d->failing_units.n > 0)
+        post_due(d, now_ns);
+    return waiting || d->failing_units.n > 0;
 }
 
 /* ---- the whole ---- */
@@ -215,6 +263,8 @@ int demand_start(struct demand **out, const struct demand_config *config)
     int rc = d->memory ? ring_init(&d->posted, d->n_slots) : -ENOMEM;
     if (rc == 0)
         rc = ring_init(&d->quick, d->n_slots);
+    if (rc == 0)
+        rc = ring_init(&d->again, d->n_slots);
     if (rc == 0)
         rc = ring_init(&d->ready, d->n_slots);
     for (unsigned i = 0; i < DEMAND_THREADS && rc == 0; i++) {
@@ -238,6 +288,7 @@ void demand_stop(struct demand *d)
     for (unsigned i = 0; i < d->n_threads; i++)
         pthread_join(d->threads[i], NULL);
     ring_free(&d->quick);
+    ring_free(&d->again);
     ring_free(&d->posted);
     ring_free(&d->ready);
     free(d->memory);

@@ -4,6 +4,10 @@
  * content is not in the page cache; and, where many wait at a time, what others can decode beside
  * the server.
  *
+ * What can't be read now, or hangs, is tried again later, and keeps nobody from being read
+ * meanwhile: it waits in a table of its own (failing.h) and holds no slot; half of the slots at
+ * most, and one thread, are busy with another try; and a read that hangs is left (intake.h).
+ *
  * The server's thread alone posts, parks, installs and releases. No two threads decode the same
  * unit for faults: a unit that was posted is not posted again before it is released.
  */
@@ -55,8 +59,9 @@ bool demand_put_back(struct demand *d, uint32_t slot);
 /* It is installed, or given up. */
 void demand_release(struct demand *d, uint32_t slot);
 
-/* It could not be read: it is tried again after a while (demand_tick() does that). */
-void demand_retry(struct demand *d, uint32_t slot, uint64_t now_ns);
+/* As demand_release(), and it is tried again after a while (demand_tick() does that). False: there
+ * is no room to remember it; who waits for it must come again. */
+bool demand_fail(struct demand *d, uint32_t slot, uint64_t now_ns);
 
 /* Posts what is to be tried again. True while something is waiting for that. */
 bool demand_tick(struct demand *d, uint64_t now_ns);
@@ -64,7 +69,7 @@ bool demand_tick(struct demand *d, uint64_t now_ns);
 /* Something failed, and waits to be tried again or is. Any thread. */
 bool demand_is_failing(const struct demand *d);
 
-/* Units that are under way, or wait to be tried again. */
+/* Units that are being read, or are ready; what waits to be tried again is not among them. */
 unsigned demand_under_way(const struct demand *d);
 
 #endif

@@ -34,7 +34,8 @@ struct job {
     int status;       /* 0, or -errno: the cluster could not be read, `cause` says why */
     uint64_t damaged; /* the cluster that could not be read */
     char cause[256];
-    unsigned tries; /* JOB_DEMAND: how many times, this one included */
+    unsigned tries;    /* JOB_DEMAND: how many times, this one included */
+    unsigned n_errors; /* of these, how many times the storage said that it can't be read */
 };
 
 /* Takes the message of why it could not be read. */

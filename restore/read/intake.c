@@ -8,7 +8,9 @@
  * readers. tmpfs lacks it too, but has nothing to wait for.
  *
  * A thread takes a reader for one cluster at a time, so that there are never more of them than
- * threads.
+ * threads; but for those whose read hangs. Where the image is needed for a fault the thread leaves
+ * such a one (hanging.h) and reads something else: parts of an image may be unreadable while others
+ * are sound.
  */
 #include "restore/read/intake.h"
 
@@ -27,11 +29,14 @@
 #include "common/clock.h"
 #include "common/image_format.h"
 #include "common/log.h"
+#include "restore/read/hanging.h"
 #include "restore/read/reader.h"
 #include "restore/read/resident.h"
 
-#define LOOK_MS 100       /* how often a thread that waits looks whether it is to stop */
-#define RETRY_FIRST_MS 50 /* after an I/O error; four times as long after the next */
+#define LOOK_MS 100              /* how often a thread that waits looks whether it is to stop */
+#define RETRY_FIRST_MS 50        /* after an I/O error; four times as long after the next */
+#define PATIENCE_NS 200000000ull /* of who reads for a fault, with a storage that hangs */
+#define PATIENCE_BESIDE_NS 20000000ull
 
 static_assert(IMAGE_RECORD_MAX <= READER_BYTES, "a record fits into a reader's buffer");
 
@@ -50,9 +55,10 @@ struct intake {
 
     pthread_mutex_t lock; /* of the pools; held for a moment only */
     struct pool pools[INTAKE_FOR_FILL + 1];
+    struct hanging hanging; /* reads for faults */
 
     atomic_bool stop;
-    atomic_uint n_stalled; /* threads whose read hangs */
+    atomic_uint n_stalled; /* reads */
 };
 
 /* ---- at once ---- */
@@ -83,6 +89,11 @@ int intake_read_now(struct intake *s, uint64_t cluster, struct codec *codec, voi
 
 /* ---- by a reader ---- */
 
+static enum reader_rank rank_of(enum intake_for whom)
+{
+    return whom == INTAKE_FOR_FAULT ? READER_AS_CALLER : READER_BEHIND;
+}
+
 /* Who holds the lock may have lost its CPU to the guest (calm.h), and a fault may wait for us: it
  * is never waited for. */
 static int take_reader(struct intake *s, enum intake_for whom, struct reader *r)
@@ -93,8 +104,7 @@ static int take_reader(struct intake *s, enum intake_for whom, struct reader *r)
         *r = p->idle[--p->n_idle];
     if (locked)
         pthread_mutex_unlock(&s->lock);
-    enum reader_rank rank = whom == INTAKE_FOR_FAULT ? READER_AS_CALLER : READER_BEHIND;
-    return any ? 0 : reader_start(r, image_fd(s->config.img), rank);
+    return any ? 0 : reader_start(r, image_fd(s->config.img), rank_of(whom));
 }
 
 static void give_reader(struct intake *s, enum intake_for whom, struct reader *r)
@@ -129,61 +139,120 @@ static void report_stall(struct intake *s, uint64_t cluster, uint64_t ns)
     trouble_add(s->config.troubles, &e);
 }
 
-/* Waits for one answer, however long. */
-static int await(struct intake *s, struct reader *r, uint64_t cluster, int64_t *result)
+/* A reading that hangs counts as stalled after a while. */
+static void note_stall(struct intake *s, struct reading *r)
 {
-    uint64_t began = clock_monotonic_ns();
-    bool stalls = false;
-    int rc;
-    do {
-        rc = reader_wait(r, LOOK_MS, result);
-        uint64_t ns = clock_monotonic_ns() - began;
-        if (rc == 0 && !stalls && ns > INTAKE_STALL_NS) {
-            stalls = true;
-            if (atomic_fetch_add(&s->n_stalled, 1) == 0)
-                report_stall(s, cluster, ns);
-        }
-        if (rc == 0 && atomic_load(&s->stop))
-            rc = -ECANCELED;
-    } while (rc == 0);
-    if (stalls && atomic_fetch_sub(&s->n_stalled, 1) == 1 && rc > 0)
-        log_warn("the image's storage answers again, after %" PRIu64 " s",
-                 (clock_monotonic_ns() - began) / 1000000000u);
-    return rc < 0 ? rc : 0;
+    uint64_t ns = clock_monotonic_ns() - r->began_ns;
+    if (r->stalls || ns <= INTAKE_STALL_NS)
+        return;
+    r->stalls = true;
+    if (atomic_fetch_add(&s->n_stalled, 1) == 0)
+        report_stall(s, r->cluster, ns);
 }
 
-/* One read of a cluster's record into r->buffer; 0, -EBADMSG (the file ends there) or -errno. */
-static int read_stored(struct intake *s, struct reader *r, uint64_t cluster, bool fresh,
-                       struct error *e)
+/* It is answered, or its reader has ended. */
+static void note_end(struct intake *s, const struct reading *r, bool answered)
+{
+    uint64_t ns = clock_monotonic_ns() - r->began_ns;
+    if (r->stalls && atomic_fetch_sub(&s->n_stalled, 1) == 1 && answered)
+        log_warn("the image's storage answers again, after %" PRIu64 " s", ns / 1000000000u);
+}
+
+/* Waits for the answer: 0, -EINPROGRESS (not within patience_ns), -ECANCELED or -EOWNERDEAD. */
+static int await(struct intake *s, struct reading *r, uint64_t patience_ns, int64_t *result)
+{
+    uint64_t began = clock_monotonic_ns();
+    for (;;) {
+        uint64_t waited = clock_monotonic_ns() - began;
+        uint64_t left_ms = patience_ns > waited ? (patience_ns - waited) / 1000000 : 0;
+        int rc = reader_wait(&r->reader, left_ms < LOOK_MS ? (int)left_ms : LOOK_MS, result);
+        if (rc) {
+            note_end(s, r, rc > 0);
+            return rc < 0 ? rc : 0;
+        }
+        note_stall(s, r);
+        if (atomic_load(&s->stop))
+            return -ECANCELED;
+        if (left_ms == 0)
+            return -EINPROGRESS;
+    }
+}
+
+/* The answer to a reading, whose record lies in its buffer then: 0, -EBADMSG (the file ends there)
+ * or -errno. -EINPROGRESS: it is left alone. */
+static int take_answer(struct intake *s, struct reading *r, uint64_t patience_ns, struct error *e)
 {
     uint32_t bytes;
     int64_t n = 0;
-    uint64_t offset = image_cluster_record(s->config.img, cluster, &bytes);
-    int rc = reader_ask(r, offset, bytes, fresh);
-    if (rc == 0)
-        rc = await(s, r, cluster, &n);
+    image_cluster_record(s->config.img, r->cluster, &bytes);
+    int rc = await(s, r, patience_ns, &n);
+    if (rc == -EINPROGRESS) {
+        if (hanging_leave(&s->hanging, r))
+            return rc;
+        rc = await(s, r, UINT64_MAX, &n);
+    }
     if (rc == 0 && n < 0)
         rc = (int)n;
     if (rc == 0 && n == (int64_t)bytes)
         return 0;
-    return image_cluster_unread(s->config.img, cluster, -rc, e);
+    return image_cluster_unread(s->config.img, r->cluster, -rc, e);
 }
 
+/* Asks for a cluster's record. 0, or -EAGAIN: nobody can. */
+static int begin_reading(struct intake *s, struct reading *r, enum intake_for whom,
+                         uint64_t cluster, bool fresh, struct error *e)
+{
+    uint32_t bytes;
+    uint64_t offset = image_cluster_record(s->config.img, cluster, &bytes);
+    *r = (struct reading){.cluster = cluster, .fresh = fresh, .began_ns = clock_monotonic_ns()};
+    int rc = take_reader(s, whom, &r->reader);
+    if (rc == 0 && reader_ask(&r->reader, offset, bytes, fresh)) {
+        reader_stop(&r->reader); /* it was killed while it was idle */
+        rc = reader_start(&r->reader, image_fd(s->config.img), rank_of(whom));
+        if (rc == 0)
+            rc = reader_ask(&r->reader, offset, bytes, fresh);
+    }
+    if (rc == 0)
+        return 0;
+    reader_stop(&r->reader);
+    error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't start a process that reads the image");
+    return -EAGAIN;
+}
+
+/* The read of a cluster that is asked for here, or was left; and how long to wait for it. What
+ * others hang beside is likely to hang as well. */
+static int get_reading(struct intake *s, struct reading *r, enum intake_for whom, uint64_t cluster,
+                       bool fresh, uint64_t *patience_ns, struct error *e)
+{
+    *patience_ns = 0;
+    if (whom == INTAKE_FOR_FAULT && hanging_take(&s->hanging, cluster, r))
+        return 0;
+    *patience_ns = whom == INTAKE_FOR_FILL    ? UINT64_MAX
+                   : hanging_any(&s->hanging) ? PATIENCE_BESIDE_NS
+                                              : PATIENCE_NS;
+    return begin_reading(s, r, whom, cluster, fresh, e);
+}
+
+/* One read of a cluster from the storage; *fresh: past the page cache, and whether it was. */
 static int read_once(struct intake *s, enum intake_for whom, uint64_t cluster, struct codec *codec,
-                     bool fresh, void *out, struct error *e)
+                     bool *fresh, void *out, struct error *e)
 {
     uint8_t record[IMAGE_RECORD_MAX];
-    struct reader r;
-    int rc = take_reader(s, whom, &r);
+    struct reading r;
+    uint64_t patience_ns;
+    int rc = get_reading(s, &r, whom, cluster, *fresh, &patience_ns, e);
     if (rc)
-        return error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't start a process that reads the image");
-    rc = read_stored(s, &r, cluster, fresh, e);
+        return rc;
+    *fresh = r.fresh;
+    rc = take_answer(s, &r, patience_ns, e);
+    if (rc == -EINPROGRESS)
+        return rc;
     if (rc == 0)
-        memcpy(record, r.buffer, sizeof(record));
+        memcpy(record, r.reader.buffer, sizeof(record));
     if (rc == -EOWNERDEAD || rc == -ECANCELED)
-        reader_stop(&r);
+        reader_stop(&r.reader);
     else
-        give_reader(s, whom, &r);
+        give_reader(s, whom, &r.reader);
     /* Nothing is held now: `out` may be memory that goes away (window.h). */
     return rc ? rc : image_decode_cluster(s->config.img, cluster, codec, record, out, e);
 }
@@ -194,20 +263,40 @@ static void pause_after(struct intake *s, int tries)
         usleep(10000);
 }
 
+/* Whether another try now is worth while: the reader died, which says nothing about the storage; or
+ * (who fills has the time) after a pause. */
+static bool tries_again(struct intake *s, enum intake_for whom, int rc, int tries)
+{
+    if (tries + 1 >= INTAKE_TRIES || rc == -EINPROGRESS || rc == -ECANCELED)
+        return false;
+    if (rc == -EOWNERDEAD)
+        return true;
+    if (whom == INTAKE_FOR_FILL)
+        pause_after(s, tries);
+    return whom == INTAKE_FOR_FILL;
+}
+
 int intake_read(struct intake *s, enum intake_for whom, uint64_t cluster, struct codec *codec,
                 void *out, struct error *e)
 {
     int rc = intake_read_now(s, cluster, codec, out);
     bool fresh = rc == -EBADMSG; /* of the cache's copy */
-    for (int tries = 0; rc && (tries < INTAKE_TRIES || fresh); tries++) {
-        rc = read_once(s, whom, cluster, codec, fresh, out, e);
-        if (rc == -ECANCELED || (rc == -EBADMSG && fresh))
+    for (int tries = 0; rc; tries++) {
+        rc = read_once(s, whom, cluster, codec, &fresh, out, e);
+        if (rc == -EBADMSG && !fresh)
+            fresh = true;
+        else if (rc == -EBADMSG || !tries_again(s, whom, rc, tries))
             break;
-        fresh = rc == -EBADMSG;
-        if (rc && !fresh && tries + 1 < INTAKE_TRIES)
-            pause_after(s, tries);
     }
-    return rc;
+    if (rc != -EOWNERDEAD)
+        return rc;
+    error_set(e, VMSNAP_EXIT_FAILED, 0, "the processes that read the image are killed");
+    return -EAGAIN;
+}
+
+bool intake_is_error(int status)
+{
+    return status && status != -EINPROGRESS && status != -EAGAIN && status != -ECANCELED;
 }
 
 bool intake_is_stalled(struct intake *s)
@@ -232,6 +321,7 @@ int intake_open(struct intake **out, const struct intake_config *config)
     s->pools[INTAKE_FOR_FAULT].idle = s->readers;
     s->pools[INTAKE_FOR_FILL].idle = s->readers + config->n_threads;
     pthread_mutex_init(&s->lock, NULL);
+    hanging_init(&s->hanging);
     bool in_memory = fstatfs(image_fd(config->img), &fs) == 0 && fs.f_type == TMPFS_MAGIC;
     s->nowait_flag = in_memory ? 0 : RWF_NOWAIT;
     s->all_by_readers = !in_memory && !resident_has_nowait(image_fd(config->img));
@@ -254,6 +344,7 @@ void intake_close(struct intake *s)
     for (int whom = INTAKE_FOR_FAULT; whom <= INTAKE_FOR_FILL; whom++)
         for (unsigned i = 0; i < s->pools[whom].n_idle; i++)
             reader_stop(&s->pools[whom].idle[i]);
+    hanging_free(&s->hanging);
     resident_close(&s->resident);
     pthread_mutex_destroy(&s->lock);
     free(s->readers);

@@ -47,14 +47,22 @@ enum intake_for {
 };
 
 /*
- * The same, however long it takes. What fails its checksum is read once more from the storage
- * itself (one more try, if need be), and an I/O error is tried INTAKE_TRIES times. -EBADMSG:
- * damaged; -ECANCELED: stopped; others: could not be read now. *e names region, page and file
- * offset.
+ * The same from the storage. What fails its checksum is read once more from the storage itself (one
+ * more try, if need be). -EBADMSG: damaged; -ECANCELED: stopped; -EAGAIN: no process could read it;
+ * others: could not be read now. *e names region, page and file offset.
+ *
+ * INTAKE_FOR_FILL: however long it takes, an I/O error is tried INTAKE_TRIES times.
+ * INTAKE_FOR_FAULT: an error comes back at once; -EINPROGRESS: the read hangs. It is left to its
+ * reader, and who asks for the cluster again, which it should, gets what came of it. (At most
+ * HANGING_MAX are left at a time; further ones take as long as they take.) No two threads ask for
+ * the same cluster at a time.
  */
 #define INTAKE_TRIES 3
 int intake_read(struct intake *s, enum intake_for whom, uint64_t cluster, struct codec *codec,
                 void *out, struct error *e);
+
+/* Whether what intake_read() returned means that the storage can't read it. */
+bool intake_is_error(int status);
 
 /* Some read has not come back for INTAKE_STALL_NS. Any thread. */
 #define INTAKE_STALL_NS 3000000000ull

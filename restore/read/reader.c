@@ -12,7 +12,6 @@
 #include "common/testhook.h"
 #include "common/thread.h"
 
-#define STOP_GRACE_MS 20
 #define BEHIND_NICE 10
 #define PAGE_BYTES 4096u /* of the page cache */
 
@@ -140,12 +139,23 @@ int reader_wait(struct reader *r, int timeout_ms, int64_t *result)
     return n < 0 && (errno == EAGAIN || errno == EINTR) ? 0 : -EOWNERDEAD;
 }
 
-void reader_stop(struct reader *r)
+void reader_kill(struct reader *r)
+{
+    child_kill(r->pidfd);
+}
+
+int reader_end(struct reader *r, int grace_ms)
 {
     if (!r->buffer)
-        return;
+        return 0;
     close(r->socket);
-    child_end(r->pidfd, STOP_GRACE_MS);
+    int rc = child_end(r->pidfd, grace_ms);
     munmap(r->buffer, READER_BYTES);
     *r = (struct reader){.pidfd = -1, .socket = -1};
+    return rc;
+}
+
+void reader_stop(struct reader *r)
+{
+    reader_end(r, READER_GRACE_MS);
 }

@@ -46,4 +46,10 @@ int reader_wait(struct reader *r, int timeout_ms, int64_t *result);
  */
 void reader_stop(struct reader *r);
 
+/* The same in two steps, for several: reader_kill() does not wait, reader_end() at most that long.
+ * -EBUSY: it hangs still. */
+#define READER_GRACE_MS 20
+void reader_kill(struct reader *r);
+int reader_end(struct reader *r, int grace_ms);
+
 #endif

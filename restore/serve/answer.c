@@ -158,6 +158,16 @@ static bool is_left_to_others(struct answerer *a, const struct block *b, uint64_
     return answer != DEMAND_FULL;
 }
 
+/* One whose content is not in the page cache. */
+static enum answer fetch(struct answerer *a, const struct block *b, uint64_t first, uint64_t n,
+                         bool write)
+{
+    enum demand_answer answer = demand_post(a->demand, b, first, (uint32_t)n, false);
+    if (answer == DEMAND_POSTED)
+        note_demand(a, b, first, n, write);
+    return answer == DEMAND_FULL ? AGAIN_PLACE : ELSEWHERE;
+}
+
 /* A pending unit: its content, all of it, then it is done. */
 static enum answer answer_pending(struct answerer *a, const struct block *b, uint64_t offset,
                                   bool write)
@@ -175,11 +185,8 @@ static enum answer answer_pending(struct answerer *a, const struct block *b, uin
         if (a->own_units == 0 && is_left_to_others(a, b, first, n, write))
             return ELSEWHERE;
         a->own_units -= a->own_units > 0;
-        if (decode_unit(a, first, n)) {
-            if (demand_post(a->demand, b, first, (uint32_t)n, false) == DEMAND_POSTED)
-                note_demand(a, b, first, n, write);
-            return ELSEWHERE;
-        }
+        if (decode_unit(a, first, n))
+            return fetch(a, b, first, n, write);
         rc = install_data(&a->installer, b, start, a->unit, len, &present);
     }
     enum answer answer = answer_settled(a, b, start, len, rc);
@@ -318,6 +325,24 @@ static enum answer install_part(struct answerer *a, const struct job *job,
     return answer;
 }
 
+/* Whether the guest gave every page of the unit back. */
+static bool is_given_back(const struct answerer *a, const struct block *b, uint64_t first)
+{
+    uint64_t offset = block_cluster_offset(b, first), len = block_clip(b, offset, b->unit_bytes);
+    for (uint64_t at = 0; at < len; at += b->region.page_bytes) {
+        unsigned bit = 1u << ((offset + at) / IMAGE_PAGE_BYTES % IMAGE_CLUSTER_PAGES);
+        if (!(page_state_discarded(a->state, block_cluster_at(b, offset + at)) & bit))
+            return false;
+    }
+    return true;
+}
+
+static void settle_unit(struct answerer *a, const struct block *b, uint64_t first)
+{
+    uint64_t len = block_clip(b, block_cluster_offset(b, first), b->unit_bytes);
+    settle(a, first, (len + IMAGE_CLUSTER_BYTES - 1) / IMAGE_CLUSTER_BYTES, 0);
+}
+
 /* A cluster that another thread could not read; a fault may have been there before it. */
 static enum answer answer_bad_job(struct answerer *a, const struct job *job)
 {
@@ -326,9 +351,14 @@ static enum answer answer_bad_job(struct answerer *a, const struct job *job)
     uint64_t unit = block_unit_of(job->block, job->damaged);
     if (job->status == -ECANCELED || page_state_get(a->state, unit) == CLUSTER_FILLING ||
         (state != CLUSTER_PENDING && state != CLUSTER_DAMAGED))
-        return ANSWERED; /* done meanwhile, or another worker will see */
-    if (job->status != -EBADMSG && !(a->poisons && job->tries >= DAMAGE_IO_TRIES)) {
-        damage_report_unread(a, job->block, job->damaged, job->cause, demanded);
+        return ANSWERED;                      /* done meanwhile, or another worker will see */
+    if (is_given_back(a, job->block, unit)) { /* what was there is not missed */
+        settle_unit(a, job->block, unit);
+        return ANSWERED;
+    }
+    if (job->status != -EBADMSG && !(a->poisons && job->n_errors >= DAMAGE_IO_TRIES)) {
+        if (!demanded || job->status == -EAGAIN || job->n_errors >= DAMAGE_IO_SAID)
+            damage_report_unread(a, job->block, job->damaged, job->cause, demanded);
         a->n_unread += !demanded;
         return demanded ? LATER : ANSWERED;
     }

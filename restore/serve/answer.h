@@ -57,6 +57,7 @@ enum answer {
     AGAIN_ROOM,  /* no memory for it now */
     AGAIN_JOB,   /* a worker is writing it (in_place.h): after its job */
     ELSEWHERE,   /* a fault: another thread reads its content; it is to be looked at again then */
+    AGAIN_PLACE, /* a fault: as soon as that one has a place for it */
     LATER,       /* a job: it could not be read now */
     NEVER,       /* it waits for good: its content can't be had */
 };

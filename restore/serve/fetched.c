@@ -2,7 +2,8 @@
 
 #include "common/clock.h"
 
-#define REREAD_NS 1000000000ull /* between two passes over what could not be read */
+#define REREAD_NS 1000000000ull       /* between two passes over what could not be read */
+#define REREAD_FAILED_NS 200000000ull /* after one that can't be read still */
 
 int fetched_start(struct fetched *f, const struct intake_config *config, struct queue *queue)
 {
@@ -37,18 +38,39 @@ bool fetched_look(struct fetched *f)
     return f->has;
 }
 
-/* Whether one that could not be read stays in the hands of the demand threads. */
-static bool is_wanted_still(const struct fetched *f, const struct job *job)
+/* One could not be read: it is tried again if somebody waits for it, or if it is to be poisoned
+ * some time. */
+static void put_off(struct fetched *f, uint64_t hva, uint64_t len)
 {
+    uint64_t now = clock_monotonic_ns();
+    bool parked = waiting_is_parked(f->waiting, hva, len);
+    if (!parked)
+        f->next_ns = now + REREAD_FAILED_NS;
+    if (!parked && !f->answerer->poisons)
+        demand_release(f->demand, f->slot);
+    else if (!demand_fail(f->demand, f->slot, now))
+        waiting_forget(f->waiting, hva, len);
+    waiting_unpark(f->waiting, 0, 0); /* its place is free */
+}
+
+/* The job is through, or is put off. */
+static void settle(struct fetched *f, enum answer answer)
+{
+    const struct job *job = demand_job(f->demand, f->slot);
     const struct block *b = job->block;
-    return f->answerer->poisons ||
-           waiting_is_parked(f->waiting, b->region.hva + block_cluster_offset(b, job->cluster),
-                             (uint64_t)job->n_clusters * IMAGE_CLUSTER_BYTES);
+    uint64_t hva = b->region.hva + block_cluster_offset(b, job->cluster);
+    uint64_t len = (uint64_t)job->n_clusters * IMAGE_CLUSTER_BYTES;
+    if (answer == LATER) {
+        put_off(f, hva, len);
+        return;
+    }
+    demand_release(f->demand, f->slot);
+    waiting_unpark(f->waiting, hva, len);
 }
 
 bool fetched_install(struct fetched *f, bool *no_room)
 {
-    if (demand_under_way(f->demand) > 0)
+    if (demand_under_way(f->demand) > 0 || demand_is_failing(f->demand))
         demand_tick(f->demand, clock_monotonic_ns());
     unsigned behind = 0;
     while (fetched_look(f)) {
@@ -65,11 +87,7 @@ bool fetched_install(struct fetched *f, bool *no_room)
         }
         if (f->has)
             return false;
-        if (answer == LATER && is_wanted_still(f, job))
-            demand_retry(f->demand, f->slot, clock_monotonic_ns());
-        else
-            demand_release(f->demand, f->slot);
-        waiting_unpark(f->waiting);
+        settle(f, answer);
     }
     return behind == 0;
 }
@@ -82,7 +100,8 @@ bool fetched_help(struct fetched *f)
 bool fetched_read_again(struct fetched *f)
 {
     uint64_t now = clock_monotonic_ns();
-    if (f->answerer->n_unread == 0 || demand_under_way(f->demand) > 0 || now < f->next_ns)
+    if (f->answerer->n_unread == 0 || demand_under_way(f->demand) > 0 || now < f->next_ns ||
+        intake_is_stalled(f->intake))
         return false;
     if (answerer_post_unread(f->answerer, &f->cluster)) {
         f->any = true;

@@ -130,8 +130,9 @@ static void take_message(struct server *s, const struct uffd_msg *m)
                                  });
         break;
     case UFFD_EVENT_REMOVE:
-    case UFFD_EVENT_UNMAP:
+    case UFFD_EVENT_UNMAP: /* who waits there need not wait for its content any more */
         answer_discard(&s->answerer, m->arg.remove.start, m->arg.remove.end);
+        waiting_unpark(&s->waiting, m->arg.remove.start, m->arg.remove.end - m->arg.remove.start);
         break;
     case UFFD_EVENT_REMAP:
         answer_discard(&s->answerer, m->arg.remap.from, m->arg.remap.from + m->arg.remap.len);

@@ -64,7 +64,8 @@ bool waiting_answer(struct waiting *w, struct answerer *a)
             w->last_ns = now;
             w->n_answered++;
             histogram_add(&w->times, now - fault.since_ns);
-        } else if (answer == ELSEWHERE) {
+        } else if (answer == ELSEWHERE || answer == AGAIN_PLACE) {
+            fault.lacks_place = answer == AGAIN_PLACE;
             w->parked[w->n_parked++] = fault;
         } else if (answer != NEVER) {
             no_room |= answer == AGAIN_ROOM;
@@ -77,11 +78,27 @@ bool waiting_answer(struct waiting *w, struct answerer *a)
     return no_room;
 }
 
-void waiting_unpark(struct waiting *w)
+void waiting_unpark(struct waiting *w, uint64_t hva, uint64_t len)
 {
+    unsigned kept = 0;
+    for (unsigned i = 0; i < w->n_parked; i++) {
+        struct waiting_fault fault = w->parked[i];
+        if (fault.lacks_place || fault.hva - hva < len)
+            w->faults[w->n++] = fault;
+        else
+            w->parked[kept++] = fault;
+    }
+    w->n_parked = kept;
+}
+
+void waiting_forget(struct waiting *w, uint64_t hva, uint64_t len)
+{
+    unsigned kept = 0;
     for (unsigned i = 0; i < w->n_parked; i++)
-        w->faults[w->n++] = w->parked[i];
-    w->n_parked = 0;
+        if (w->parked[i].hva - hva >= len)
+            w->parked[kept++] = w->parked[i];
+    w->forgot |= kept < w->n_parked;
+    w->n_parked = kept;
 }
 
 bool waiting_is_parked(const struct waiting *w, uint64_t hva, uint64_t len)

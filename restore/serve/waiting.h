@@ -1,6 +1,8 @@
 /*
  * waiting.h - faults that were read and not answered yet: to be answered by the server itself, or
- * parked until another thread has their content (demand.h). The server's thread alone.
+ * parked until another thread has their content (demand.h), or has room to read it. There is a
+ * bound to how many are kept: where more threads wait than that some are forgotten, and woken after
+ * a while, so that their faults come again. The server's thread alone.
  */
 #ifndef VMSNAP_RESTORE_WAITING_H
 #define VMSNAP_RESTORE_WAITING_H
@@ -21,6 +23,7 @@ struct waiting_fault {
     uint64_t hva;
     uint64_t since_ns;
     bool write;
+    bool lacks_place; /* parked: nobody has been told to read its content */
 };
 
 struct waiting {
@@ -57,8 +60,12 @@ void waiting_add(struct waiting *w, const struct waiting_fault *fault);
  * for want of room. */
 bool waiting_answer(struct waiting *w, struct answerer *a);
 
-/* Something has become of what the parked ones wait for: all are to be looked at again. */
-void waiting_unpark(struct waiting *w);
+/* Something has become of memory in [hva, hva + len), and there may be a place for those that lack
+ * one: who is parked for either is to be looked at again. */
+void waiting_unpark(struct waiting *w, uint64_t hva, uint64_t len);
+
+/* Those that are parked for that memory are forgotten. */
+void waiting_forget(struct waiting *w, uint64_t hva, uint64_t len);
 
 /* Whether a parked one waits for memory in [hva, hva + len). */
 bool waiting_is_parked(const struct waiting *w, uint64_t hva, uint64_t len);

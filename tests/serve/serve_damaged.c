@@ -124,6 +124,29 @@ static int known_before(const void *arg)
     return KTEST_PASS;
 }
 
+/* Content that the guest has given back, all of it, is not missed: no damage, and all comes in. */
+static int given_back_whole(const void *arg)
+{
+    (void)arg;
+    struct kit_board *board = ktest_shared(sizeof(*board));
+    board->n_threads = 1;
+    board->work = KIT_GIVE_UP;
+    struct kit k;
+    if (open_damaged(&k, board, KIT_MEMFD))
+        return KTEST_FAIL;
+    k.fills_late = true;
+    KTEST_CHECK(kit_serve(&k, false, true), "no server");
+    KTEST_CHECK(kit_run(&k) && board->wrong == 0, "%llu wrong pages",
+                (unsigned long long)board->wrong);
+    server_begin_fill(k.server);
+    KTEST_CHECK(kit_wait_stage(&k, SERVER_FILLED), "stage %d", (int)server_stage(k.server));
+    struct server_stats s;
+    server_get_stats(k.server, &s);
+    KTEST_CHECK(s.counts.clusters_damaged == 0, "damage was found in what was given back");
+    kit_close(&k);
+    return KTEST_PASS;
+}
+
 /* ---- poison ---- */
 
 struct poison_shape {
@@ -232,6 +255,7 @@ int main(int argc, char **argv)
         {"by-the-fill", by_the_fill, NULL},
         {"damaged-before", known_before, &damaged},
         {"half-done-before", known_before, &half_done},
+        {"given-back-whole", given_back_whole, NULL},
         {"huge-on-demand", huge_on_demand, NULL},
         {"poison-anon-on-demand", poisoned, &anon_fault},
         {"poison-anon-given-back", poisoned, &anon_given_back},

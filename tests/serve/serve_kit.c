@@ -203,7 +203,8 @@ bool kit_serve(struct kit *k, bool prefetch_hot, bool fill)
                                    .messages = record_messages(&k->record)};
     if (server_start(&k->server, &config, &e) || server_begin_prefetch(k->server, &e))
         return complain(&e);
-    server_begin_fill(k->server);
+    if (!k->fills_late)
+        server_begin_fill(k->server);
     return true;
 }
 

@@ -99,6 +99,7 @@ struct kit {
     struct learn learn; /* begun by the test where it is wanted, before kit_serve() */
     uint64_t bytes_per_s;
     bool goes_early; /* kit_serve() lets the process work before it fills */
+    bool fills_late; /* the test calls server_begin_fill() */
     struct server *server;
     bool poison_damage;            /* for kit_serve() */
     enum cluster_state left_state; /* of cluster left_cluster, as if a server before had left it */

@@ -60,6 +60,35 @@ Test(waiting, there_is_room_even_if_none_is_parked)
     cr_assert_eq(w.faults[0].hva, 0, "who came first is kept");
 }
 
+Test(waiting, who_waits_for_something_else_stays_parked)
+{
+    static struct waiting w;
+    for (unsigned i = 0; i < 12; i++)
+        add(&w, i);
+    park_all(&w);
+    w.parked[11].lacks_place = true;
+    waiting_unpark(&w, 4 * PAGE, 4 * PAGE);
+    cr_assert_eq(w.n, 5);
+    cr_assert_eq(w.n_parked, 7);
+    cr_assert(waiting_is_parked(&w, 3 * PAGE, PAGE));
+    cr_assert_not(waiting_is_parked(&w, 4 * PAGE, 4 * PAGE));
+    cr_assert(waiting_is_parked(&w, 8 * PAGE, PAGE));
+    cr_assert_not(waiting_is_parked(&w, 11 * PAGE, PAGE), "a place may be free for it");
+}
+
+Test(waiting, what_has_no_room_is_forgotten_and_comes_again)
+{
+    static struct waiting w;
+    for (unsigned i = 0; i < 4; i++)
+        add(&w, i);
+    park_all(&w);
+    waiting_forget(&w, 8 * PAGE, PAGE);
+    cr_assert_not(w.forgot, "nobody waits there");
+    waiting_forget(&w, PAGE, 2 * PAGE);
+    cr_assert(w.forgot);
+    cr_assert_eq(w.n_parked, 2);
+}
+
 Test(waiting, one_that_is_parked_is_not_kept_twice)
 {
     static struct waiting w;
