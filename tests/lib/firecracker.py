@@ -14,7 +14,6 @@ import struct
 import threading
 
 UFFDIO_COPY = 0xc028aa03
-UFFDIO_ZEROPAGE = 0xc020aa04
 UFFDIO_WAKE = 0x8010aa02
 EVENT_PAGEFAULT, EVENT_REMOVE = 0x12, 0x15
 MESSAGE_BYTES = 32
@@ -64,9 +63,10 @@ def _address(buffer):
 
 class PageServer:
     """Serves the faults of a Handoff from a memory file, one page per fault, in a thread, as
-    Firecracker's example does. `faults`, `removed` count; `error` is what ended it too early."""
+    Firecracker's example does. `faults`, `removed` count; `error` is what ended it too early.
+    `forgetful`: discards are read and forgotten, which is wrong."""
 
-    def __init__(self, t, handoff, memory_path):
+    def __init__(self, t, handoff, memory_path, forgetful=False):
         self.regions = handoff.regions
         self.uffd = handoff.fds[0]
         with open(memory_path, "r+b") as f: # writable for ctypes alone: the mapping is private
@@ -76,6 +76,7 @@ class PageServer:
         self.discarded = set() # addresses of pages
         self.faults = self.removed = 0
         self.error = None
+        self.forgetful = forgetful
         self._wake = os.eventfd(0)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -109,14 +110,14 @@ class PageServer:
             except BlockingIOError:
                 return faults
             kind = message[0]
-            first, second, third = struct.unpack_from("<3Q", message, 8)
+            first, second = struct.unpack_from("<2Q", message, 8)
             if kind == EVENT_PAGEFAULT: # flags, address
                 self.faults += 1
                 faults.append(second - second % self.page)
             elif kind == EVENT_REMOVE: # start, end
                 self.removed += (second - first) // self.page
-                self.discarded.update(range(first, second, self.page))
-            del third
+                if not self.forgetful:
+                    self.discarded.update(range(first, second, self.page))
 
     def _resolve(self, address):
         """False: later."""

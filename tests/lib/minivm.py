@@ -123,6 +123,15 @@ class MiniVm:
         self.qmp.command("x-save-files", timeout=60, vmstate=state, memory=memory)
         return state, memory
 
+    def balloon(self, **arguments):
+        """x-balloon: {pages, discarded, reused}."""
+        return self.qmp.command("x-balloon", **arguments)
+
+    def wait_for_reuse(self, n, seconds=10):
+        """Until the guest has taken back n pages more that the VMM discarded."""
+        until = self.balloon()["reused"] + n
+        wait_until(lambda: self.balloon()["reused"] >= until, seconds, f"{n} pages reused")
+
     def copy_memory_to(self, other):
         """All pages that hold anything, by way of /proc."""
         step = 256

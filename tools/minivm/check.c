@@ -15,7 +15,8 @@
 #define PAGEMAP_THERE (3ull << 62) /* present or swapped */
 
 struct piece {
-    const struct guest_state *s; /* whose share; NULL: nobody's */
+    const struct guest_state *s;       /* whose share; NULL: nobody's */
+    const struct guest_state *balloon; /* NULL: it is no part of it */
     uint64_t first, end;
     uint64_t written, wrong, first_wrong, sum;
     /* Generations, the page that is being written left out; `any`: there are some. */
@@ -108,11 +109,43 @@ static void note_generation(struct piece *p, uint64_t generation)
     p->last_generation = generation;
 }
 
+/*
+ * A page of the balloon: as populated until it is discarded, then zero until it is reused, and then
+ * of that generation; the one that is being reused is between both. `page`: NULL if it is absent.
+ */
+static bool is_right_in_balloon(const struct job *j, const struct piece *p, uint64_t number,
+                                const uint64_t *page)
+{
+    static const uint64_t zeros[GUEST_PAGE_WORDS];
+    const struct guest_state *s = p->balloon;
+    uint64_t right[GUEST_PAGE_WORDS] = {0}, at = number - s->balloon_first, k = 0;
+    bool discarded = at < s->discarded;
+    if (discarded) /* its last discard */
+        k = at + (s->discarded - 1 - at) / s->balloon_pages * s->balloon_pages;
+    if (!page)
+        page = zeros;
+    if (!discarded) {
+        expect(j, right, number, number < j->populated ? 1 : 0);
+    } else if (k <= s->reused) {
+        const struct guest_page start = {number, k + 2, guest_check(number, k + 2)};
+        for (unsigned i = 0; i < GUEST_MARKS; i++)
+            right[guest_mark_word(i)] = guest_mark(start.check, i);
+        memcpy(right, &start, sizeof(start));
+    }
+    bool between = discarded && k == s->reused;
+    for (unsigned i = 0; i < GUEST_PAGE_WORDS; i++)
+        if (page[i] != right[i] && !(between && page[i] == 0))
+            return false;
+    return true;
+}
+
 /* A page that is not there was never written. */
 static bool is_right(const struct job *j, const struct piece *p, uint64_t number,
                      const uint64_t *page)
 {
     uint64_t right[GUEST_PAGE_WORDS];
+    if (p->balloon)
+        return is_right_in_balloon(j, p, number, page);
     if (!page)
         return number >= j->populated;
     if (p->s && p->s->pending == number)
@@ -154,13 +187,16 @@ static void *check_pieces(void *arg)
     }
 }
 
-static void add_pieces(struct job *j, const struct guest_state *s, uint64_t first, uint64_t end)
+/* `s`: whose share, or NULL; `balloon`: whose balloon, or NULL. */
+static void add_pieces(struct job *j, const struct guest_state *s,
+                       const struct guest_state *balloon, uint64_t first, uint64_t end)
 {
     for (uint64_t stop; first < end; first = stop) {
         uint64_t room = memory_pages_on(j->m, first);
         stop = first + (room < PIECE_PAGES ? room : PIECE_PAGES);
         stop = stop < end ? stop : end;
-        j->pieces[j->n_pieces++] = (struct piece){.s = s, .first = first, .end = stop};
+        j->pieces[j->n_pieces++] =
+            (struct piece){.s = s, .balloon = balloon, .first = first, .end = stop};
     }
 }
 
@@ -169,18 +205,22 @@ static void add_pieces(struct job *j, const struct guest_state *s, uint64_t firs
 static int cut(struct job *j, unsigned cpus)
 {
     uint64_t pages = j->m->bytes / GUEST_PAGE_BYTES, end = cpus;
-    j->pieces = calloc(pages / PIECE_PAGES + 2 * cpus + 2 + j->m->n_regions, sizeof(*j->pieces));
+    j->pieces = calloc(pages / PIECE_PAGES + 2 * cpus + 3 + j->m->n_regions, sizeof(*j->pieces));
     if (!j->pieces)
         return -ENOMEM;
     for (unsigned i = 0; i < cpus; i++) {
         const struct guest_state *s = memory_state(j->m, i);
         if (!memory_state_is_sound(j->m, s, i, cpus) || s->first_page != end)
             return -EBADMSG;
-        add_pieces(j, s, end, end + s->n_pages);
+        add_pieces(j, s, NULL, end, end + s->n_pages);
         end += s->n_pages;
     }
-    add_pieces(j, NULL, end, pages);
-    j->populated = memory_state(j->m, 0)->populated_pages;
+    const struct guest_state *first = memory_state(j->m, 0);
+    if (first->balloon_pages && first->balloon_first != end)
+        return -EBADMSG;
+    add_pieces(j, NULL, first, end, end + first->balloon_pages);
+    add_pieces(j, NULL, NULL, end + first->balloon_pages, pages);
+    j->populated = first->populated_pages;
     return 0;
 }
 

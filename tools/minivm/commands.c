@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "balloon.h"
 #include "check.h"
 #include "forkdump.h"
 #include "report.h"
@@ -144,6 +145,32 @@ static json_t *x_check(struct request *r)
     return result;
 }
 
+/* A whole number that may be left out; false if it is something else. */
+static bool number(struct request *r, const char *name, json_int_t otherwise, uint64_t *value)
+{
+    const json_t *given = json_object_get(r->arguments, name);
+    json_int_t n = given ? json_integer_value(given) : otherwise;
+    *value = (uint64_t)n;
+    return n >= 0 && n <= 1000000000 && (!given || json_is_integer(given));
+}
+
+static json_t *x_balloon(struct request *r)
+{
+    uint64_t pages, rate;
+    if (!number(r, "pages", 0, &pages) ||
+        !number(r, "rate", (json_int_t)r->vm->o.balloon_rate, &rate))
+        return request_fail(r, "pages and rate are numbers");
+    if (r->vm->status == VM_INMIGRATE || (pages && r->vm->status != VM_RUNNING))
+        return request_fail(r, "only a VM that runs gives pages back");
+    r->vm->o.balloon_rate = rate;
+    int64_t done = balloon_discard(r->vm, pages);
+    if (done < 0)
+        return request_fail(r, "cannot discard guest memory: %s", strerror((int)-done));
+    struct balloon_pages b = balloon_look(r->vm);
+    return json_pack("{s:I,s:I,s:I}", "pages", (json_int_t)b.pages, "discarded",
+                     (json_int_t)b.discarded, "reused", (json_int_t)b.reused);
+}
+
 static json_t *x_save_files(struct request *r)
 {
     const char *state = json_string_value(json_object_get(r->arguments, "vmstate"));
@@ -181,6 +208,7 @@ static const struct command commands[] = {
     {"quit", false, quit},
     {"save-state", true, save_state},
     {"stop", false, stop},
+    {"x-balloon", false, x_balloon},
     {"x-check", false, x_check},
     {"x-fork-dump", false, x_fork_dump},
     {"x-save-files", false, x_save_files},

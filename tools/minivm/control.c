@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "api.h"
+#include "balloon.h"
 #include "commands.h"
 #include "forkdump.h"
 #include "report.h"
@@ -365,7 +366,7 @@ static bool serve(struct control *c)
         for (unsigned i = 0; i < MAX_CONNECTIONS; i++)
             p[POLL_CONNECTIONS + i] = (struct pollfd){.fd = c->connections[i].fd, .events = POLLIN};
         api_poll(c->api, p + POLL_API);
-        if (poll(p, POLL_ALL, -1) < 0)
+        if (poll(p, POLL_ALL, balloon_turn(c->vm)) < 0)
             continue;
         if (p[POLL_FAILED].revents)
             return false;

@@ -62,6 +62,13 @@ struct guest_state {
      */
     uint64_t sum;
     uint64_t pending, pending_old, pending_new;
+    /*
+     * The balloon, of vCPU 0 alone: a ring of pages behind all shares. Discard k, counted from 0,
+     * was of page k % balloon_pages of it. The VMM has discarded `discarded` pages; the guest has
+     * read the zeros of the first `reused` of these and written each: its generation is k + 2, all
+     * of it but start and marks is zero. The VMM is never more than one round ahead.
+     */
+    uint64_t balloon_first, balloon_pages, discarded, reused;
 };
 
 /* Latencies in ticks of the TSC: below 32 each value has its own bucket, above that a bucket is

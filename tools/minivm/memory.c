@@ -116,6 +116,17 @@ uint64_t memory_pages_on(const struct memory *m, uint64_t number)
     return (r->offset + r->bytes) / GUEST_PAGE_BYTES - number;
 }
 
+int memory_discard(const struct memory *m, uint64_t number, uint64_t n)
+{
+    uint8_t *at = memory_page(m, number);
+    size_t bytes = n * GUEST_PAGE_BYTES;
+    if (m->fd < 0)
+        return madvise(at, bytes, MADV_DONTNEED) ? -errno : 0;
+    /* Of a file that is mapped privately: its content would come back. */
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    return mmap(at, bytes, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED ? -errno : 0;
+}
+
 void memory_map(const struct memory *m, struct guest_region *map, bool physical)
 {
     for (unsigned i = 0; i < m->n_regions; i++) {
@@ -142,17 +153,26 @@ bool memory_state_is_sound(const struct memory *m, const struct guest_state *s, 
     if (s->first_page < cpus || s->first_page >= pages || s->n_pages > pages - s->first_page ||
         s->work_pages == 0 || s->work_pages > s->n_pages || s->position >= s->work_pages)
         return false;
+    if (s->balloon_pages > pages || s->balloon_first > pages - s->balloon_pages ||
+        s->reused > s->discarded || s->discarded - s->reused > s->balloon_pages ||
+        (vcpu > 0 && s->balloon_pages))
+        return false;
     return s->pending == 0 ||
            (s->pending >= s->first_page && s->pending < s->first_page + s->n_pages);
 }
 
-/* The share of a vCPU: of the pages that are populated, or of all if none are. */
+/* The share of a vCPU: of the pages that are populated, or of all if none are, less the balloon. */
 static void set_share(struct guest_state *s, const struct options *o)
 {
-    uint64_t total = (o->populate_bytes ? o->populate_bytes : o->memory_bytes) / GUEST_PAGE_BYTES;
+    uint64_t bytes = (o->populate_bytes ? o->populate_bytes : o->memory_bytes) - o->balloon_bytes;
+    uint64_t total = bytes / GUEST_PAGE_BYTES;
     uint64_t each = (total - o->cpus) / o->cpus, hot = o->hot_bytes / GUEST_PAGE_BYTES / o->cpus;
     s->first_page = o->cpus + each * s->vcpu;
     s->n_pages = s->vcpu + 1 == o->cpus ? total - s->first_page : each;
+    if (s->vcpu == 0) {
+        s->balloon_first = total;
+        s->balloon_pages = o->balloon_bytes / GUEST_PAGE_BYTES;
+    }
     s->work_pages = o->hot_bytes == 0 || hot > s->n_pages ? s->n_pages : hot ? hot : 1;
 }
 

@@ -30,6 +30,10 @@ int memory_open(struct memory *m, const struct options *o);
 uint8_t *memory_page(const struct memory *m, uint64_t number);
 uint64_t memory_pages_on(const struct memory *m, uint64_t number);
 
+/* Gives `n` pages of one region back to the host, as Firecracker's balloon does: they read as zeros
+ * from now on. For private memory of 4 KiB pages. 0 or -errno. */
+int memory_discard(const struct memory *m, uint64_t number, uint64_t n);
+
 /* Fills the guest's map, of guest-physical addresses or of ours. */
 void memory_map(const struct memory *m, struct guest_region *map, bool physical);
 

@@ -27,6 +27,8 @@ static const char help[] =
     "  --pattern PATTERN      idle, random (default), sequential, hot:SIZE\n"
     "  --rate N               writes per second and vCPU (default 0: as fast as it can)\n"
     "  --populate SIZE        fill that much of the memory with data first, and write in it alone\n"
+    "  --balloon SIZE         of it at the end: what the VMM discards and the guest takes back\n"
+    "  --balloon-rate N       pages per second that are discarded (default 0)\n"
     "  --control SOCK         listen there for commands\n"
     "  --api SOCK             listen there for HTTP requests of Firecracker's API\n"
     "  --vmsnap-incoming PATH be restored: connect to PATH and wait for load-state\n"
@@ -92,7 +94,7 @@ static bool parse_pattern(struct options *o, const char *text)
 enum { OPT_MEMORY = 1, OPT_KIND, OPT_CPUS, OPT_ACCEL, OPT_PATTERN, OPT_RATE, OPT_POPULATE };
 enum { OPT_HUGETLB = 8, OPT_REGIONS, OPT_FORM, OPT_EARLY_EMPTY, OPT_CLOSES, OPT_NO_REMOVE };
 enum { OPT_PAUSED = 15, OPT_CONTROL, OPT_INCOMING, OPT_REPORT, OPT_VMSTATE, OPT_UFFD };
-enum { OPT_MEMORY_FILE = 32, OPT_API, OPT_HELP };
+enum { OPT_MEMORY_FILE = 32, OPT_API, OPT_BALLOON, OPT_BALLOON_RATE, OPT_HELP };
 
 static const struct option table[] = {
     {"memory", required_argument, NULL, OPT_MEMORY},
@@ -108,6 +110,8 @@ static const struct option table[] = {
     {"report", required_argument, NULL, OPT_REPORT},
     {"hugetlb", no_argument, NULL, OPT_HUGETLB},
     {"regions", required_argument, NULL, OPT_REGIONS},
+    {"balloon", required_argument, NULL, OPT_BALLOON},
+    {"balloon-rate", required_argument, NULL, OPT_BALLOON_RATE},
     {"vmstate", required_argument, NULL, OPT_VMSTATE},
     {"memory-file", required_argument, NULL, OPT_MEMORY_FILE},
     {"uffd-backend", required_argument, NULL, OPT_UFFD},
@@ -202,6 +206,10 @@ static bool take_value(struct options *o, int option, const char *text)
         return parse_pattern(o, text);
     case OPT_RATE:
         return parse_number(text, MAX_RATE, &o->rate, &end) && !*end;
+    case OPT_BALLOON:
+        return parse_size(text, &o->balloon_bytes);
+    case OPT_BALLOON_RATE:
+        return parse_number(text, MAX_RATE, &o->balloon_rate, &end) && !*end;
     case OPT_FORM:
         ok = take_name(form_names, text, &n);
         o->handoff_form = (enum handoff_form)n;
@@ -244,6 +252,11 @@ static const char *wrong_memory(const struct options *o)
         return "--populate is more than --memory";
     if (o->populate_bytes && o->populate_bytes / GUEST_PAGE_BYTES < 4ull * o->cpus)
         return "--populate must be at least 4 pages per vCPU";
+    uint64_t used = o->populate_bytes ? o->populate_bytes : o->memory_bytes;
+    if (o->balloon_bytes > used || (used - o->balloon_bytes) / GUEST_PAGE_BYTES < 4ull * o->cpus)
+        return "--balloon leaves less than 4 pages per vCPU";
+    if (o->balloon_bytes && o->kind != MEMORY_ANON && o->kind != MEMORY_THP)
+        return "--balloon needs private memory of 4 KiB pages: --kind anon or thp";
     return NULL;
 }
 

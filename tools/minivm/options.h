@@ -14,8 +14,9 @@ enum accel_wish { ACCEL_AUTO, ACCEL_KVM, ACCEL_THREADS };
 
 struct options {
     uint64_t memory_bytes, populate_bytes;
-    uint64_t hot_bytes; /* 0: no hot set */
-    uint64_t rate;      /* writes per second and vCPU; 0: as fast as it can */
+    uint64_t hot_bytes;                   /* 0: no hot set */
+    uint64_t rate;                        /* writes per second and vCPU; 0: as fast as it can */
+    uint64_t balloon_bytes, balloon_rate; /* rate: pages per second; 0: on command alone */
     unsigned cpus;
     enum memory_kind kind;
     enum accel_wish accel;

@@ -59,6 +59,7 @@ struct vm {
     pthread_cond_t changed;
     enum vm_status status; /* main thread */
     bool began;            /* main thread: the guest has run */
+    uint64_t balloon_ns;   /* main thread: when pages were last discarded at a rate; 0: not yet */
     bool want_run;         /* under lock */
     bool failed;           /* under lock: the guest died */
     char failure[160];
