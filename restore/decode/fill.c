@@ -5,11 +5,13 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/codec.h"
 #include "common/futex.h"
 #include "common/pace.h"
 #include "common/thread.h"
+#include "restore/decode/sweep.h"
 #include "restore/memory/in_place.h"
 #include "restore/memory/window.h"
 
@@ -31,26 +33,8 @@ struct fill {
     pthread_mutex_t pace_lock; /* a leaf */
     struct pace pace;
     struct fill_stages stages;
-    /* The background pass: a position is a unit of a block, counted over all blocks. */
-    atomic_ullong cursor;
-    uint64_t n_positions;
+    struct sweep sweep; /* the background pass */
 };
-
-static uint64_t unit_clusters(const struct block *b)
-{
-    return b->unit_bytes / IMAGE_CLUSTER_BYTES;
-}
-
-/* The clusters that one position of the background pass covers. */
-static uint64_t position_clusters(const struct block *b)
-{
-    return unit_clusters(b) > RUN_CLUSTERS ? unit_clusters(b) : RUN_CLUSTERS;
-}
-
-static uint64_t block_positions(const struct block *b)
-{
-    return (b->n_clusters + position_clusters(b) - 1) / position_clusters(b);
-}
 
 uint64_t fill_slot_bytes(const struct blocks *blocks)
 {
@@ -298,7 +282,7 @@ static bool prefetch_row(struct worker *w, uint64_t entry, uint64_t n)
                       .own = (entry & WORKSET_WRITE) != 0};
     if (b->unit_bytes > IMAGE_CLUSTER_BYTES) {
         uint64_t in_block = cluster - b->first_cluster;
-        r.n = unit_clusters(b);
+        r.n = b->unit_bytes / IMAGE_CLUSTER_BYTES;
         r.first = cluster - in_block % r.n;
     } else if (cluster + n > b->first_cluster + b->n_clusters) {
         r.n = b->first_cluster + b->n_clusters - cluster;
@@ -355,27 +339,6 @@ static bool keep_pace(struct worker *w)
     return false;
 }
 
-static bool fill_position(struct worker *w, uint64_t position)
-{
-    const struct blocks *blocks = w->fill->config.blocks;
-    for (uint32_t i = 0; i < blocks->count; i++) {
-        const struct block *b = &blocks->items[i];
-        uint64_t n = block_positions(b);
-        if (position >= n) {
-            position -= n;
-            continue;
-        }
-        uint64_t at = position * position_clusters(b);
-        uint64_t len = b->n_clusters - at;
-        if (len > position_clusters(b))
-            len = position_clusters(b);
-        const struct range r = {
-            .block = b, .first = b->first_cluster + at, .n = len, .origin = JOB_FILL};
-        return submit_range(w, &r);
-    }
-    return false;
-}
-
 static void run_rest(struct worker *w)
 {
     struct fill *f = w->fill;
@@ -391,10 +354,10 @@ static void run_rest(struct worker *w)
             last_until_ns = 0;
             calm_down(&f->calm, CALM_NICE);
         }
-        uint64_t at = atomic_fetch_add(&f->cursor, 1);
-        if (at >= f->n_positions)
+        struct range r = {.origin = JOB_FILL};
+        if (!sweep_take(&f->sweep, &r.block, &r.first, &r.n))
             break;
-        if (!fill_position(w, at))
+        if (!submit_range(w, &r))
             return;
     }
     if (!stopped(f) && atomic_fetch_sub(&f->all_working, 1) == 1)
@@ -432,6 +395,12 @@ static int start_worker(struct fill *f, unsigned number)
     return rc;
 }
 
+unsigned fill_choose_threads(unsigned wanted)
+{
+    long n = wanted ? (long)wanted : sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n > (long)FILL_MAX_THREADS ? FILL_MAX_THREADS : (unsigned)n;
+}
+
 int fill_start(struct fill **out, const struct fill_config *config)
 {
     struct fill *f = calloc(1, sizeof(*f));
@@ -445,8 +414,7 @@ int fill_start(struct fill **out, const struct fill_config *config)
         free(f);
         return -ENOMEM;
     }
-    for (uint32_t i = 0; i < config->blocks->count; i++)
-        f->n_positions += block_positions(&config->blocks->items[i]);
+    sweep_init(&f->sweep, config->blocks, RUN_CLUSTERS);
     atomic_init(&f->prefetch_working, config->n_threads);
     atomic_init(&f->all_working, config->n_threads);
     atomic_store(&config->ahead->calm, &f->calm);

@@ -49,6 +49,9 @@ struct fill_stages {
     struct stage_time looking;   /* for what is to be brought in */
 };
 
+/* How many workers there are where so many are wanted; 0: one for each CPU. */
+unsigned fill_choose_threads(unsigned wanted);
+
 /* Starts the workers; they begin with what is prefetched. 0 or -errno. */
 int fill_start(struct fill **out, const struct fill_config *config);
 

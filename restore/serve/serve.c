@@ -37,6 +37,7 @@
 #include "restore/memory/handoff.h"
 #include "restore/serve/answer.h"
 #include "restore/serve/fetched.h"
+#include "restore/serve/inbox.h"
 #include "restore/serve/linger.h"
 #include "restore/serve/waiting.h"
 
@@ -44,7 +45,6 @@
 #define RETRY_EVENT_NS 30000u
 #define SERVER_NICE (-10)
 #define QUEUE_BYTES (4u << 20)
-#define MAX_THREADS 16u
 
 struct server {
     struct server_config config;
@@ -61,7 +61,7 @@ struct server {
     uint32_t job_slot;
     struct fetched fetched; /* how clusters are had, and who has them elsewhere */
     struct linger linger;
-    uint64_t last_empty_ns;
+    struct inbox inbox;
     struct handoff_release release; /* server_release(): how far it is */
 
     struct trouble_list troubles;
@@ -114,64 +114,6 @@ static bool answer_waiting(struct server *s)
     hurry_workers(s);
     stage_lap(&s->stages.answering, began_ns, 0);
     return no_room;
-}
-
-/* ---- messages ---- */
-
-static void take_message(struct server *s, const struct uffd_msg *m)
-{
-    switch (m->event) {
-    case UFFD_EVENT_PAGEFAULT:
-        linger_fault(&s->linger);
-        waiting_add(&s->waiting, &(struct waiting_fault){
-                                     .hva = m->arg.pagefault.address,
-                                     .since_ns = s->last_empty_ns,
-                                     .write = m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE,
-                                 });
-        break;
-    case UFFD_EVENT_REMOVE:
-    case UFFD_EVENT_UNMAP: /* who waits there need not wait for its content any more */
-        answer_discard(&s->answerer, m->arg.remove.start, m->arg.remove.end);
-        waiting_unpark(&s->waiting, m->arg.remove.start, m->arg.remove.end - m->arg.remove.start);
-        break;
-    case UFFD_EVENT_REMAP:
-        answer_discard(&s->answerer, m->arg.remap.from, m->arg.remap.from + m->arg.remap.len);
-        break;
-    default:
-        break;
-    }
-}
-
-/* Reads what there is. An event never stays there for want of room: before it is read nothing can
- * be installed. Returns how many messages. */
-static int read_messages(struct server *s)
-{
-    struct uffd_msg *messages = s->config.messages;
-    unsigned room = waiting_make_room(&s->waiting), most = SERVER_MESSAGES;
-    uint64_t now = clock_monotonic_ns();
-    int n = uffd_read_messages(s->config.uffd, messages, room < most ? room : most);
-    if (n <= 0) {
-        s->last_empty_ns = now;
-        return n;
-    }
-    TESTHOOK_POINT("serve-read");
-    for (int i = 0; i < n; i++)
-        take_message(s, &messages[i]);
-    return n;
-}
-
-/*
- * The server before us may have died between the read of an event and its mark: the kernel had
- * written the event to `messages` by then, and let its sender go on. Faults are another matter:
- * each thread that waits is woken and comes again.
- */
-static void take_over(struct server *s)
-{
-    for (unsigned i = 0; i < SERVER_MESSAGES; i++)
-        if (s->config.messages[i].event != UFFD_EVENT_PAGEFAULT &&
-            !TESTHOOK_BROKEN("event-forgotten"))
-            take_message(s, &s->config.messages[i]);
-    waiting_wake_all(s->config.uffd, s->config.blocks);
 }
 
 /* ---- the workers' jobs ---- */
@@ -239,7 +181,7 @@ static void sleep_for_more(struct server *s, uint32_t timeout_ns)
     uint64_t began_ns = clock_monotonic_ns();
     ppoll(fds, 2, timeout_ns ? &timeout : NULL, NULL);
     /* A fault that came meanwhile has waited since the wakeup, not since we went to sleep. */
-    s->last_empty_ns = stage_lap(&s->stages.asleep, began_ns, 0);
+    s->inbox.last_empty_ns = stage_lap(&s->stages.asleep, began_ns, 0);
 }
 
 /* Sleeps until a message, a job or a command comes. */
@@ -296,7 +238,7 @@ static void turn_without_message(struct server *s)
     }
     if (advance_stage(s))
         return;
-    if (s->last_empty_ns > s->waiting.last_ns + linger_ns(&s->linger))
+    if (s->inbox.last_empty_ns > s->waiting.last_ns + linger_ns(&s->linger))
         sleep_until_work(s);
 }
 
@@ -306,10 +248,10 @@ static void *run_server(void *opaque)
     setpriority(PRIO_PROCESS, 0, SERVER_NICE); /* without the right to it: as it is */
     prctl(PR_SET_TIMERSLACK, 1000);            /* ns: short sleeps are to be short */
     if (s->config.takes_over)
-        take_over(s);
+        inbox_take_over(&s->inbox, s->config.blocks);
     while (!atomic_load_explicit(&s->stop, memory_order_relaxed)) {
         waiting_wake_forgotten(&s->waiting, s->config.uffd, s->config.blocks);
-        if (read_messages(s) > 0)
+        if (inbox_read(&s->inbox) > 0)
             answer_all(s, &(bool){false});
         else
             turn_without_message(s);
@@ -373,12 +315,6 @@ static int init_server(struct server *s)
     return rc;
 }
 
-static unsigned choose_threads(unsigned wanted)
-{
-    long n = wanted ? (long)wanted : sysconf(_SC_NPROCESSORS_ONLN);
-    return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (unsigned)n;
-}
-
 int server_start(struct server **out, const struct server_config *config, struct error *e)
 {
     struct server *s = calloc(1, sizeof(*s));
@@ -387,9 +323,14 @@ int server_start(struct server **out, const struct server_config *config, struct
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory for the server of page faults");
     }
     s->config = *config;
-    s->config.n_threads = choose_threads(config->n_threads);
+    s->config.n_threads = fill_choose_threads(config->n_threads);
     s->queue.wake_fd = -1;
-    s->last_empty_ns = clock_monotonic_ns();
+    s->inbox = (struct inbox){.uffd = config->uffd,
+                              .messages = config->messages,
+                              .waiting = &s->waiting,
+                              .answerer = &s->answerer,
+                              .linger = &s->linger,
+                              .last_empty_ns = clock_monotonic_ns()};
     linger_init(&s->linger);
     int rc = init_server(s);
     if (rc) {
