@@ -11,6 +11,7 @@
 #include "common/testhook.h"
 #include "restore/explain.h"
 #include "restore/memory/handoff.h"
+#include "restore/memory/theirs.h"
 #include "restore/memory/window.h"
 #include "restore/supervised.h"
 
@@ -55,6 +56,7 @@ int session_serve(struct session *s, int uffd, bool takes_over, struct error *e)
                                    .prefetch = &s->prefetch,
                                    .learn = s->learn.img ? &s->learn : NULL,
                                    .fill = !s->o->no_fill,
+                                   .untold = s->theirs && !theirs_tells_discards(s->theirs),
                                    .poison_damage = s->o->poison_damage,
                                    .bytes_per_s = s->o->bytes_per_s,
                                    .messages = record_messages(&s->record),

@@ -98,9 +98,8 @@ static int take_handoff(struct peer *p, struct error *e)
         rc = theirs_check(p->uffd, &p->target, &p->blocks, e);
     if (rc)
         return rc;
-    if (!(theirs_features(p->uffd) & UFFD_FEATURE_EVENT_REMOVE))
-        log_warn("process %d does not tell what its guest gives back (EVENT_REMOVE): a balloon "
-                 "must not be used there until all memory is in",
+    if (!theirs_tells_discards(p->uffd))
+        log_info("process %d does not tell what its guest gives back (EVENT_REMOVE)",
                  (int)p->target.pid);
     int lay_ms = p->o.timeout_ms < LAY_MS ? p->o.timeout_ms : LAY_MS;
     return record_lay(&p->record_fd, &p->record_target_fd, &p->target, p->c->img, p->blocks.count,

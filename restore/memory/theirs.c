@@ -13,7 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,7 +31,8 @@ static bool is_userfaultfd(int fd)
     return n == (ssize_t)strlen(HANDOFF_UFFD) && memcmp(link, HANDOFF_UFFD, (size_t)n) == 0;
 }
 
-uint64_t theirs_features(int fd)
+/* What fdinfo says: "API: VERSION:FEATURES:IOCTLS". */
+bool theirs_tells_discards(int fd)
 {
     char name[48], line[128];
     snprintf(name, sizeof(name), "/proc/self/fdinfo/%d", fd);
@@ -40,7 +41,7 @@ uint64_t theirs_features(int fd)
     while (f && fgets(line, sizeof(line), f))
         if (sscanf(line, "API: %" SCNx64 ":%" SCNx64, &api, &features) == 2)
             break;
-    return features & INT32_MAX; /* the top bit is the kernel's own: that it was asked at all */
+    return features & UFFD_FEATURE_EVENT_REMOVE;
 }
 
 static int refuse_block(const struct block *b, struct error *e, const char *why)

@@ -3,7 +3,7 @@
 #ifndef VMSNAP_RESTORE_THEIRS_H
 #define VMSNAP_RESTORE_THEIRS_H
 
-#include <stdint.h>
+#include <stdbool.h>
 
 #include "common/error.h"
 #include "common/target.h"
@@ -17,8 +17,8 @@
  */
 int theirs_check(int fd, const struct target *t, const struct blocks *blocks, struct error *e);
 
-/* UFFD_FEATURE_*: what the VMM has asked for; 0: it can't be told. */
-uint64_t theirs_features(int fd);
+/* Whether it has events for what is given back (UFFD_FEATURE_EVENT_REMOVE): the VMM chose. */
+bool theirs_tells_discards(int fd);
 
 /* A copy of it, taken from the process: it is where the blocks are registered. -errno. */
 int theirs_find(const struct target *t, const struct blocks *blocks);

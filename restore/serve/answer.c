@@ -211,7 +211,8 @@ static bool is_poisoned(const struct answerer *a, const struct block *b, uint64_
  * shared memory it was unmapped only, and the file still holds it; or a hole was punched (the guest
  * gave the page back; that comes before the event, if there is one): zeros. Nothing else takes
  * pages away without an event, so that in private memory an absent page is a fault of ours or the
- * kernel's: then it waits, and the error says so.
+ * kernel's: then it waits, and the error says so. But where the VMM's own userfaultfd has no such
+ * events (restore/memory/theirs.h) that is how a discard shows.
  */
 static enum answer answer_done(struct answerer *a, const struct block *b, uint64_t offset)
 {
@@ -228,6 +229,12 @@ static enum answer answer_done(struct answerer *a, const struct block *b, uint64
     }
     enum page_presence there;
     int rc = target_presence(a->target, b->region.hva + offset, 1, &there);
+    if (rc == 0 && there == PAGE_ABSENT && a->untold) {
+        rc = install_discarded(&a->installer, b, offset, &present);
+        if (present > 0)
+            wake_page(a, b, offset);
+        return answer_from(a, b, rc);
+    }
     if (rc == 0 && there == PAGE_ABSENT) {
         struct error e = {.guest = GUEST_WAITING};
         error_set(&e, VMSNAP_EXIT_FAILED, 0,

@@ -31,6 +31,7 @@ struct answerer {
     const struct blocks *blocks;
     struct page_state *state;
     struct trouble_list *troubles; /* where damage is reported */
+    bool untold;                   /* what the guest gives back shows only when it is touched */
     bool poisons;                  /* what is damaged is poisoned; else whoever touches it waits */
     struct intake *intake;
     struct demand *demand; /* reads what the page cache does not hold */

@@ -299,6 +299,7 @@ static int init_server(struct server *s)
                                     .troubles = &s->troubles,
                                     .intake = s->fetched.intake,
                                     .demand = s->fetched.demand,
+                                    .untold = s->config.untold,
                                     .poisons = s->config.poison_damage,
                                     .ahead = &s->ahead,
                                     .learn = s->config.learn};

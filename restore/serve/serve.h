@@ -30,6 +30,7 @@ struct server_config {
     struct learn *learn;             /* told what is demanded; may be NULL */
     bool fill;
     unsigned crowd;       /* waiting.h; 0: the default. Tests and measurements choose */
+    bool untold;          /* the userfaultfd tells nothing of discards */
     bool poison_damage;   /* needs kernel_features.poison; else a guest waits at what is damaged */
     uint64_t bytes_per_s; /* of memory that the fill brings in, at most; 0: no limit */
     /* SERVER_MESSAGES places where the kernel's messages are read to; the caller's. A server that

@@ -193,10 +193,9 @@ static void print_listening(const json_t *o)
 /* At the end of a listener. */
 static void print_all(const json_t *o)
 {
-    report_closing("%" PRIu64 " VMs served, all memory is in of %" PRIu64 "; %" PRIu64
-                   " handoffs refused",
-                   get_number(o, "vms"), get_number(o, "vms_complete"),
-                   get_number(o, "handoffs_refused"));
+    report_closing(
+        "%" PRIu64 " VMs served, all memory is in of %" PRIu64 "; %" PRIu64 " handoffs refused",
+        get_number(o, "vms"), get_number(o, "vms_complete"), get_number(o, "handoffs_refused"));
 }
 
 static void print_summary(const json_t *o)
