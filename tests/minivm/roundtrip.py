@@ -50,9 +50,9 @@ def check_whole(t, vm, what):
     vm.cont()
 
 
-def exported(t, image):
+def exported(t, image, region="ram"):
     path = t.path(t.unique("raw"))
-    result = vmsnap(t, "export", "--format", "raw", "--region", "ram", image, path)
+    result = vmsnap(t, "export", "--format", "raw", "--region", region, image, path)
     t.equal(result.code, 0, f"export: {result.text()}")
     with open(path, "rb") as f:
         data = bytearray(f.read())
@@ -153,6 +153,31 @@ def hugetlbfs(t):
     """The fault unit is the huge page."""
     need_huge_pages(t, 8)
     round_trip(t.sub(), "threads", "hugetlbfs", "random", ("--memory", "16M", "--cpus", "2"))
+
+
+@case("minivm.roundtrip.regions", "kernel", 60)
+def regions(t):
+    """Memory in several blocks with holes between them, one of anonymous memory and one of parts of one file."""
+    for kind in ("anon", "memfd"):
+        inner = t.sub()
+        options = (*SIZES, "--kind", kind, "--regions", "3")
+        source = MiniVm(inner, *options)
+        names = [m["name"] for m in source.description["memory"]]
+        t.equal(names, ["ram", "ram1", "ram2"], "blocks")
+        source.wait_for_writes(20000)
+        image = inner.path("image")
+        summary = snapshot(inner, source, image).summary
+        t.equal(summary["ram_bytes"], 64 << 20, "ram_bytes")
+        t.check(summary["write_faults"] > 0, "the guest wrote meanwhile")
+        check_goes_on(inner, source, "after the snapshot")
+        check_whole(inner, source, "after the snapshot")
+        end_and_wait(source)
+        data = b"".join(exported(inner, image, name) for name in names)
+        t.equal(judge_memory(data), [], f"{kind}: what speaks against the image as one instant")
+        restored = take_over(inner, image, MiniVmPlace(inner, *options))
+        restored.wait_complete()
+        t.equal(restored.end().code, 0, "exit status of the restore")
+        inner.end()
 
 
 @case("minivm.roundtrip.absent", "kernel", 60)
