@@ -36,7 +36,7 @@ enum guest_state {
     GUEST_UNTOUCHED, /* nothing was done to it yet: as it was before */
     GUEST_RUNNING,
     GUEST_PAUSED,  /* it was paused before, and still is */
-    GUEST_WAITING, /* restore: blocked on pages that nobody serves; memory is right */
+    GUEST_WAITING, /* restore: blocked on pages that are not in; memory is right */
     GUEST_ENDED,   /* the VMM process is gone */
     GUEST_NOT_STARTED,
     GUEST_UNKNOWN,

@@ -13,6 +13,7 @@
 #include "common/kernel.h"
 #include "common/log.h"
 #include "common/qmp.h"
+#include "common/restore_record.h"
 #include "common/testhook.h"
 #include "restore/launch/detach.h"
 #include "restore/launch/vmm_kind.h"
@@ -158,6 +159,13 @@ static enum guest_state guest_of(const struct session *s)
     return record_get_guest(&s->record) == RECORD_GUEST_LET_RUN ? GUEST_RUNNING : GUEST_PAUSED;
 }
 
+/* What can be said of a guest that another vmsnap serves: where memory is damaged it may wait. */
+static enum guest_state guest_of_other(const struct session *s)
+{
+    struct restore_look look;
+    return restore_look(s->target, &look) == 0 && look.n_damaged == 0 ? guest_of(s) : GUEST_UNKNOWN;
+}
+
 /* Killed between the VMM's being let live and its guest's being let run. */
 static void warn_if_held(const struct session *s)
 {
@@ -275,8 +283,11 @@ static int go_on(struct session *s, const struct resume_help *help, struct error
     else if (help && record_is_served(&s->record)) /* by one that has another copy of it */
         rc = error_set(e, VMSNAP_EXIT_BUSY, 0, "process %d is served by another vmsnap already",
                        (int)s->target->pid);
-    if (rc)
+    if (rc) {
+        if (record_is_served(&s->record))
+            e->guest = guest_of_other(s);
         return rc;
+    }
     return record_is_released(&s->record) ? clear_up(s, e) : take_over(s, help, e);
 }
 

@@ -23,7 +23,8 @@ struct trouble_list {
 void trouble_init(struct trouble_list *t, int event_fd);
 void trouble_free(struct trouble_list *t);
 
-/* Copies *e into the list; beyond TROUBLE_MAX it is only counted. */
+/* Copies *e into the list; beyond TROUBLE_MAX it is only counted, unless it is the first there that
+ * says that the guest waits. */
 void trouble_add(struct trouble_list *t, const struct error *e);
 
 /* The same, but only the first time for this `kind` (0 to 63). */

@@ -34,6 +34,7 @@ void answerer_free(struct answerer *a)
 static void report_stray(struct answerer *a, uint64_t hva)
 {
     struct error e = {.guest = GUEST_WAITING};
+    a->guest_waits = true;
     error_set(&e, VMSNAP_EXIT_FAILED, 0,
               "the VMM waits for memory at address 0x%" PRIx64
               " that is in no block of the image: it moved its memory",
@@ -47,7 +48,7 @@ static void report_wait(struct answerer *a, const struct block *b, uint64_t offs
     struct error e = {.guest = GUEST_WAITING};
     if (a->said_wait)
         return;
-    a->said_wait = true;
+    a->said_wait = a->guest_waits = true;
     error_set(&e, VMSNAP_EXIT_IMAGE, 0,
               "the guest waits for memory block '%s' at offset 0x%" PRIx64
               ", which can't be restored",
@@ -237,6 +238,7 @@ static enum answer answer_done(struct answerer *a, const struct block *b, uint64
     }
     if (rc == 0 && there == PAGE_ABSENT) {
         struct error e = {.guest = GUEST_WAITING};
+        a->guest_waits = true;
         error_set(&e, VMSNAP_EXIT_FAILED, 0,
                   "a page of memory block '%s' at offset 0x%" PRIx64 " has vanished",
                   b->region.name, offset);

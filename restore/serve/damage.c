@@ -38,6 +38,13 @@ static void mark_unit(struct answerer *a, const struct block *b, uint64_t cluste
         page_state_damage(a->state, first);
 }
 
+/* Where somebody has come to damage the guest waits from then on, whatever else turns up. */
+static enum guest_state guest_of(struct answerer *a, bool waits_now, bool for_good)
+{
+    a->guest_waits |= waits_now && for_good;
+    return waits_now || a->guest_waits ? GUEST_WAITING : GUEST_RUNNING;
+}
+
 void damage_report(struct answerer *a, const struct block *b, uint64_t cluster, int err,
                    const char *cause, bool guest_waits)
 {
@@ -49,7 +56,7 @@ void damage_report(struct answerer *a, const struct block *b, uint64_t cluster, 
     uint64_t before = a->counts.clusters_damaged++;
     if (before > DAMAGE_NAMED_MAX)
         return;
-    struct error e = {.guest = guest_waits && !a->poisons ? GUEST_WAITING : GUEST_RUNNING};
+    struct error e = {.guest = guest_of(a, guest_waits && !a->poisons, true)};
     a->said_wait |= guest_waits;
     enum vmsnap_exit code = err == -EBADMSG ? VMSNAP_EXIT_IMAGE : VMSNAP_EXIT_FAILED;
     if (before == DAMAGE_NAMED_MAX)
@@ -71,7 +78,7 @@ void damage_report_unread(struct answerer *a, const struct block *b, uint64_t cl
     if (a->n_unread_named == DAMAGE_NAMED_MAX)
         return;
     a->unread_named[a->n_unread_named++] = cluster;
-    struct error e = {.guest = guest_waits ? GUEST_WAITING : GUEST_RUNNING};
+    struct error e = {.guest = guest_of(a, guest_waits, false)};
     error_set(&e, VMSNAP_EXIT_FAILED, 0,
               "memory block '%s' at offset 0x%" PRIx64 " can't be read now: %s", b->region.name,
               block_cluster_offset(b, cluster), cause);

@@ -145,6 +145,7 @@ def resume(t):
     t.check(f"--resume {place.pid} IMAGE" in hint, f"what to do: {hint}")
     plain = vmsnap(t, "restore", "--resume", str(place.pid))
     t.equal(plain.code, 11, f"it is served: {plain.text()}")
+    t.equal(plain.error["guest_state"], "unknown", "that guest waits or not: its server knows")
     killed = vmsnap(t, "restore", "--resume", str(place.pid), image,
                     hooks={"kill_at": "asked-for-guest", "pause_log": t.path("killed"),
                            "break": "not-supervised"})
@@ -161,6 +162,27 @@ def resume(t):
     result = restored.end()
     t.equal(result.code, 0, f"the VMM's exit status: {result.text()}")
     t.equal(result.summary.get("handed_over"), True, f"what it says: {result.summary}")
+
+
+@case("minivm.damage.much", "kernel", 60)
+def much(t):
+    """More places are damaged than are named, and errors come faster than they are told: the guest waits,
+    and from then on nothing says otherwise."""
+    image = take_image(t, *SIZES)
+    bad = image + ".bad"
+    shutil.copyfile(image, bad)
+    clusters = list(places_of(t, image))[1::4]
+    for cluster in clusters:
+        damage_cluster(bad, cluster)
+    t.check(len(clusters) > 100, f"{len(clusters)} clusters are damaged")
+    place = MiniVmPlace(t, *SIZES)
+    restored = Restore(t, bad, place).wait_running()
+    wait_for_error(restored, "not named")
+    check_stands(t, place)
+    states = [e["guest_state"] for e in restored.result().of_type("error")]
+    t.equal(states[states.index("waiting"):], ["waiting"] * (len(states) - states.index("waiting")),
+            f"what is said of the guest: {states}")
+    restored.give_up()
 
 
 def comm(pid):
@@ -211,6 +233,7 @@ def no_trouble(t):
     restored = Restore(t, image, place, "--no-fill", "--paused").wait_running()
     other = vmsnap(t, "restore", "--resume", str(place.pid), image)
     t.equal(other.code, 11, f"it is served: {other.text()}")
+    t.equal(other.error["guest_state"], "paused", f"it waits for nothing: {other.error}")
     t.check("no trouble" in other.error["hint"], f"why: {other.error}")
     place.cont()
     place.wait_for_writes(2000)

@@ -1,5 +1,6 @@
 #include <criterion/criterion.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/cleanup.h"
 #include "tools/vmsnap/closing.h"
@@ -111,4 +112,20 @@ Test(report, the_closing_line_fits_other_guests)
     closing_is("{\"write_faults\": 1, \"image_bytes\": 0}",
                "paused 3.1 ms (KVM); 4.0 GiB RAM, 0 B stored (0.0:1) in 3.9 s; "
                "1 write fault, p99 71 us; guest running\n");
+}
+
+Test(report, a_hint_that_was_just_given_is_not_repeated)
+{
+    struct error first = {.exit_code = 13, .message = "one", .hint = "look"};
+    struct error second = {.exit_code = 13, .message = "two", .hint = "look"};
+    char text[512];
+    int fds[2];
+    cr_assert_eq(pipe(fds), 0);
+    cr_assert_eq(dup2(fds[1], STDERR_FILENO), STDERR_FILENO);
+    report_setup(false, false);
+    report_error(&first, false);
+    report_error(&second, false);
+    ssize_t n = read(fds[0], text, sizeof(text) - 1);
+    text[n > 0 ? n : 0] = '\0';
+    cr_assert_str_eq(text, "vmsnap: error: one\nvmsnap: hint: look\nvmsnap: error: two\n");
 }

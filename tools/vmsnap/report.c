@@ -112,7 +112,7 @@ static const char *guest_words(enum guest_state state)
     case GUEST_PAUSED:
         return "guest paused, as it was before";
     case GUEST_WAITING:
-        return "guest waits for memory that nobody serves";
+        return "guest waits for memory that is not in";
     case GUEST_ENDED:
         return "guest ended";
     case GUEST_NOT_STARTED:
@@ -146,8 +146,10 @@ void report_error(const struct error *e, bool with_guest)
     fprintf(stderr, "%svmsnap: %serror:%s %s%s%s\n", isatty(STDERR_FILENO) ? "\r\033[K" : "",
             colour ? "\033[31m" : "", colour ? "\033[0m" : "", e->message, guest ? "; " : "",
             guest ? guest_words(e->guest) : "");
-    if (e->hint[0])
+    static char last_hint[sizeof(e->hint)];
+    if (e->hint[0] && strcmp(e->hint, last_hint) != 0) /* of many errors of a kind once */
         fprintf(stderr, "vmsnap: hint: %s\n", e->hint);
+    memcpy(last_hint, e->hint, sizeof(last_hint));
 }
 
 int report_finish(void)
