@@ -257,27 +257,40 @@ static int64_t read_passed_fd(struct injector *inj)
     return fd;
 }
 
-/* Through an existing pair of sockets in the target: passes `dev` in, and has it make a
- * userfaultfd. Returns its number there or -errno. */
-static int64_t make_through_sockets(struct injector *inj, const int socks[2], int dev)
+/* Through an existing pair of sockets in the target: `fd`'s number there or -errno. */
+static int64_t pass_through_sockets(struct injector *inj, const int socks[2], int fd)
 {
     CLEANUP_FD int ours = target_get_fd(inj->target, socks[0]);
     if (ours < 0)
         return ours;
     int r = write_passage(inj);
     if (r == 0)
-        r = send_fd(ours, dev);
+        r = send_fd(ours, fd);
     if (r)
         return r;
     int64_t n = call(inj, SYS_recvmsg, (uint64_t)socks[1], inject_scratch(inj),
                      MSG_CMSG_CLOEXEC | MSG_DONTWAIT, 0);
-    int64_t there = n == 1 ? read_passed_fd(inj) : n < 0 ? n : -EBADMSG;
-    if (there < 0)
-        return there;
-    int64_t uffd =
-        call(inj, SYS_ioctl, (uint64_t)there, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK, 0);
-    int64_t closed = call(inj, SYS_close, (uint64_t)there, 0, 0, 0);
-    return uffd >= 0 && closed < 0 ? closed : uffd;
+    return n == 1 ? read_passed_fd(inj) : n < 0 ? n : -EBADMSG;
+}
+
+/* Gives the target a copy of our descriptor `fd`: its number there or -errno. */
+static int64_t pass_fd(struct injector *inj, int fd)
+{
+    uint64_t at = inject_scratch(inj) + offsetof(struct passage, socks);
+    int64_t r = call(inj, SYS_socketpair, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, at);
+    if (r < 0)
+        return r;
+    int socks[2];
+    if (target_read(inj->target, at, socks, sizeof(socks)) != (ssize_t)sizeof(socks))
+        return -EFAULT;
+    TESTHOOK_POINT("inject-sockets-made");
+    int64_t there = pass_through_sockets(inj, socks, fd);
+    for (int i = 0; i < 2; i++) {
+        r = call(inj, SYS_close, (uint64_t)socks[i], 0, 0, 0);
+        if (r < 0 && there >= 0)
+            there = r;
+    }
+    return there;
 }
 
 /* The target may not call userfaultfd(): it gets a descriptor of /dev/userfaultfd, opened by us,
@@ -287,21 +300,13 @@ static int64_t make_through_device(struct injector *inj)
     CLEANUP_FD int dev = kernel_open_dev_userfaultfd();
     if (dev < 0)
         return dev;
-    uint64_t at = inject_scratch(inj) + offsetof(struct passage, socks);
-    int64_t r = call(inj, SYS_socketpair, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, at);
-    if (r < 0)
-        return r;
-    int socks[2];
-    if (target_read(inj->target, at, socks, sizeof(socks)) != (ssize_t)sizeof(socks))
-        return -EFAULT;
-    TESTHOOK_POINT("inject-sockets-made");
-    int64_t uffd = make_through_sockets(inj, socks, dev);
-    for (int i = 0; i < 2; i++) {
-        r = call(inj, SYS_close, (uint64_t)socks[i], 0, 0, 0);
-        if (r < 0 && uffd >= 0)
-            uffd = r;
-    }
-    return uffd;
+    int64_t there = pass_fd(inj, dev);
+    if (there < 0)
+        return there;
+    int64_t uffd =
+        call(inj, SYS_ioctl, (uint64_t)there, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK, 0);
+    int64_t closed = call(inj, SYS_close, (uint64_t)there, 0, 0, 0);
+    return uffd >= 0 && closed < 0 ? closed : uffd;
 }
 
 static int kernel_refused(struct injector *inj, int64_t result, struct error *e)
@@ -379,6 +384,19 @@ int inject_memfd(const struct target *t, const char *name, int *keep, int timeou
     if (there < 0 || there > INT_MAX)
         return give_up(inj, there < 0 ? (int)there : -EPROTO, "making a memfd in it", e);
     *keep = (int)there;
+    return inject_end(inj, e);
+}
+
+int inject_give_fd(const struct target *t, int fd, int *there, int timeout_ms, struct error *e)
+{
+    struct injector *inj;
+    int r = inject_begin(&inj, t, timeout_ms, e);
+    if (r)
+        return r;
+    int64_t number = pass_fd(inj, fd);
+    if (number < 0)
+        return give_up(inj, (int)number, "passing a descriptor in", e);
+    *there = (int)number;
     return inject_end(inj, e);
 }
 

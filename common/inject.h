@@ -58,6 +58,10 @@ int inject_userfaultfd(const struct target *t, int *fd, int *keep, int timeout_m
 int inject_memfd(const struct target *t, const char *name, int *keep, int timeout_ms,
                  struct error *e);
 
+/* Gives it a copy of our descriptor `fd`, close-on-exec: *there is its number. Errors as
+ * inject_userfaultfd(). */
+int inject_give_fd(const struct target *t, int fd, int *there, int timeout_ms, struct error *e);
+
 /* Runs madvise(advice) over [start, start+len) in pieces of `piece` bytes (0: one call). */
 int inject_madvise(const struct target *t, uint64_t start, uint64_t len, int advice, uint64_t piece,
                    int timeout_ms, struct error *e);

@@ -163,7 +163,7 @@ void record_write_header(struct record *r, const struct image *img, const char *
     }
 }
 
-bool record_is_fresh(int seals, off_t bytes)
+static bool is_fresh(int seals, off_t bytes)
 {
     return !(seals & F_SEAL_SEAL) && bytes == 0;
 }
@@ -187,7 +187,7 @@ int record_create(struct record *r, const struct target *t, const struct image *
     int rc = inject_memfd(t, RECORD_NAME, &r->target_fd, timeout_ms, e);
     if (rc)
         return rc;
-    rc = open_there(r, t, record_is_fresh, e);
+    rc = open_there(r, t, is_fresh, e);
     if (rc == 0)
         rc = record_size_and_seal(r, t, e);
     if (rc == 0)

@@ -49,18 +49,24 @@ int record_create(struct record *r, const struct target *t, const struct image *
                   struct error *e);
 
 /*
- * The same in two steps, where another process (the supervisor, which starts nothing) holds it for
- * all servers of a guest whose VMM has made its userfaultfd itself. record_lay() makes it in the
- * VMM, or if that can't be, which is a warning, only here: then there is no --resume by hand.
- * *fd is the caller's. record_enter(): a server locks it, as record_lock(), and maps it; a new one
- * it fills in. Afterwards record_is_new(): nobody has served by it.
+ * For a guest whose VMM has made its userfaultfd itself, and whose servers all do the same: the
+ * supervisor (which serves nothing) holds the record, *fd is its. Nothing is done to the VMM.
  */
-int record_lay(int *fd, int *target_fd, const struct target *t, const struct image *img,
-               uint32_t n_blocks, int timeout_ms, struct error *e);
-int record_enter(struct record *r, int fd, int target_fd, const struct target *t,
-                 const struct image *img, const char *image_path, const struct blocks *blocks,
-                 struct error *e);
+int record_hold(int *fd, const struct target *t, const struct image *img, uint32_t n_blocks,
+                struct error *e);
+
+/* A server locks it, as record_lock(), and maps it; a new one (nobody has served by it) it fills
+ * in. */
+int record_enter(struct record *r, int fd, const struct target *t, const struct image *img,
+                 const char *image_path, const struct blocks *blocks, struct error *e);
 bool record_is_new(const struct record *r);
+
+/* Once it answers faults: has a thread give the VMM a copy of it, by injection, which is tried
+ * until it comes about. */
+struct record_leaving;
+int record_leave(struct record_leaving **out, const struct target *t, int fd, struct error *e);
+/* Ends the trying, and frees: its number in the VMM, or -1. A third of a second at most. */
+int record_end_leaving(struct record_leaving *l);
 
 /* From here on a successor may take over: memory is attached, the VMM's copy of the userfaultfd is
  * its descriptor `uffd`. */

@@ -41,7 +41,6 @@ uint64_t record_states_at(uint32_t n_blocks);
  * its seals and its length are as they have to be. */
 int record_open_copy(struct record *r, const struct target *t, int copy,
                      bool (*is_right)(int seals, off_t bytes), struct error *e);
-bool record_is_fresh(int seals, off_t bytes); /* as inject_memfd() made it */
 bool record_is_sealed(int seals, off_t bytes);
 
 /* Of r->bytes. The VMM could change the length until the seals are on, so it is looked at

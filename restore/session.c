@@ -177,9 +177,18 @@ static bool vmm_ended(const struct session *s)
     return s->vmm ? vmm_reap(s->vmm) : shows_its_end(s, 0);
 }
 
+/* From here on it is known whether the VMM has the record. */
+static void end_leaving(struct session *s)
+{
+    if (s->leaving)
+        s->record.target_fd = record_end_leaving(s->leaving);
+    s->leaving = NULL;
+}
+
 int session_close_there(struct session *s, struct error *e)
 {
     int rc = 0;
+    end_leaving(s);
     if (s->target_fd >= 0 && !s->theirs)
         rc = handoff_close_fd(s->target, s->target_fd, HANDOFF_UFFD, s->o->timeout_ms, e);
     if (rc == 0)
@@ -386,6 +395,7 @@ void session_close(struct session *s)
     learn_free(&s->learn);
     prefetch_free(&s->prefetch);
     blocks_free(&s->blocks);
+    end_leaving(s);
     if (s->record.header)
         record_close(&s->record);
     if (s->img)

@@ -31,7 +31,8 @@ struct session {
     struct vmm *vmm; /* NULL: the VMM is no child of ours */
     struct blocks blocks;
     struct record record;
-    struct page_state state; /* lies in the record */
+    struct record_leaving *leaving; /* NULL: it is where it belongs */
+    struct page_state state;        /* lies in the record */
     struct prefetch prefetch;
     struct learn learn; /* begun: nothing is prefetched */
     struct server *server;

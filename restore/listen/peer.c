@@ -36,8 +36,6 @@
 #include "restore/record.h"
 #include "restore/supervisor.h"
 
-#define LAY_MS 500 /* for the record's place in the VMM: until then its guest waits for us */
-
 /* ---- what was handed over ---- */
 
 static int find_process(struct peer *p, struct error *e)
@@ -101,9 +99,7 @@ static int take_handoff(struct peer *p, struct error *e)
     if (!theirs_tells_discards(p->uffd))
         log_info("process %d does not tell what its guest gives back (EVENT_REMOVE)",
                  (int)p->target.pid);
-    int lay_ms = p->o.timeout_ms < LAY_MS ? p->o.timeout_ms : LAY_MS;
-    return record_lay(&p->record_fd, &p->record_target_fd, &p->target, p->c->img, p->blocks.count,
-                      lay_ms, e);
+    return record_hold(&p->record_fd, &p->target, p->c->img, p->blocks.count, e);
 }
 
 /* Nothing is ours any more when this is told: the VMM's end of the connection shows it. */

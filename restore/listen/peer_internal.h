@@ -18,7 +18,7 @@ struct peer {
     int uffd;
     struct target target;
     struct blocks blocks;
-    int record_fd, record_target_fd;
+    int record_fd;
 };
 
 /* In a server's process: serves it until all is in or it has ended (supervisor.h). */

@@ -28,8 +28,8 @@ static void report_running(const struct session *s, bool resumed)
 
 static int enter_record(struct session *s, const struct peer *p, struct error *e)
 {
-    int rc = record_enter(&s->record, p->record_fd, p->record_target_fd, &p->target, p->c->img,
-                          p->c->image_path, &s->blocks, e);
+    int rc = record_enter(&s->record, p->record_fd, &p->target, p->c->img, p->c->image_path,
+                          &s->blocks, e);
     if (rc == 0)
         record_states(&s->record, image_get_trailer(s->img)->n_clusters, &s->state);
     return rc;
@@ -60,9 +60,11 @@ static int serve(struct session *s, const struct peer *p, bool is_new, struct er
 }
 
 /* All memory was in already: only the record is left. */
-static int clear_up(struct session *s, struct error *e)
+static int clear_up(struct session *s, const struct peer *p, struct error *e)
 {
-    int rc = session_close_there(s, e);
+    int rc = record_leave(&s->leaving, s->target, p->record_fd, e); /* finds it */
+    if (rc == 0)
+        rc = session_close_there(s, e);
     s->complete_ns = clock_monotonic_ns() - s->began_ns;
     if (rc == 0)
         session_summarize(s);
@@ -75,11 +77,13 @@ static int serve_to_the_end(struct session *s, struct peer *p, struct error *e)
     if (rc)
         return rc;
     if (record_is_released(&s->record))
-        return clear_up(s, e);
+        return clear_up(s, p, e);
     bool is_new = record_is_new(&s->record);
     if (!is_new)
         s->began_ns = clock_monotonic_ns();
     rc = serve(s, p, is_new, e);
+    if (rc == 0)
+        rc = record_leave(&s->leaving, s->target, p->record_fd, e);
     if (rc)
         return rc;
     s->running_ns = clock_monotonic_ns() - s->began_ns;

@@ -508,7 +508,7 @@ def ended(t):
 
 # ---- killed
 
-POINTS = ("listen-recorded", "listen-serving", "restore-prefetched", "restore-filled", "restore-released",
+POINTS = ("listen-recorded", "listen-serving", "listen-left", "restore-prefetched", "restore-filled", "restore-released",
           "restore-closing", "restore-handed-off")
 SERVING = hook_points("serve-")
 
@@ -565,6 +565,8 @@ def all_killed(t, moments):
         listener = Listener(t, image, "--bwlimit", "16M", "--prefetch", "none")
         vm = guest(t, state, listener, "--rate", "2000")
         listener.wait_for("running", vm.pid)
+        wait_until(lambda pid=vm.pid: any("vmsnap-restore" in link for link in links(pid)), 5, "it has the record",
+                   every=0.001)
         time.sleep(moment)
         listener.kill_all()
         wait_until(lambda one=listener: not one.processes(), 10, "all are gone")
