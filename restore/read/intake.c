@@ -89,9 +89,10 @@ int intake_read_now(struct intake *s, uint64_t cluster, struct codec *codec, voi
 
 /* ---- by a reader ---- */
 
-static enum reader_rank rank_of(enum intake_for whom)
+static int start_reader(struct intake *s, enum intake_for whom, struct reader *r)
 {
-    return whom == INTAKE_FOR_FAULT ? READER_AS_CALLER : READER_BEHIND;
+    enum reader_rank rank = whom == INTAKE_FOR_FAULT ? READER_AS_CALLER : READER_BEHIND;
+    return reader_start(r, image_fd(s->config.img), rank);
 }
 
 /* Who holds the lock may have lost its CPU to the guest (calm.h), and a fault may wait for us: it
@@ -104,7 +105,7 @@ static int take_reader(struct intake *s, enum intake_for whom, struct reader *r)
         *r = p->idle[--p->n_idle];
     if (locked)
         pthread_mutex_unlock(&s->lock);
-    return any ? 0 : reader_start(r, image_fd(s->config.img), rank_of(whom));
+    return any ? 0 : start_reader(s, whom, r);
 }
 
 static void give_reader(struct intake *s, enum intake_for whom, struct reader *r)
@@ -198,52 +199,59 @@ static int take_answer(struct intake *s, struct reading *r, uint64_t patience_ns
     return image_cluster_unread(s->config.img, r->cluster, -rc, e);
 }
 
-/* Asks for a cluster's record. 0, or -EAGAIN: nobody can. */
-static int begin_reading(struct intake *s, struct reading *r, enum intake_for whom,
-                         uint64_t cluster, bool fresh, struct error *e)
+/* What intake_read() is after. */
+struct want {
+    enum intake_for whom;
+    uint64_t cluster;
+    bool fresh; /* past the page cache */
+    bool anew;  /* by a reader that is started for it */
+};
+
+/* Asks for a cluster's record. 0, or -errno: nobody can. */
+static int begin_reading(struct intake *s, struct reading *r, const struct want *w)
 {
     uint32_t bytes;
-    uint64_t offset = image_cluster_record(s->config.img, cluster, &bytes);
-    *r = (struct reading){.cluster = cluster, .fresh = fresh, .began_ns = clock_monotonic_ns()};
-    int rc = take_reader(s, whom, &r->reader);
-    if (rc == 0 && reader_ask(&r->reader, offset, bytes, fresh)) {
-        reader_stop(&r->reader); /* it was killed while it was idle */
-        rc = reader_start(&r->reader, image_fd(s->config.img), rank_of(whom));
-        if (rc == 0)
-            rc = reader_ask(&r->reader, offset, bytes, fresh);
-    }
+    uint64_t offset = image_cluster_record(s->config.img, w->cluster, &bytes);
+    *r = (struct reading){
+        .cluster = w->cluster, .fresh = w->fresh, .began_ns = clock_monotonic_ns()};
+    int rc = w->anew ? start_reader(s, w->whom, &r->reader) : take_reader(s, w->whom, &r->reader);
     if (rc == 0)
-        return 0;
-    reader_stop(&r->reader);
-    error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't start a process that reads the image");
-    return -EAGAIN;
+        rc = reader_ask(&r->reader, offset, bytes, w->fresh);
+    if (rc)
+        reader_stop(&r->reader);
+    return rc;
 }
 
 /* The read of a cluster that is asked for here, or was left; and how long to wait for it. What
  * others hang beside is likely to hang as well. */
-static int get_reading(struct intake *s, struct reading *r, enum intake_for whom, uint64_t cluster,
-                       bool fresh, uint64_t *patience_ns, struct error *e)
+static int get_reading(struct intake *s, struct reading *r, const struct want *w,
+                       uint64_t *patience_ns)
 {
     *patience_ns = 0;
-    if (whom == INTAKE_FOR_FAULT && hanging_take(&s->hanging, cluster, r))
+    if (w->whom == INTAKE_FOR_FAULT && hanging_take(&s->hanging, w->cluster, r))
         return 0;
-    *patience_ns = whom == INTAKE_FOR_FILL    ? UINT64_MAX
-                   : hanging_any(&s->hanging) ? PATIENCE_BESIDE_NS
-                                              : PATIENCE_NS;
-    return begin_reading(s, r, whom, cluster, fresh, e);
+    if (w->whom == INTAKE_FOR_FILL)
+        *patience_ns = UINT64_MAX;
+    else
+        *patience_ns = hanging_any(&s->hanging) ? PATIENCE_BESIDE_NS : PATIENCE_NS;
+    return begin_reading(s, r, w);
 }
 
-/* One read of a cluster from the storage; *fresh: past the page cache, and whether it was. */
-static int read_once(struct intake *s, enum intake_for whom, uint64_t cluster, struct codec *codec,
-                     bool *fresh, void *out, struct error *e)
+/* One read of a cluster from the storage. As intake_read(), and -EOWNERDEAD: its reader died. */
+static int read_once(struct intake *s, struct want *w, struct codec *codec, void *out,
+                     struct error *e)
 {
     uint8_t record[IMAGE_RECORD_MAX];
     struct reading r;
     uint64_t patience_ns;
-    int rc = get_reading(s, &r, whom, cluster, *fresh, &patience_ns, e);
-    if (rc)
+    int rc = get_reading(s, &r, w, &patience_ns);
+    if (rc == -EOWNERDEAD)
         return rc;
-    *fresh = r.fresh;
+    if (rc) {
+        error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't start a process that reads the image");
+        return -EAGAIN;
+    }
+    w->fresh = r.fresh;
     rc = take_answer(s, &r, patience_ns, e);
     if (rc == -EINPROGRESS)
         return rc;
@@ -252,9 +260,9 @@ static int read_once(struct intake *s, enum intake_for whom, uint64_t cluster, s
     if (rc == -EOWNERDEAD || rc == -ECANCELED)
         reader_stop(&r.reader);
     else
-        give_reader(s, whom, &r.reader);
+        give_reader(s, w->whom, &r.reader);
     /* Nothing is held now: `out` may be memory that goes away (window.h). */
-    return rc ? rc : image_decode_cluster(s->config.img, cluster, codec, record, out, e);
+    return rc ? rc : image_decode_cluster(s->config.img, w->cluster, codec, record, out, e);
 }
 
 static void pause_after(struct intake *s, int tries)
@@ -265,28 +273,29 @@ static void pause_after(struct intake *s, int tries)
 
 /* Whether another try now is worth while: the reader died, which says nothing about the storage; or
  * (who fills has the time) after a pause. */
-static bool tries_again(struct intake *s, enum intake_for whom, int rc, int tries)
+static bool tries_again(struct intake *s, const struct want *w, int rc, int tries)
 {
     if (tries + 1 >= INTAKE_TRIES || rc == -EINPROGRESS || rc == -ECANCELED)
         return false;
     if (rc == -EOWNERDEAD)
         return true;
-    if (whom == INTAKE_FOR_FILL)
+    if (w->whom == INTAKE_FOR_FILL)
         pause_after(s, tries);
-    return whom == INTAKE_FOR_FILL;
+    return w->whom == INTAKE_FOR_FILL;
 }
 
 int intake_read(struct intake *s, enum intake_for whom, uint64_t cluster, struct codec *codec,
                 void *out, struct error *e)
 {
     int rc = intake_read_now(s, cluster, codec, out);
-    bool fresh = rc == -EBADMSG; /* of the cache's copy */
+    struct want w = {.whom = whom, .cluster = cluster, .fresh = rc == -EBADMSG};
     for (int tries = 0; rc; tries++) {
-        rc = read_once(s, whom, cluster, codec, &fresh, out, e);
-        if (rc == -EBADMSG && !fresh)
-            fresh = true;
-        else if (rc == -EBADMSG || !tries_again(s, whom, rc, tries))
+        rc = read_once(s, &w, codec, out, e);
+        if (rc == -EBADMSG && !w.fresh)
+            w.fresh = true;
+        else if (rc == -EBADMSG || !tries_again(s, &w, rc, tries))
             break;
+        w.anew = rc == -EOWNERDEAD; /* who kills one may kill all that were there */
     }
     if (rc != -EOWNERDEAD)
         return rc;

@@ -40,6 +40,7 @@ static void drop_cached(int fd, uint64_t offset, uint64_t bytes)
 
 static int64_t read_record(const struct child *c, const struct request *r)
 {
+    TESTHOOK_POINT("reader-asked");
     if (r->kind == READ_FRESH)
         drop_cached(c->image_fd, r->offset, r->bytes);
     size_t done = 0;
@@ -52,6 +53,7 @@ static int64_t read_record(const struct child *c, const struct request *r)
             return -errno;
         done += n > 0 ? (size_t)n : 0;
     }
+    TESTHOOK_POINT("reader-read");
     return (int64_t)done;
 }
 

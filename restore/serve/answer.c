@@ -366,7 +366,7 @@ static enum answer answer_bad_job(struct answerer *a, const struct job *job)
         return ANSWERED;
     }
     if (job->status != -EBADMSG && !(a->poisons && job->n_errors >= DAMAGE_IO_TRIES)) {
-        if (!demanded || job->status == -EAGAIN || job->n_errors >= DAMAGE_IO_SAID)
+        if (!demanded || (job->status != -EINPROGRESS && job->tries >= DAMAGE_IO_SAID))
             damage_report_unread(a, job->block, job->damaged, job->cause, demanded);
         a->n_unread += !demanded;
         return demanded ? LATER : ANSWERED;

@@ -42,9 +42,10 @@ struct answerer {
     uint32_t own_units;  /* of those that wait, so many may be decoded here; others elsewhere */
     uint64_t unit_first; /* the cluster that `unit` starts with; UINT64_MAX: nothing valid */
     struct answer_counts counts;
-    bool said_wait;    /* that the guest has come to damage */
-    bool guest_waits;  /* for good: for damage, or for what is nowhere */
-    uint64_t n_unread; /* clusters that the fill could not read, but may yet (an I/O error) */
+    bool said_wait;        /* that the guest has come to damage */
+    bool guest_waits;      /* for good: for damage, or for what is nowhere */
+    bool said_unread_wait; /* that it has come to what can't be read now */
+    uint64_t n_unread;     /* clusters that the fill could not read, but may yet (an I/O error) */
     uint64_t unread_named[DAMAGE_NAMED_MAX]; /* those of which that was said */
     unsigned n_unread_named;
 };

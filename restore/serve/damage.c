@@ -69,15 +69,25 @@ void damage_report(struct answerer *a, const struct block *b, uint64_t cluster, 
     trouble_add(a->troubles, &e);
 }
 
-void damage_report_unread(struct answerer *a, const struct block *b, uint64_t cluster,
-                          const char *cause, bool guest_waits)
+/* Notes that it is named. False: it has been, or too many were. */
+static bool name_unread(struct answerer *a, uint64_t cluster)
 {
     for (unsigned i = 0; i < a->n_unread_named; i++)
         if (a->unread_named[i] == cluster)
-            return;
+            return false;
     if (a->n_unread_named == DAMAGE_NAMED_MAX)
-        return;
+        return false;
     a->unread_named[a->n_unread_named++] = cluster;
+    return true;
+}
+
+void damage_report_unread(struct answerer *a, const struct block *b, uint64_t cluster,
+                          const char *cause, bool guest_waits)
+{
+    bool news = guest_waits && !a->said_unread_wait;
+    if (!name_unread(a, cluster) && !news)
+        return;
+    a->said_unread_wait |= guest_waits;
     struct error e = {.guest = guest_of(a, guest_waits, false)};
     error_set(&e, VMSNAP_EXIT_FAILED, 0,
               "memory block '%s' at offset 0x%" PRIx64 " can't be read now: %s", b->region.name,

@@ -21,9 +21,10 @@ void damage_report(struct answerer *a, const struct block *b, uint64_t cluster, 
                    const char *cause, bool guest_waits);
 
 /* A cluster that could not be read but may yet, since that was an I/O error: says so, once for each
- * of the first DAMAGE_NAMED_MAX. Such a one counts as damaged, where that is poisoned, when a
- * demand thread has failed with it DAMAGE_IO_TRIES times (about 10 s). What the guest waits for is
- * not said before it has failed DAMAGE_IO_SAID times: 0.3 s. */
+ * of the first DAMAGE_NAMED_MAX, and for the first that the guest waits for whatever was said. Such
+ * a one counts as damaged, where that is poisoned, when a demand thread has failed with it
+ * DAMAGE_IO_TRIES times (about 10 s). What the guest waits for is not said before it has failed
+ * DAMAGE_IO_SAID times: 0.3 s. */
 #define DAMAGE_IO_TRIES 10u
 #define DAMAGE_IO_SAID 3u
 void damage_report_unread(struct answerer *a, const struct block *b, uint64_t cluster,
