@@ -8,6 +8,7 @@
 #include "control.h"
 #include "options.h"
 #include "report.h"
+#include "sandbox.h"
 #include "save.h"
 #include "state.h"
 #include "stats.h"
@@ -30,9 +31,12 @@ static void go_first(void)
 /* From the files of a snapshot: as in Firecracker nobody is asked whether pages come. */
 static bool resume(char *why, size_t why_bytes)
 {
-    if (vm.o.uffd_backend && !uffd_hand_off(&vm, why, why_bytes))
-        return false;
     go_first();
+    int uffd = vm.o.uffd_backend ? uffd_open(&vm, why, why_bytes) : 0;
+    if (uffd < 0 || (vm.o.seccomp && !sandbox_enter(why, why_bytes)))
+        return false;
+    if (vm.o.uffd_backend && !uffd_hand_off(&vm, uffd, why, why_bytes))
+        return false;
     if (!save_resume(&vm, why, why_bytes))
         return false;
     if (!vm.o.paused)
@@ -64,6 +68,8 @@ static bool start(struct control **control, const struct options *o, char *why, 
     if (!o->incoming)
         memory_fill(&vm.memory, o);
     go_first();
+    if (o->seccomp && !o->incoming && !sandbox_enter(why, why_bytes))
+        return false;
     if (o->incoming)
         return control_connect(*control, o->incoming, why, why_bytes);
     vm.status = VM_PAUSED;

@@ -32,6 +32,7 @@ static const char help[] =
     "  --control SOCK         listen there for commands\n"
     "  --api SOCK             listen there for HTTP requests of Firecracker's API\n"
     "  --vmsnap-incoming PATH be restored: connect to PATH and wait for load-state\n"
+    "  --seccomp              allow itself no more system calls than Firecracker does\n"
     "  --report FILE          append JSON lines\n"
     "Started from the files of a snapshot, as Firecracker is (README.md):\n"
     "  --vmstate FILE         the state; memory, regions and vCPUs are as it says\n"
@@ -94,7 +95,7 @@ static bool parse_pattern(struct options *o, const char *text)
 enum { OPT_MEMORY = 1, OPT_KIND, OPT_CPUS, OPT_ACCEL, OPT_PATTERN, OPT_RATE, OPT_POPULATE };
 enum { OPT_HUGETLB = 8, OPT_REGIONS, OPT_FORM, OPT_EARLY_EMPTY, OPT_CLOSES, OPT_NO_REMOVE };
 enum { OPT_PAUSED = 15, OPT_CONTROL, OPT_INCOMING, OPT_REPORT, OPT_VMSTATE, OPT_UFFD };
-enum { OPT_MEMORY_FILE = 32, OPT_API, OPT_BALLOON, OPT_BALLOON_RATE, OPT_HELP };
+enum { OPT_MEMORY_FILE = 32, OPT_API, OPT_BALLOON, OPT_BALLOON_RATE, OPT_SECCOMP, OPT_HELP };
 
 static const struct option table[] = {
     {"memory", required_argument, NULL, OPT_MEMORY},
@@ -116,6 +117,7 @@ static const struct option table[] = {
     {"memory-file", required_argument, NULL, OPT_MEMORY_FILE},
     {"uffd-backend", required_argument, NULL, OPT_UFFD},
     {"paused", no_argument, NULL, OPT_PAUSED},
+    {"seccomp", no_argument, NULL, OPT_SECCOMP},
     {"handoff-form", required_argument, NULL, OPT_FORM},
     {"handoff-early-empty", no_argument, NULL, OPT_EARLY_EMPTY},
     {"handoff-closes", no_argument, NULL, OPT_CLOSES},
@@ -175,6 +177,8 @@ static bool *flag_of(struct options *o, int option)
         return &o->handoff_closes;
     case OPT_NO_REMOVE:
         return &o->no_remove_events;
+    case OPT_SECCOMP:
+        return &o->seccomp;
     default:
         return NULL;
     }

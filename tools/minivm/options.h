@@ -23,7 +23,7 @@ struct options {
     enum guest_pattern pattern;
     unsigned regions;
     enum handoff_form handoff_form;
-    bool handoff_early_empty, handoff_closes, no_remove_events, paused;
+    bool handoff_early_empty, handoff_closes, no_remove_events, paused, seccomp;
     bool plain_mappings; /* where mmap() puts them, and no advice: as Firecracker's */
     /* Paths, or NULL. */
     const char *control, *api, *incoming, *report, *vmstate, *uffd_backend, *memory_file;

@@ -115,14 +115,18 @@ static void send_nothing(const char *path)
         close(fd);
 }
 
-bool uffd_hand_off(const struct vm *vm, char *why, size_t why_bytes)
+int uffd_open(const struct vm *vm, char *why, size_t why_bytes)
+{
+    int uffd = make_uffd(&vm->o);
+    if (uffd >= 0 && register_memory(uffd, &vm->memory))
+        return uffd;
+    snprintf(why, why_bytes, "no userfaultfd for guest memory: %s", strerror(errno));
+    return -1;
+}
+
+bool uffd_hand_off(const struct vm *vm, int uffd, char *why, size_t why_bytes)
 {
     const char *path = vm->o.uffd_backend;
-    int uffd = make_uffd(&vm->o);
-    if (uffd < 0 || !register_memory(uffd, &vm->memory)) {
-        snprintf(why, why_bytes, "no userfaultfd for guest memory: %s", strerror(errno));
-        return false;
-    }
     if (vm->o.handoff_early_empty)
         send_nothing(path);
     char *text = describe(&vm->memory, vm->o.handoff_form);

@@ -12,9 +12,11 @@
 #include "vm.h"
 
 /*
- * For memory that nobody has touched. Afterwards each first touch of a page waits for the other
- * side. The userfaultfd and the connection stay open for life. False: `why`.
+ * Both for memory that nobody has touched: from the first on each touch of a page waits for the
+ * other side, which the second tells. The userfaultfd, what the first returns, and the connection
+ * stay open for life. -1, false: `why`.
  */
-bool uffd_hand_off(const struct vm *vm, char *why, size_t why_bytes);
+int uffd_open(const struct vm *vm, char *why, size_t why_bytes);
+bool uffd_hand_off(const struct vm *vm, int uffd, char *why, size_t why_bytes);
 
 #endif
