@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
@@ -32,6 +33,7 @@ def prepare(t):
     image = t.path("image")
     made = vmsnap(t, "import", "firecracker", "--vmstate", state, memory, image)
     t.equal(made.code, 0, made.text())
+    os.rename(memory, t.path("raw"))
     return image, state
 
 
@@ -179,6 +181,28 @@ def descriptors(t):
     check_serves(t, listener, state, "after all that")
 
 
+def in_a_process(t, function):
+    """Its exit status: 0 if function() returned."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+            os._exit(0)
+        except BaseException: # pylint: disable=broad-except
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    status = []
+
+    def has_ended():
+        done, code = os.waitpid(pid, os.WNOHANG)
+        status.extend([os.waitstatus_to_exitcode(code)] if done else [])
+        return done
+    t.defer(lambda: status or os.kill(pid, signal.SIGKILL))
+    wait_until(has_ended, 40, "the client ends")
+    return status[0]
+
+
 def hand_over_a_childs(listener):
     """In a process of its own: the userfaultfd of its child, for memory of its own."""
     ours, theirs = socket.socketpair()
@@ -220,6 +244,34 @@ def of_another_process(t):
     os.waitpid(pid, 0)
     ended.append(True)
     settle(t, listener, fds)
+    check_serves(t, listener, state, "after it")
+
+
+def talk_on(t, listener, raw):
+    """In a process of its own: what follows a good handoff."""
+    memory = Memory(None, IMAGE_BYTES)
+    first, other = listener.connect(), listener.connect()
+    send_handoff(first, [memory.region()], [memory.fd])
+    wait_until(lambda: listener.of_type("running"), 20, "it is served")
+    first.sendall(b"garbage")
+    wait_until(lambda: listener.of_type("error"), 20, "an error for what follows")
+    send_handoff(other, [memory.region()], [memory.fd])
+    told = lambda: len(listener.of_type("running") + listener.of_type("error")) # noqa: E731
+    wait_until(lambda: told() > 2, 20, "a word on the same memory once more")
+    with open(raw, "rb") as f:
+        t.check(memory.read() == f.read(), "memory is not what the image holds")
+
+
+@case("minivm.hostile_handoff.again", "kernel", 60)
+def again(t):
+    """What follows a good handoff: garbage on its connection, the same memory once more. It is served on, with
+    the right content; and nobody else notices."""
+    image, state = prepare(t)
+    listener = Listener(t, image, "--no-fill", "--prefetch", "none")
+    fds = listener.fds()
+    t.equal(in_a_process(t, lambda: talk_on(t, listener, t.path("raw"))), 0, "the client's status")
+    settle(t, listener, fds)
+    t.equal(listener.of_type("error")[0]["exit_code"], 10, "garbage")
     check_serves(t, listener, state, "after it")
 
 
