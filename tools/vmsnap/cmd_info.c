@@ -195,7 +195,7 @@ static void print_source(const json_t *description)
     if (!name || !status || !vmm || !version || !machine || !accelerator)
         return;
     line_of("VM", "%s, %s at the instant", name, status);
-    line_of("VMM", "%s %s", vmm, version);
+    line_of("VMM", "%s%s%s", vmm, *version ? " " : "", version);
     if (*machine)
         line_of("machine", "%s, accelerator %s", machine, accelerator);
     else /* a VMM of somebody's own names none */
