@@ -78,6 +78,33 @@ def usage_errors(t):
         refused(t, words, 2, cause, hint)
 
 
+@case("cli.files-named-twice", labels="cli", timeout=60)
+def files_named_twice(t):
+    """A file that is named twice is refused before anything is done to it, whatever it is called."""
+    made = t.run([tool("tests", "reader", "image_sample"), t.path("im")])
+    t.equal(made.returncode, 0, made.stderr)
+    with open(t.path("im"), "rb") as f:
+        content = f.read()
+    os.link(t.path("im"), t.path("hard"))
+    os.symlink("im", t.path("soft"))
+    os.mkdir(t.path("sub"))
+    im, new = t.path("im"), t.path("new")
+    for other in (im, t.path("hard"), t.path("soft"), t.path("sub/../im")):
+        for words in (["restore", "--detach", "--pidfile", other, im],
+                      ["restore", "--detach", "--report", other, im, "--", "false"],
+                      ["restore", "--listen", new, "--pidfile", other, im],
+                      ["export", "--format", "raw", "--overwrite", im, other],
+                      ["import", "firecracker", "--overwrite", im, other],
+                      ["import", "firecracker", "--overwrite", "--vmstate", im, new, other]):
+            refused(t, words, 2, "name the same file")
+    for words in (["restore", "--detach", "--pidfile", new, "--report", t.path("sub/../new"), im],
+                  ["restore", "--detach", "--pidfile", im, "--report", im, new]):
+        refused(t, words, 2, "name the same file")
+    with open(im, "rb") as f:
+        t.check(f.read() == content, "the image has changed")
+    t.equal(sorted(os.listdir(t.dir)), ["hard", "im", "soft", "sub"], "files")
+
+
 @case("cli.errors-as-json", labels="cli", timeout=30)
 def errors_as_json(t):
     for words, code in ((["snapshot", "--json"], 2), (["--json"], 2), (["info", "--json", "/"], 13),

@@ -30,8 +30,10 @@ static struct {
 static const char *const usage[] = {"--format raw|vmstate [OPTIONS] IMAGE OUT", NULL};
 
 static const struct operand operands[] = {
-    {.name = "IMAGE", .help = "the image to read"},
-    {.name = "OUT", .help = "the file to make; - writes to stdout, zeros included"},
+    {.name = "IMAGE", .help = "the image to read", .file = FILE_READ},
+    {.name = "OUT",
+     .help = "the file to make; - writes to stdout, zeros included",
+     .file = FILE_WRITTEN},
     {.name = NULL},
 };
 

@@ -24,8 +24,12 @@ static const char *const usage[] = {"firecracker [OPTIONS] MEMFILE IMAGE", NULL}
 enum { SOURCE, MEMFILE, IMAGE };
 static const struct operand operands[] = {
     {.name = "SOURCE", .help = "who has saved the VM: firecracker"},
-    {.name = "MEMFILE", .help = "Firecracker's memory file (mem_file_path of /snapshot/create)"},
-    {.name = "IMAGE", .help = "the file to make; - writes the image to stdout"},
+    {.name = "MEMFILE",
+     .help = "Firecracker's memory file (mem_file_path of /snapshot/create)",
+     .file = FILE_READ},
+    {.name = "IMAGE",
+     .help = "the file to make; - writes the image to stdout",
+     .file = FILE_WRITTEN},
     {.name = NULL},
 };
 
@@ -33,6 +37,7 @@ static const struct option_spec options[] = {
     {.name = "vmstate",
      .kind = OPTION_STRING,
      .to.string = &args.state_path,
+     .file = FILE_READ,
      .argument = "FILE",
      .help = "carry Firecracker's state file (snapshot_path) along in the image; 'vmsnap export "
              "--format vmstate' gives it back"},

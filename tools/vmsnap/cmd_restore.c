@@ -47,7 +47,8 @@ static const char *const usage[] = {
 };
 
 static const struct operand operands[] = {
-    {.name = "IMAGE", .help = "an image that vmsnap snapshot made", .optional = true},
+    {.name = "IMAGE", .help = "an image that vmsnap snapshot made", .optional = true,
+     .file = FILE_READ},
     {.name = NULL},
 };
 
@@ -124,6 +125,7 @@ static const struct option_spec options[] = {
     {.name = "pidfile",
      .kind = OPTION_STRING,
      .to.string = &args.pidfile,
+     .file = FILE_WRITTEN,
      .argument = "FILE",
      .help =
          "write the VMM's process id there; removed at its end (with --resume: by us from now on; "
@@ -131,6 +133,7 @@ static const struct option_spec options[] = {
     {.name = "report",
      .kind = OPTION_STRING,
      .to.string = &args.report_path,
+     .file = FILE_WRITTEN,
      .argument = "FILE",
      .help = "where the server of --detach writes its JSON lines"},
     {.name = "timeout",

@@ -33,7 +33,9 @@ static struct {
 static const char *const usage[] = {"--qmp SOCK [OPTIONS] IMAGE", NULL};
 
 static const struct operand operands[] = {
-    {.name = "IMAGE", .help = "the file to make; - writes the image to stdout"},
+    {.name = "IMAGE",
+     .help = "the file to make; - writes the image to stdout",
+     .file = FILE_WRITTEN},
     {.name = NULL},
 };
 

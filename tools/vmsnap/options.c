@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tools/vmsnap/named_files.h"
 #include "tools/vmsnap/options_common.h"
 
 #define SPECS_MAX 48 /* options of one command, the common ones included */
@@ -413,6 +414,8 @@ int option_parse(const struct command *command, int argc, char **argv, struct co
         rc = take_rest(&g, command, argc, argv, line, e);
     if (rc == 0 && !line->help)
         rc = check_complete(&g, command, line, e);
+    if (rc == 0 && !line->help)
+        rc = named_files_check(command, line, e);
     if (rc)
         error_hint(e, "see 'vmsnap %s --help'", command->name);
     return rc;

@@ -18,6 +18,8 @@
  *         {.name = NULL},
  *     };
  *
+ * What names a file says so (`file`): named twice, one of them to be written, it is refused.
+ *
  * Every command has --json, -q/--quiet, -v/--verbose and -h/--help without listing them.
  */
 #ifndef VMSNAP_TOOLS_OPTIONS_H
@@ -40,6 +42,13 @@ enum option_kind {
     OPTION_DURATION, /* to.duration_ms: "500ms", "10s"; a unit must be there */
     OPTION_CHOICE,   /* to.choice: the index in `choices` */
     OPTION_LIST,     /* to.list: repeatable; only names of `choices` where that is set */
+};
+
+/* Whether an option or operand names a file, and what is done with that (named_files.h). */
+enum file_use {
+    FILE_NONE, /* none */
+    FILE_READ,
+    FILE_WRITTEN,
 };
 
 #define OPTION_LIST_MAX 64
@@ -67,6 +76,7 @@ struct option_spec {
     const char *const *choices; /* CHOICE, LIST: NULL-terminated */
     const char *const *(*choices_of)(void); /* the same, for a list made at run time */
     bool required;
+    enum file_use file;   /* STRING */
     const char *argument; /* its name in the help: "SIZE", "FILE" (completed as a file) */
     const char *help;     /* no capital, no final stop */
 };
@@ -75,6 +85,7 @@ struct operand {
     const char *name; /* "IMAGE"; NULL ends a table */
     const char *help;
     bool optional; /* only after the required ones */
+    enum file_use file;
 };
 
 #define OPERANDS_MAX 8
