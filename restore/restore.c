@@ -98,6 +98,8 @@ static int plan(struct restore *r, struct error *e)
         rc = r->kind->plan(&r->launch, r->description, r->o->vmm_argv, e);
     if (rc == 0)
         rc = r->kind->refuse(&r->launch, r->description, r->o->allowed, relaunch_fd_inherited, e);
+    if (rc == 0 && r->o->pidfile)
+        rc = pidfile_check(r->o->pidfile, e);
     if (rc == 0 && r->o->learn)
         rc = learn_begin(&r->session.learn, r->session.img, e);
     return rc;

@@ -2,25 +2,145 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <malloc.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "common/cleanup.h"
+#include "common/clock.h"
+
 #define TEXT_MAX 32
+#define AGE_SLACK_NS 1000000000ull /* of a file's time and a process's */
+
+/* ---- what may be there already ---- */
+
+/* When a process started, by the wall clock; 0: there is none. */
+static uint64_t started_ns(pid_t pid)
+{
+    char name[32], text[1024];
+    snprintf(name, sizeof(name), "/proc/%d/stat", (int)pid);
+    CLEANUP_FD int fd = open(name, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+    if (n <= 0)
+        return 0;
+    text[n] = '\0';
+    unsigned long long ticks =
+        0; /* proc(5): field 22, since the boot; the name may hold anything */
+    const char *after = strrchr(text, ')');
+    if (!after || sscanf(after + 1,
+                         " %*c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
+                         "%*s %llu",
+                         &ticks) != 1)
+        return 0;
+    struct timespec boot;
+    clock_gettime(CLOCK_BOOTTIME, &boot);
+    uint64_t up_ns = (uint64_t)boot.tv_sec * 1000000000u + (uint64_t)boot.tv_nsec;
+    return clock_realtime_ns() - up_ns + ticks * (1000000000u / (uint64_t)sysconf(_SC_CLK_TCK));
+}
+
+/* The process that the file names, -1 if it says something else; 0: it is empty. */
+static pid_t read_pid(int fd)
+{
+    char text[TEXT_MAX + 1];
+    ssize_t n = pread(fd, text, sizeof(text), 0);
+    if (n <= 0 || n == (ssize_t)sizeof(text))
+        return n == 0 ? 0 : -1;
+    text[n] = '\0';
+    size_t digits = strspn(text, "0123456789");
+    bool plain = digits > 0 && digits < 11 && text[digits + strspn(text + digits, "\n")] == '\0';
+    long long pid = plain ? strtoll(text, NULL, 10) : -1;
+    return pid > INT_MAX ? INT_MAX : (pid_t)pid;
+}
+
+static int refuse(const char *path, const char *what, struct error *e)
+{
+    error_set(e, VMSNAP_EXIT_FAILED, 0, "--pidfile: %s is %s", path, what);
+    error_hint(e, "name another file");
+    return -EEXIST;
+}
+
+/* A process that is younger than the file has only inherited the number. */
+static int check_content(int fd, const char *path, struct error *e)
+{
+    struct stat st;
+    if (fstat(fd, &st))
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't look at %s", path);
+    if (!S_ISREG(st.st_mode))
+        return refuse(path, "no regular file", e);
+    pid_t pid = read_pid(fd);
+    if (pid < 0)
+        return refuse(path, "there and is no pidfile", e);
+    uint64_t written_ns = (uint64_t)st.st_mtim.tv_sec * 1000000000u + (uint64_t)st.st_mtim.tv_nsec;
+    uint64_t began_ns = pid > 0 ? started_ns(pid) : 0;
+    if (began_ns == 0 || began_ns > written_ns + AGE_SLACK_NS)
+        return 0;
+    error_set(e, VMSNAP_EXIT_BUSY, 0, "--pidfile: %s is that of process %d, which lives", path,
+              (int)pid);
+    error_hint(e, "name another file");
+    return -EBUSY;
+}
+
+static int refuse_writing(const char *path, int err, struct error *e)
+{
+    bool full = err == ENOSPC || err == EDQUOT;
+    return error_set(e, full ? VMSNAP_EXIT_NO_SPACE : VMSNAP_EXIT_FAILED, err, "can't write %s",
+                     path);
+}
+
+/* *made: it was not there before. The descriptor, or -errno. */
+static int open_to_write(const char *path, bool *made, struct error *e)
+{
+    int flags = O_RDWR | O_CREAT | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+    int fd = open(path, flags | O_EXCL, 0644);
+    *made = fd >= 0;
+    if (fd < 0 && errno == EEXIST)
+        fd = open(path, flags, 0644);
+    if (fd < 0)
+        return refuse_writing(path, errno, e);
+    int rc = *made ? 0 : check_content(fd, path, e);
+    if (rc == 0)
+        return fd;
+    close(fd);
+    return rc;
+}
+
+int pidfile_check(const char *path, struct error *e)
+{
+    bool made;
+    int rc = 0, fd = open_to_write(path, &made, e);
+    if (fd < 0)
+        return fd;
+    /* A file that holds a number has room for another one. File systems that can't tell: later. */
+    if (made && fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, TEXT_MAX) &&
+        (errno == ENOSPC || errno == EDQUOT))
+        rc = refuse_writing(path, errno, e);
+    if (made)
+        unlink(path);
+    close(fd);
+    return rc;
+}
+
+/* ---- ours ---- */
 
 static int write_text(const struct pidfile *p)
 {
     char text[TEXT_MAX];
     int len = snprintf(text, sizeof(text), "%d\n", p->pid);
-    ssize_t n = write(p->fd, text, (size_t)len);
-    return n == len ? 0 : n < 0 ? -errno : -ENOSPC;
+    ssize_t n = pwrite(p->fd, text, (size_t)len, 0);
+    if (n != len)
+        return n < 0 ? -errno : -ENOSPC;
+    return ftruncate(p->fd, len) ? -errno : 0;
 }
 
 static void forget(struct pidfile *p)
@@ -34,17 +154,19 @@ static void forget(struct pidfile *p)
 
 int pidfile_write(struct pidfile *p, const char *path, const struct target *vmm, struct error *e)
 {
-    *p = (struct pidfile){.path = path,
-                          .fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644),
-                          .vmm = fcntl(vmm->pidfd, F_DUPFD_CLOEXEC, 0),
-                          .pid = vmm->pid};
-    int rc = p->fd < 0 || p->vmm < 0 ? -errno : write_text(p);
+    bool made;
+    int fd = open_to_write(path, &made, e);
+    *p = (struct pidfile){0};
+    if (fd < 0)
+        return fd;
+    *p = (struct pidfile){
+        .path = path, .fd = fd, .vmm = fcntl(vmm->pidfd, F_DUPFD_CLOEXEC, 0), .pid = vmm->pid};
+    int rc = p->vmm < 0 ? -errno : write_text(p);
     if (rc == 0)
         return 0;
-    if (p->fd >= 0)
-        unlink(path);
+    unlink(path);
     forget(p);
-    return error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't write %s", path);
+    return refuse_writing(path, -rc, e);
 }
 
 /* Whether the name still leads to the file that was written, and nobody has written it since. */

@@ -13,7 +13,15 @@ struct pidfile {
     int pid;
 };
 
-/* Writes the VMM's pid to `path`. On failure no file is left. */
+/*
+ * Before anything is started: whether pidfile_write() would do, room on the disk included. Refused
+ * are what is there and is no pidfile (exit code 1), and the pidfile of a process that lives (11).
+ * Leaves nothing behind.
+ */
+int pidfile_check(const char *path, struct error *e);
+
+/* Writes the VMM's pid to `path`, refusing as pidfile_check() does. On failure no file of ours is
+ * left. */
 int pidfile_write(struct pidfile *p, const char *path, const struct target *vmm, struct error *e);
 
 /* The file that another process of ours wrote for process `pid`, whose pidfd `vmm` is: -errno if it

@@ -301,9 +301,9 @@ def pidfile(t):
 
     restored = start()
     with open(path, "w", encoding="utf-8") as f:
-        f.write("1\n")
+        f.write("2000000000\n")
     kill(restored)
-    t.equal(read(path), "1\n", "a file that was written since")
+    t.equal(read(path), "2000000000\n", "a file that was written since")
 
     restored = start()
     os.rename(path, t.path("old"))
