@@ -62,7 +62,11 @@ static int finish(const struct command *command, int code)
     error_set(&e, command && command->publishes ? VMSNAP_EXIT_WARNINGS : VMSNAP_EXIT_FAILED, -rc,
               "%s, but its result could not be written",
               command && command->publishes ? "done" : "the command ended");
-    return fail(&e, false);
+    long vmm_pid;
+    report_get_guest(&e.guest, &vmm_pid);
+    if (e.guest != GUEST_UNTOUCHED && vmm_pid)
+        error_hint(&e, "the guest's process is %ld", vmm_pid);
+    return fail(&e, e.guest != GUEST_UNTOUCHED);
 }
 
 static int run_command(const struct command *command, int argc, char **argv)

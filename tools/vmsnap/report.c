@@ -13,6 +13,8 @@ static struct {
     bool json, quiet;
     FILE *results; /* NULL: stdout */
     int failed;    /* errno of the first result that was lost */
+    enum guest_state guest;
+    long vmm_pid;
 } report;
 
 void report_setup(bool json, bool quiet)
@@ -67,8 +69,28 @@ static void print_object(FILE *f, const char *type, json_t *object)
     json_decref(whole);
 }
 
+static void note_guest(const char *type, const json_t *object)
+{
+    const char *name = json_string_value(json_object_get(object, "guest_state"));
+    const json_t *pid = json_object_get(object, "vmm_pid");
+    for (int state = GUEST_UNTOUCHED; name && state <= GUEST_UNKNOWN; state++)
+        if (strcmp(name, guest_state_name((enum guest_state)state)) == 0)
+            report.guest = (enum guest_state)state;
+    if (strcmp(type, "exit") == 0)
+        report.guest = GUEST_ENDED;
+    if (json_is_integer(pid))
+        report.vmm_pid = (long)json_integer_value(pid);
+}
+
+void report_get_guest(enum guest_state *state, long *vmm_pid)
+{
+    *state = report.guest;
+    *vmm_pid = report.vmm_pid;
+}
+
 void report_object(const char *type, json_t *object)
 {
+    note_guest(type, object);
     if (report.json)
         print_object(results(), type, object);
     json_decref(object);

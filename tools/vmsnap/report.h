@@ -33,6 +33,10 @@ void report_to_stderr(void);
 /* Results go to this file from now on (a detached server). Owned by the caller. */
 void report_to_stream(FILE *f);
 
+/* What the results have said of a guest so far, and its VMM's process (0: not said), for an error
+ * that says that they were lost. */
+void report_get_guest(enum guest_state *state, long *vmm_pid);
+
 bool report_is_json(void);
 
 /* Whether a progress line makes sense: stderr is a terminal, and not -q. */
