@@ -15,9 +15,9 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, is_alive, main, wait_until  # noqa: E402
+from case import case, is_alive, main, tool, wait_until  # noqa: E402
 from minivm import MiniVmPlace, take_image  # noqa: E402
-from vmsnap import Restore, pause_log, start_vmsnap, vmsnap  # noqa: E402
+from vmsnap import Restore, json_lines, pause_log, start_vmsnap, vmsnap  # noqa: E402
 
 SIZES = ("--memory", "64M", "--populate", "48M", "--rate", "20000")
 QUIET = (*SIZES[:-1], "200") # a guest that demands little
@@ -81,7 +81,7 @@ def clones(t):
 
 def report_lines(path, kind):
     with contextlib.suppress(FileNotFoundError):
-        return [o for o in map(json.loads, read(path).splitlines()) if o["type"] == kind]
+        return [o for o in json_lines(read(path)) if o["type"] == kind]
     return []
 
 
@@ -147,6 +147,64 @@ def report(t):
         t.check(values == sorted(set(values)), f"{key} rises: {values}")
     t.check(found[-1]["remaining_ns"] < found[0]["remaining_ns"], f"remaining_ns falls: {found}")
     t.check(MIB < found[-1]["bytes_per_second"] < 200 * MIB, f"{found[-1]}")
+    place.qmp.command("quit")
+
+
+@case("minivm.launcher.files", "kernel", 60)
+def files(t):
+    """Neither a report nor a pidfile that somebody uses, nor a file that is none, is written to; a full disk is
+    noticed before anything is started, and after that it is said what runs."""
+    image = take_image(t, *QUIET, writes=100)
+    report_path, pidfile, small = t.path("report"), t.path("pid"), t.path("small")
+
+    def detach(*args, code, says):
+        """It is refused; `says`: in the error's message."""
+        done = vmsnap(t, "restore", "--detach", "--no-fill", *args, image, "--", *MiniVmPlace(t, *QUIET).argv())
+        t.equal(done.code, code, done.text())
+        t.check(says in done.error["message"], f"{done.error}, should say {says!r}")
+        t.check(done.error["hint"] or code == 18, f"{done.error}: no hint")
+
+    with open(report_path, "w", encoding="utf-8") as f:
+        f.write("of an earlier run\n")
+    place = MiniVmPlace(t, *QUIET)
+    first = Restore(t, image, place, "--detach", "--no-fill", "--report", report_path, "--pidfile", pidfile)
+    first.wait_running()
+    t.equal(first.process.wait(10), 0, "exit status of --detach")
+    wait_until(lambda: report_lines(report_path, "running"), 10, "the report")
+    before = read(report_path)
+    t.check("earlier" not in before, f"the report begins anew: {before}")
+    detach("--report", report_path, code=11, says=report_path)
+    detach("--pidfile", pidfile, "--report", t.path("other"), code=11, says=f"process {first.pid}")
+    t.equal((read(report_path), read(pidfile)), (before, f"{first.pid}\n"), "the files of the first")
+    t.check(not os.path.exists(t.path("other")), "a report of nothing")
+    place.qmp.command("quit")
+    wait_until(lambda: not os.path.exists(pidfile), 10, "the pidfile goes")
+
+    with open(t.path("list"), "w", encoding="utf-8") as f:
+        f.write("1 2 3\n")
+    for path in (t.path("list"), "/dev/null"):
+        detach("--pidfile", path, code=1, says=path)
+    t.equal(read(t.path("list")), "1 2 3\n", "what is no pidfile")
+
+    detach("--report", "/dev/full", code=18, says="/dev/full")
+    os.mkdir(small)
+    if t.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", small]).returncode == 0:
+        t.defer(t.run, ["umount", small])
+        with open(os.path.join(small, "full"), "wb") as f, contextlib.suppress(OSError):
+            f.write(bytes(1 << 20))
+        for option in ("--pidfile", "--report"):
+            detach(option, os.path.join(small, "new"), code=18, says="No space")
+        t.equal(os.listdir(small), ["full"], "left behind")
+
+    place = MiniVmPlace(t, *QUIET)
+    done = t.run(["sh", "-c", 'exec "$@" >/dev/full', "sh", tool("vmsnap"), "restore", "--json", "--detach",
+                  image, "--", *place.argv()])
+    place.connect()
+    t.equal(done.returncode, 3, f"exit status ({done.stderr})")
+    error = json_lines(done.stderr)[-1]
+    t.equal((error["exit_code"], error["guest_state"]), (3, "running"), "what is said")
+    pid = int(error["hint"].split()[-1])
+    t.check(place.control in read(f"/proc/{pid}/cmdline"), f"{error}: the VMM's process")
     place.qmp.command("quit")
 
 

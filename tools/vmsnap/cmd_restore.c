@@ -15,6 +15,7 @@
 #include "tools/vmsnap/defaults.h"
 #include "tools/vmsnap/hazard_option.h"
 #include "tools/vmsnap/report.h"
+#include "tools/vmsnap/report_file.h"
 #include "tools/vmsnap/service.h"
 
 enum { PREFETCH_HOT, PREFETCH_NONE };
@@ -34,9 +35,8 @@ static struct {
     struct option_list allow;
 } args = {.timeout_ms = DEFAULT_TIMEOUT_MS};
 
-static FILE *report_file; /* a detached server's */
-static bool detached;     /* this is its process */
-static bool warned;       /* of what else would be the exit status */
+static bool detached; /* this is the process of a detached server */
+static bool warned;   /* of what else would be the exit status */
 
 static const char *const usage[] = {
     "IMAGE [OPTIONS] [-- VMM ARG...]",
@@ -47,7 +47,9 @@ static const char *const usage[] = {
 };
 
 static const struct operand operands[] = {
-    {.name = "IMAGE", .help = "an image that vmsnap snapshot made", .optional = true,
+    {.name = "IMAGE",
+     .help = "an image that vmsnap snapshot made",
+     .optional = true,
      .file = FILE_READ},
     {.name = NULL},
 };
@@ -287,10 +289,13 @@ static void on_report(void *opaque, const char *type, json_t *object)
         if (reports[i].tell && (!args.listen || reports[i].tell == tell_listening))
             reports[i].tell(object);
     }
-    if (for_file && !detached)
+    if (for_file && !detached) {
         json_decref(object);
-    else
-        report_object(type, object);
+        return;
+    }
+    if (detached)
+        report_file_begin();
+    report_object(type, object);
 }
 
 /* The detached server has no stderr: its errors stand among its other lines. */
@@ -301,6 +306,7 @@ static void on_trouble(void *opaque, const struct error *e)
         report_error(e, true);
         return;
     }
+    report_file_begin();
     report_object("error", json_pack("{s:i, s:o, s:s, s:o}", "exit_code", e->exit_code, "message",
                                      report_string(e->message), "guest_state",
                                      guest_state_name(e->guest), "hint", report_string(e->hint)));
@@ -311,8 +317,8 @@ static void on_detached(void *opaque)
     (void)opaque;
     detached = true;
     service_leave();
-    report_setup(report_file != NULL, true);
-    report_to_stream(report_file);
+    report_setup(report_file() != NULL, true);
+    report_to_stream(report_file());
 }
 
 static int check_resume(const struct command_line *line, struct error *e)
@@ -372,11 +378,9 @@ static int run(const struct command_line *line, struct error *e)
     e->guest = args.resume_pid ? GUEST_UNKNOWN : GUEST_NOT_STARTED;
     if (args.print_command)
         return print_command(line->operand[0], e);
-    if (args.report_path) {
-        report_file = fopen(args.report_path, "we");
-        if (!report_file)
-            return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't write %s", args.report_path);
-    }
+    rc = args.report_path ? report_file_open(args.report_path, e) : 0;
+    if (rc)
+        return rc;
     service_open();
     service_status(args.resume_pid ? "the guest is taken over" : "the VMM comes up");
     struct restore_options o = {
@@ -401,11 +405,11 @@ static int run(const struct command_line *line, struct error *e)
     };
     if (args.resume_pid)
         return supervisor_resume(&o, args.resume_pid, e);
-    if (args.listen)
-        return listen_run(&o, args.listen, e);
     int status = 0;
-    rc = restore_run(&o, &status, e);
-    if (rc)
+    rc = args.listen ? listen_run(&o, args.listen, e) : restore_run(&o, &status, e);
+    if (rc < 0)
+        report_file_abandon();
+    if (rc || args.listen)
         return rc;
     return args.detach && warned ? VMSNAP_EXIT_WARNINGS : status;
 }

@@ -1,0 +1,85 @@
+#include "tools/vmsnap/report_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define BUFFER_BYTES 65536 /* a line is one write: several processes have the file */
+#define ROOM_BYTES 16384   /* for what tells how it went */
+
+static struct {
+    FILE *stream;
+    const char *path;
+    bool made, regular;
+} file;
+
+/* A device tells by a write of nothing, a file system by setting blocks aside; what can't tell is
+ * taken at its word. */
+static int check_room(int fd)
+{
+    int rc =
+        file.regular ? fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, ROOM_BYTES) : (int)write(fd, "", 0);
+    return rc < 0 && (errno == ENOSPC || errno == EDQUOT) ? -errno : 0;
+}
+
+static int prepare(int fd, struct error *e)
+{
+    struct stat st;
+    file.regular = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+    if (file.regular && flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) {
+        error_set(e, VMSNAP_EXIT_BUSY, 0, "--report: another vmsnap writes to %s", file.path);
+        error_hint(e, "name another file");
+        return -EBUSY;
+    }
+    int rc = check_room(fd);
+    if (rc)
+        return error_set(e, VMSNAP_EXIT_NO_SPACE, -rc, "can't write %s", file.path);
+    file.stream = fdopen(fd, "a");
+    if (!file.stream)
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't write %s", file.path);
+    setvbuf(file.stream, NULL, _IOFBF, BUFFER_BYTES);
+    return 0;
+}
+
+int report_file_open(const char *path, struct error *e)
+{
+    int flags = O_WRONLY | O_APPEND | O_CLOEXEC | O_NOCTTY;
+    file.path = path;
+    int fd = open(path, flags | O_CREAT | O_EXCL, 0644);
+    file.made = fd >= 0;
+    if (fd < 0 && errno == EEXIST)
+        fd = open(path, flags | O_CREAT, 0644);
+    if (fd < 0)
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't write %s", path);
+    int rc = prepare(fd, e);
+    if (rc == 0)
+        return 0;
+    if (file.made)
+        unlink(path);
+    close(fd);
+    return rc;
+}
+
+FILE *report_file(void)
+{
+    return file.stream;
+}
+
+void report_file_begin(void)
+{
+    struct stat st;
+    int fd = file.stream ? fileno(file.stream) : -1;
+    if (fd >= 0 && file.regular && lseek(fd, 0, SEEK_CUR) == 0 && fstat(fd, &st) == 0 &&
+        st.st_size > 0 && ftruncate(fd, 0))
+        file.regular = false; /* append-only: then the lines follow those of before */
+}
+
+void report_file_abandon(void)
+{
+    struct stat st;
+    if (file.stream && file.made && fstat(fileno(file.stream), &st) == 0 && st.st_size == 0)
+        unlink(file.path);
+}

@@ -1,0 +1,28 @@
+/*
+ * report_file.h - --report: the file of a detached server's lines.
+ *
+ * It is opened before anything is started, so that what stands against it is said in time, and
+ * begun (emptied) only with the first line: a restore that is refused leaves the last one's report
+ * as it is. All processes of a restore share the descriptor, and with it the place in the file, by
+ * which they know whether it is begun. It stays locked until the last of them has ended.
+ */
+#ifndef VMSNAP_TOOLS_REPORT_FILE_H
+#define VMSNAP_TOOLS_REPORT_FILE_H
+
+#include <stdio.h>
+
+#include "common/error.h"
+
+/* Exit code 11: another vmsnap writes to it; 18: the disk is full. */
+int report_file_open(const char *path, struct error *e);
+
+/* NULL: none was opened. */
+FILE *report_file(void);
+
+/* Before each line. */
+void report_file_begin(void);
+
+/* Nothing runs: a file that was not there before goes. */
+void report_file_abandon(void);
+
+#endif
