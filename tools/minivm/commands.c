@@ -13,6 +13,7 @@
 #include "save.h"
 #include "state.h"
 #include "stats.h"
+#include "touches.h"
 
 json_t *request_fail(struct request *r, const char *format, ...)
 {
@@ -145,6 +146,12 @@ static json_t *x_check(struct request *r)
     return result;
 }
 
+static json_t *x_touches(struct request *r)
+{
+    json_t *found = touches_get(r->vm, json_object_get(r->arguments, "of"));
+    return found ? found : request_fail(r, "of is an array of numbers of writes, from 1 on");
+}
+
 /* A whole number that may be left out; false if it is something else. */
 static bool number(struct request *r, const char *name, json_int_t otherwise, uint64_t *value)
 {
@@ -213,6 +220,7 @@ static const struct command commands[] = {
     {"x-fork-dump", false, x_fork_dump},
     {"x-save-files", false, x_save_files},
     {"x-stats", false, x_stats},
+    {"x-touches", false, x_touches},
 };
 
 const struct command *commands_find(const char *name)

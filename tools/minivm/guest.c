@@ -56,6 +56,16 @@ struct times {
     uint64_t read, was_read, write, was_written;
 };
 
+/* When write number mb->writes was done. */
+static void log_write(struct guest_mailbox *mb, uint64_t now)
+{
+    uint64_t at = mb->writes / GUEST_LOG_STRIDE - 1;
+    if (mb->writes <= GUEST_LOGGED)
+        mb->first_tsc[mb->writes - 1] = now;
+    if (mb->writes % GUEST_LOG_STRIDE == 0 && at < GUEST_LOGGED)
+        mb->strided_tsc[at] = now;
+}
+
 /*
  * `whole`: the VM was not paused since the step began. Else (and after a restore the times before
  * and after are not even of one clock) only the gap is told, which the pause is part of.
@@ -76,6 +86,7 @@ static void measure(struct guest_mailbox *mb, struct times *t, int whole)
         slot->max_gap_ticks = gap;
     slot->writes++;
     mb->writes++;
+    log_write(mb, t->was_written);
     mb->last_tsc = t->was_written;
 }
 

@@ -97,6 +97,10 @@ struct guest_region {
     uint64_t end_page, base;
 };
 
+/* When each of the first writes was done, and after those every 64th. */
+#define GUEST_LOGGED 16384u
+#define GUEST_LOG_STRIDE 64u
+
 enum guest_mode { GUEST_CALIBRATE, GUEST_WORK };
 
 /* A value written to the doorbell: what the guest wants. */
@@ -124,6 +128,8 @@ struct guest_mailbox {
     uint64_t wrong_page, wrong_number, wrong_generation, wrong_check; /* the first of them */
     struct guest_histogram write, read;                               /* first touch of a page */
     struct guest_slot slots[GUEST_SLOTS];                             /* a ring */
+    uint64_t first_tsc[GUEST_LOGGED];                                 /* of write i + 1 */
+    uint64_t strided_tsc[GUEST_LOGGED]; /* of write (i + 1) * GUEST_LOG_STRIDE */
 };
 
 _Static_assert(sizeof(struct guest_state) <= 512, "the rest of its page is the stack");

@@ -35,10 +35,12 @@ static bool resume(char *why, size_t why_bytes)
     int uffd = vm.o.uffd_backend ? uffd_open(&vm, why, why_bytes) : 0;
     if (uffd < 0 || (vm.o.seccomp && !sandbox_enter(why, why_bytes)))
         return false;
+    vm.handed_ns = vm_now_ns();
     if (vm.o.uffd_backend && !uffd_hand_off(&vm, uffd, why, why_bytes))
         return false;
     if (!save_resume(&vm, why, why_bytes))
         return false;
+    vm.loaded_ns = vm_now_ns();
     if (!vm.o.paused)
         vm_cont(&vm);
     return true;

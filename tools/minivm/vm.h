@@ -57,11 +57,12 @@ struct vm {
     struct vcpu vcpus[GUEST_MAX_CPUS];
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    enum vm_status status; /* main thread */
-    bool began;            /* main thread: the guest has run */
-    uint64_t balloon_ns;   /* main thread: when pages were last discarded at a rate; 0: not yet */
-    bool want_run;         /* under lock */
-    bool failed;           /* under lock: the guest died */
+    enum vm_status status;         /* main thread */
+    bool began;                    /* main thread: the guest has run */
+    uint64_t handed_ns, loaded_ns; /* main thread: see x-touches; 0: no start from files */
+    uint64_t balloon_ns; /* main thread: when pages were last discarded at a rate; 0: not yet */
+    bool want_run;       /* under lock */
+    bool failed;         /* under lock: the guest died */
     char failure[160];
     int failed_fd; /* eventfd, readable once it has */
     /* One moment of the clocks, and what lies between two ticks of the TSC as known then. */
