@@ -70,6 +70,14 @@ class MissingFloor(Helper):
         super().__init__(t, "missing", pid, f"{start:x}", path, unit_bytes)
 
 
+class Handler(Helper):
+    """One of Firecracker's example handlers, as vmsnap-bench has them, listening on `path`."""
+
+    def __init__(self, t, kind, memory_path):
+        self.path = t.path(t.unique("handler") + ".sock")
+        super().__init__(t, "handler", kind, self.path, memory_path)
+
+
 def speed_of(t, *words):
     """A command of vmsnap-bench that runs to its end and says how fast it was."""
     began = time.monotonic()

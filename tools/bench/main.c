@@ -3,6 +3,7 @@
  *
  *   vmsnap-bench floor PID START BYTES BUSY_THREADS    START hexadecimal, as in /proc/PID/maps
  *   vmsnap-bench missing PID START FILE UNIT_BYTES     the same; FILE holds the memory
+ *   vmsnap-bench handler KIND SOCK FILE          KIND: on_demand, on_demand_lazy, fault_all
  *   vmsnap-bench decode IMAGE THREADS
  *   vmsnap-bench copy BYTES PIECE_BYTES THREADS
  */
@@ -13,6 +14,7 @@
 #include <string.h>
 
 #include "tools/bench/floor.h"
+#include "tools/bench/handlers.h"
 #include "tools/bench/missing.h"
 #include "tools/bench/speeds.h"
 
@@ -55,6 +57,14 @@ static bool run_missing(char **words, int *ret, struct error *e)
     return true;
 }
 
+static bool run_handler(char **words, int *ret, struct error *e)
+{
+    const struct handler_kind *kind = handlers_find(words[0]);
+    if (kind)
+        *ret = handlers_run(kind, words[1], words[2], e);
+    return kind != NULL;
+}
+
 static bool run_decode(char **words, int *ret, struct error *e)
 {
     uint64_t n_threads;
@@ -81,6 +91,7 @@ static const struct {
 } commands[] = {
     {"floor", "PID START BYTES BUSY_THREADS", 4, run_floor},
     {"missing", "PID START FILE UNIT_BYTES", 4, run_missing},
+    {"handler", "on_demand|on_demand_lazy|fault_all SOCK FILE", 3, run_handler},
     {"decode", "IMAGE THREADS", 2, run_decode},
     {"copy", "BYTES PIECE_BYTES THREADS", 3, run_copy},
 };
