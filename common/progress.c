@@ -11,7 +11,8 @@
 #include "common/format.h"
 
 #define REDRAW_NS 200000000u
-#define SAMPLE_NS 100000000u
+#define SAMPLE_NS 150000000u
+#define WINDOW_NS 3000000000u
 #define LEFT_MAX_S 359999.0 /* beyond it nothing is foretold */
 
 static volatile sig_atomic_t requested;
@@ -36,29 +37,40 @@ void progress_catch_signal(void)
 
 void progress_start(struct progress *p, const char *what, bool redraw)
 {
-    *p = (struct progress){.what = what, .redraw = redraw, .sample_ns = clock_monotonic_ns()};
+    *p = (struct progress){
+        .what = what, .redraw = redraw, .samples[0].ns = clock_monotonic_ns(), .n_samples = 1};
 }
 
-/* The rate over the last seconds: an average whose memory fades with a time constant of two. */
+void progress_begin_at(struct progress *p, uint64_t done_bytes)
+{
+    p->samples[0].bytes = done_bytes;
+}
+
+/* The rate over the last three seconds: what came in a burst before that says nothing of what is
+ * left. */
 static void sample_rate(struct progress *p, uint64_t now, uint64_t done_bytes)
 {
-    uint64_t passed_ns = now - p->sample_ns;
-    if (passed_ns < SAMPLE_NS || done_bytes < p->sample_bytes)
+    const struct progress_sample *newest = &p->samples[(p->n_samples - 1) % PROGRESS_SAMPLES];
+    if (p->n_samples == 0 || now - newest->ns < SAMPLE_NS || done_bytes < newest->bytes)
         return;
-    double seconds = (double)passed_ns / 1e9;
-    double rate = (double)(done_bytes - p->sample_bytes) / seconds;
-    double keep = p->bytes_per_s > 0 ? exp(-seconds / 2.0) : 0;
-    p->bytes_per_s = keep * p->bytes_per_s + (1 - keep) * rate;
-    p->sample_ns = now;
-    p->sample_bytes = done_bytes;
+    uint32_t first = p->n_samples < PROGRESS_SAMPLES ? 0 : p->n_samples - PROGRESS_SAMPLES;
+    while (first + 1 < p->n_samples && now - p->samples[first % PROGRESS_SAMPLES].ns > WINDOW_NS)
+        first++;
+    const struct progress_sample *oldest = &p->samples[first % PROGRESS_SAMPLES];
+    p->bytes_per_s = (double)(done_bytes - oldest->bytes) / ((double)(now - oldest->ns) / 1e9);
+    p->samples[p->n_samples++ % PROGRESS_SAMPLES] = (struct progress_sample){now, done_bytes};
 }
 
 int64_t progress_left_ns(const struct progress *p, uint64_t done_bytes, uint64_t total_bytes)
 {
     if (done_bytes >= total_bytes)
         return 0;
-    double seconds =
-        p->bytes_per_s >= 1 ? (double)(total_bytes - done_bytes) / p->bytes_per_s : LEFT_MAX_S;
+    double rate = p->bytes_per_s;
+    if (p->limit_per_s && rate > (double)p->limit_per_s)
+        rate = (double)p->limit_per_s;
+    if (p->open_ended || rate < 1)
+        return -1;
+    double seconds = (double)(total_bytes - done_bytes) / rate;
     return seconds < LEFT_MAX_S ? (int64_t)(seconds * 1e9) : -1;
 }
 
@@ -71,9 +83,10 @@ void progress_text(char *out, size_t size, const struct progress *p, uint64_t do
     int64_t left_ns = progress_left_ns(p, done_bytes, total_bytes);
     if (left_ns > 0)
         snprintf(left, sizeof(left), ", %.0f s left", ceil((double)left_ns / 1e9));
-    snprintf(out, size, "%s %s of %s (%u %%), %s/s, %" PRIu64 " fault%s%s", p->what,
+    snprintf(out, size, "%s %s of %s (%u %%), %s/s, %" PRIu64 " fault%s%s%s%s", p->what,
              format_bytes(done, done_bytes), format_bytes(total, total_bytes), percent,
-             format_bytes(rate, (uint64_t)p->bytes_per_s), faults, faults == 1 ? "" : "s", left);
+             format_bytes(rate, (uint64_t)p->bytes_per_s), faults, faults == 1 ? "" : "s", left,
+             p->note ? "; " : "", p->note ? p->note : "");
 }
 
 /* One write(), so that lines of other threads and processes do not mix with it. */

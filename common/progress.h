@@ -11,18 +11,30 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* At most one in 150 ms: they reach back three seconds. */
+#define PROGRESS_SAMPLES 20u
+struct progress_sample {
+    uint64_t ns, bytes;
+};
+
 struct progress {
-    const char *what;   /* "saved", "filled" */
-    bool redraw;        /* stderr is a terminal and progress is wanted */
-    bool drawn;         /* a line stands there that has to be cleared */
-    uint64_t last_ns;   /* when it was drawn last */
-    uint64_t sample_ns; /* of the last rate sample */
-    uint64_t sample_bytes;
-    double bytes_per_s; /* smoothed */
+    const char *what; /* "saved", "filled" */
+    bool redraw;      /* stderr is a terminal and progress is wanted */
+    bool drawn;       /* a line stands there that has to be cleared */
+    uint64_t last_ns; /* when it was drawn last */
+    struct progress_sample samples[PROGRESS_SAMPLES]; /* the oldest is the start, or overwritten */
+    uint32_t n_samples;
+    double bytes_per_s;   /* over the last seconds */
+    uint64_t limit_per_s; /* what is left comes no faster; 0: no limit */
+    bool open_ended;      /* nobody can tell how long it takes */
+    const char *note;     /* added to the text; NULL: none */
 };
 
 /* `what` must outlive it. `redraw`: whether there is a line at all without being asked. */
 void progress_start(struct progress *p, const char *what, bool redraw);
+
+/* At the start: what others have done before counts for no rate. */
+void progress_begin_at(struct progress *p, uint64_t done_bytes);
 
 /* Call as often as is convenient: it prints only when it is time to, or when it was asked (true).
  */

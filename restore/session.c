@@ -221,10 +221,20 @@ static void hand_off(struct session *s, struct handoff_collapse *collapse)
     handoff_collapse_begin(collapse, s->target, s->img, &s->blocks);
 }
 
+/* Our own doing, and what becomes of its faults: what others ask of the VMM is not seen. */
+static const char *guest_state_now(const struct session *s, const struct server_stats *stats)
+{
+    bool runs = record_get_guest(&s->record) == RECORD_GUEST_LET_RUN;
+    return guest_state_name(stats->guest_waits && !s->complete_ns ? GUEST_WAITING
+                            : runs                                ? GUEST_RUNNING
+                                                                  : GUEST_PAUSED);
+}
+
 static void show_progress(struct session *s)
 {
     struct server_stats stats;
     server_get_stats(s->server, &stats);
+    s->progress.on_demand = s->learns || s->o->no_fill;
     if (!fill_progress_update(&s->progress, &stats, s->complete_ns > 0))
         return;
     json_t *o = fill_progress_describe(&s->progress, &stats);
@@ -232,6 +242,7 @@ static void show_progress(struct session *s)
         json_object_set_new(o, "elapsed_ns",
                             json_integer((json_int_t)(clock_monotonic_ns() - s->began_ns)));
         json_object_set_new(o, "vmm_pid", json_integer(s->target->pid));
+        json_object_set_new(o, "guest_state", json_string(guest_state_now(s, &stats)));
     }
     s->o->report(s->o->opaque, "progress", o);
 }
@@ -374,7 +385,7 @@ void session_begin(struct session *s)
         learn_guest_runs(&s->learn);
     else
         server_begin_fill(s->server);
-    fill_progress_start(&s->progress, s->img, s->shows_progress, !s->o->no_fill);
+    fill_progress_start(&s->progress, s->img, s->shows_progress, !s->o->no_fill, s->o->bytes_per_s);
 }
 
 void session_accompany(struct session *s)

@@ -1,6 +1,10 @@
 #include "restore/serve/fill_progress.h"
 
+#include <stdio.h>
+#include <string.h>
+
 #include "common/clock.h"
+#include "common/format.h"
 #include "common/image_format.h"
 
 #define REPORT_NS 1000000000u
@@ -23,12 +27,20 @@ void fill_progress_take_over(struct fill_progress *p, const struct image *img,
 }
 
 void fill_progress_start(struct fill_progress *p, const struct image *img, bool redraw,
-                         bool periodic)
+                         bool periodic, uint64_t limit_per_s)
 {
     p->total_bytes = count_stored_bytes(img, NULL);
     p->periodic = periodic;
     p->reported_ns = clock_monotonic_ns();
     progress_start(&p->line, "filled", redraw);
+    progress_begin_at(&p->line, p->already_bytes);
+    p->line.limit_per_s = limit_per_s;
+}
+
+static uint64_t damaged_bytes(const struct fill_progress *p, const struct answer_counts *n)
+{
+    uint64_t bytes = n->clusters_damaged * IMAGE_CLUSTER_BYTES;
+    return bytes < p->total_bytes ? bytes : p->total_bytes;
 }
 
 /* What was all zeros and demanded counts as well, so that it could come out too large. */
@@ -36,13 +48,30 @@ static uint64_t done_bytes(const struct fill_progress *p, const struct answer_co
 {
     uint64_t pages = n->pages_on_demand + n->pages_prefetched + n->pages_ahead + n->pages_filled;
     uint64_t bytes = p->already_bytes + pages * IMAGE_PAGE_BYTES;
-    return bytes < p->total_bytes ? bytes : p->total_bytes;
+    uint64_t most = p->total_bytes - damaged_bytes(p, n);
+    return bytes < most ? bytes : most;
+}
+
+/* What the figures do not tell: "3.2 MiB can't be restored; guest waits". */
+static void make_note(struct fill_progress *p, const struct server_stats *stats, bool all_in)
+{
+    char bytes[FORMAT_MAX];
+    uint64_t damaged = damaged_bytes(p, &stats->counts);
+    p->note[0] = '\0';
+    if (damaged > 0)
+        snprintf(p->note, sizeof(p->note), "%s can't be restored%s", format_bytes(bytes, damaged),
+                 stats->guest_waits && !all_in ? "; " : "");
+    if (stats->guest_waits && !all_in)
+        strncat(p->note, "guest waits", sizeof(p->note) - strlen(p->note) - 1);
+    p->line.note = p->note[0] ? p->note : NULL;
 }
 
 bool fill_progress_update(struct fill_progress *p, const struct server_stats *stats, bool all_in)
 {
     uint64_t bytes = all_in ? p->total_bytes : done_bytes(p, &stats->counts);
     uint64_t now = clock_monotonic_ns();
+    p->line.open_ended = p->on_demand || stats->stage == SERVER_INCOMPLETE;
+    make_note(p, stats, all_in);
     bool asked = progress_update(&p->line, bytes, p->total_bytes, stats->demand_faults);
     bool due = p->periodic && bytes != p->reported_bytes && now - p->reported_ns >= REPORT_NS;
     if (!asked && !due)

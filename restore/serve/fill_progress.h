@@ -19,6 +19,8 @@ struct fill_progress {
     uint64_t total_bytes;   /* of all clusters that hold anything */
     uint64_t already_bytes; /* of these, in before this server began */
     bool periodic;
+    bool on_demand; /* the caller's to set: nothing comes in but what is touched */
+    char note[96];  /* the line's */
     uint64_t reported_ns, reported_bytes;
 };
 
@@ -27,10 +29,10 @@ struct fill_progress {
 void fill_progress_take_over(struct fill_progress *p, const struct image *img,
                              const struct page_state *state);
 
-/* `redraw`: whether there is a line without being asked; `periodic`: objects without being asked.
- */
+/* `redraw`: whether there is a line without being asked; `periodic`: objects without being asked;
+ * `limit_per_s`: the fill's, in bytes; 0: none. */
 void fill_progress_start(struct fill_progress *p, const struct image *img, bool redraw,
-                         bool periodic);
+                         bool periodic, uint64_t limit_per_s);
 
 /*
  * Call as often as is convenient. True: it is time for an object, since something has changed and

@@ -67,7 +67,8 @@ struct server {
     struct trouble_list troubles;
     int event_fd;
     struct serve_stages stages;
-    atomic_int stage; /* enum server_stage */
+    atomic_int stage;        /* enum server_stage */
+    atomic_bool guest_waits; /* as of when it last went to sleep */
     atomic_bool prefetched, all_queued, release_wanted, stop;
 };
 
@@ -172,6 +173,12 @@ static bool advance_stage(struct server *s)
     }
 }
 
+static void note_waiting(struct server *s, uint64_t now_ns)
+{
+    bool waits = s->answerer.guest_waits || waiting_is_long(&s->waiting, now_ns);
+    atomic_store_explicit(&s->guest_waits, waits, memory_order_relaxed);
+}
+
 /* Sleeps until a message or a job comes, or until timeout_ns have passed (0: without end). */
 static void sleep_for_more(struct server *s, uint32_t timeout_ns)
 {
@@ -179,6 +186,7 @@ static void sleep_for_more(struct server *s, uint32_t timeout_ns)
                             {.fd = s->queue.wake_fd, .events = POLLIN}};
     const struct timespec timeout = {.tv_nsec = (long)timeout_ns};
     uint64_t began_ns = clock_monotonic_ns();
+    note_waiting(s, began_ns);
     ppoll(fds, 2, timeout_ns ? &timeout : NULL, NULL);
     /* A fault that came meanwhile has waited since the wakeup, not since we went to sleep. */
     s->inbox.last_empty_ns = stage_lap(&s->stages.asleep, began_ns, 0);
@@ -417,6 +425,8 @@ void server_get_stats(const struct server *s, struct server_stats *stats)
     *stats = (struct server_stats){.demand_faults = s->waiting.n_answered,
                                    .faults = s->waiting.times,
                                    .counts = s->answerer.counts,
+                                   .guest_waits = atomic_load(&s->guest_waits),
+                                   .stage = server_stage(s),
                                    .n_threads = s->config.n_threads,
                                    .serve = &s->stages,
                                    .fill = s->fill ? fill_stages(s->fill) : NULL};

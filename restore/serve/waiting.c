@@ -6,6 +6,7 @@
 #include "common/uffd.h"
 
 #define WAKE_NS 50000000u
+#define LONG_NS 1000000000u
 
 void waiting_wake_all(int uffd, const struct blocks *blocks)
 {
@@ -107,4 +108,17 @@ bool waiting_is_parked(const struct waiting *w, uint64_t hva, uint64_t len)
         if (w->parked[i].hva - hva < len)
             return true;
     return false;
+}
+
+static bool is_long(const struct waiting_fault *faults, unsigned n, uint64_t now_ns)
+{
+    for (unsigned i = 0; i < n; i++)
+        if (now_ns > faults[i].since_ns + LONG_NS)
+            return true;
+    return false;
+}
+
+bool waiting_is_long(const struct waiting *w, uint64_t now_ns)
+{
+    return is_long(w->faults, w->n, now_ns) || is_long(w->parked, w->n_parked, now_ns);
 }

@@ -182,6 +182,10 @@ def much(t):
     states = [e["guest_state"] for e in restored.result().of_type("error")]
     t.equal(states[states.index("waiting"):], ["waiting"] * (len(states) - states.index("waiting")),
             f"what is said of the guest: {states}")
+    os.kill(restored.process.pid, signal.SIGUSR1)
+    line = wait_until(lambda: [line for line in restored.result().err.split("\n")
+                               if line.startswith("vmsnap: filled")], 5, "an answer to SIGUSR1")[0]
+    t.check(line.endswith("can't be restored; guest waits") and "100 %" not in line, f"it says: {line}")
     restored.give_up()
 
 

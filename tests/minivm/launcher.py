@@ -25,7 +25,7 @@ CLONES = 8
 MIB = 1 << 20
 PROGRESS = {"type", "schema_version", "done_bytes", "total_bytes", "bytes_per_second", "remaining_ns",
             "elapsed_ns", "demand_faults", "pages_on_demand", "pages_prefetched", "pages_ahead",
-            "pages_filled", "pages_discarded", "clusters_damaged", "vmm_pid"}
+            "pages_filled", "pages_discarded", "clusters_damaged", "vmm_pid", "guest_state"}
 
 
 def read(path):

@@ -9,7 +9,7 @@ static struct fill_progress of_8_mib(bool periodic)
 {
     struct fill_progress p = {.total_bytes = 8 * MIB, .periodic = periodic};
     progress_start(&p.line, "filled", false);
-    p.reported_ns = p.line.sample_ns;
+    p.reported_ns = p.line.samples[0].ns;
     return p;
 }
 
@@ -67,5 +67,35 @@ Test(fill_progress, it_ends_at_the_whole)
     o = fill_progress_describe(&p, &less);
     cr_assert_eq(number(o, "done_bytes"), 8 * MIB, "what was discarded does not come in");
     cr_assert_eq(number(o, "remaining_ns"), 0);
+    json_decref(o);
+}
+
+Test(fill_progress, damage_is_not_done_and_has_no_end)
+{
+    struct fill_progress p = of_8_mib(false);
+    struct server_stats s = filled(8 * MIB); /* pages that were all zeros among them */
+    s.counts.clusters_damaged = MIB / IMAGE_CLUSTER_BYTES;
+    s.stage = SERVER_INCOMPLETE;
+    s.guest_waits = true;
+    p.line.bytes_per_s = MIB;
+    progress_request();
+    fill_progress_update(&p, &s, false);
+    json_t *o = fill_progress_describe(&p, &s);
+    cr_assert_eq(number(o, "done_bytes"), 7 * MIB);
+    cr_assert(json_is_null(json_object_get(o, "remaining_ns")), "nothing more will come");
+    cr_assert_str_eq(p.line.note, "1.0 MiB can't be restored; guest waits");
+    json_decref(o);
+}
+
+Test(fill_progress, nothing_is_foretold_where_only_what_is_touched_comes_in)
+{
+    struct fill_progress p = of_8_mib(false);
+    struct server_stats s = filled(MIB);
+    p.line.bytes_per_s = MIB;
+    p.on_demand = true;
+    progress_request();
+    fill_progress_update(&p, &s, false);
+    json_t *o = fill_progress_describe(&p, &s);
+    cr_assert(json_is_null(json_object_get(o, "remaining_ns")));
     json_decref(o);
 }

@@ -73,3 +73,34 @@ Test(progress, a_signal_asks_for_one_line)
     progress_update(&p, 60, 100, 3);
     cr_assert_str_eq(read_all(fd), "vmsnap: filled 50 B of 100 B (50 %), 0 B/s, 3 faults\n");
 }
+
+Test(progress, what_others_have_done_counts_for_no_rate)
+{
+    struct progress p;
+    progress_start(&p, "filled", false);
+    progress_begin_at(&p, 400 << 20);
+    usleep(200000);
+    progress_update(&p, 401 << 20, 500 << 20, 0);
+    cr_assert_lt(p.bytes_per_s, 5.1 * (1 << 20));
+    cr_assert_gt(p.bytes_per_s, 1 << 20);
+}
+
+Test(progress, a_burst_is_forgotten_after_three_seconds)
+{
+    struct progress p;
+    progress_start(&p, "filled", false);
+    uint64_t bytes = 100 << 20;
+    for (int i = 0; i < 18; i++) {
+        usleep(200000);
+        progress_update(&p, bytes += 100 << 10, 500 << 20, 0);
+    }
+    cr_assert_lt(p.bytes_per_s, 1 << 20);
+}
+
+Test(progress, what_is_left_comes_no_faster_than_the_limit)
+{
+    struct progress p = {.bytes_per_s = 1e9, .limit_per_s = 1 << 20};
+    cr_assert_eq(progress_left_ns(&p, 6 << 20, 8 << 20), 2000000000);
+    p.open_ended = true;
+    cr_assert_eq(progress_left_ns(&p, 6 << 20, 8 << 20), -1);
+}
