@@ -36,8 +36,9 @@ static uint32_t pop(struct pool *p)
 int pool_init(struct pool *p, uint32_t n_buffers, size_t buffer_bytes, uint32_t reserve)
 {
     *p = (struct pool){.buffer_bytes = buffer_bytes, .n_buffers = n_buffers, .reserve = reserve};
+    int populate = reserve ? MAP_POPULATE : 0;
     p->memory = mmap(NULL, (size_t)n_buffers * buffer_bytes, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+                     MAP_PRIVATE | MAP_ANONYMOUS | populate, -1, 0);
     if (p->memory == MAP_FAILED) {
         p->memory = NULL;
         return -ENOMEM;
