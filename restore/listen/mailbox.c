@@ -1,11 +1,11 @@
 /*
- * inbox.c - see inbox.h.
+ * mailbox.c - see mailbox.h.
  *
  * A descriptor comes with the first byte of the piece that it was sent with, and recvmsg() never
  * reads past a piece with descriptors. Firecracker sends all in one piece. A message without a
  * descriptor (old versions may send one first) is dropped when another follows.
  */
-#include "restore/listen/inbox.h"
+#include "restore/listen/mailbox.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -16,34 +16,34 @@
 
 #include "common/clock.h"
 
-int inbox_open(struct inbox *in, int connection, struct error *e)
+int mailbox_open(struct mailbox *in, int connection, struct error *e)
 {
-    *in = (struct inbox){.connection = connection, .bytes = malloc(PEER_MESSAGE_MAX_BYTES)};
+    *in = (struct mailbox){.connection = connection, .bytes = malloc(PEER_MESSAGE_MAX_BYTES)};
     return in->bytes ? 0 : error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory for a message");
 }
 
-static void close_fds(struct inbox *in)
+static void close_fds(struct mailbox *in)
 {
     while (in->n_fds > 0)
         close(in->fds[--in->n_fds]);
 }
 
-void inbox_close(struct inbox *in)
+void mailbox_close(struct mailbox *in)
 {
     close_fds(in);
     free(in->bytes);
     if (in->connection >= 0)
         close(in->connection);
-    *in = (struct inbox){.connection = -1, .ended = true};
+    *in = (struct mailbox){.connection = -1, .ended = true};
 }
 
-static void keep_fds(struct inbox *in, struct cmsghdr *head)
+static void keep_fds(struct mailbox *in, struct cmsghdr *head)
 {
     int fd;
     size_t n = (head->cmsg_len - CMSG_LEN(0)) / sizeof(fd);
     for (size_t i = 0; i < n; i++) {
         memcpy(&fd, CMSG_DATA(head) + i * sizeof(fd), sizeof(fd));
-        if (in->n_fds < INBOX_FDS)
+        if (in->n_fds < MAILBOX_FDS)
             in->fds[in->n_fds++] = fd;
         else
             close(fd);
@@ -51,11 +51,11 @@ static void keep_fds(struct inbox *in, struct cmsghdr *head)
 }
 
 /* One piece. False: nothing is there now. */
-static bool receive(struct inbox *in)
+static bool receive(struct mailbox *in)
 {
     union {
         struct cmsghdr align;
-        char bytes[CMSG_SPACE(INBOX_FDS * sizeof(int))];
+        char bytes[CMSG_SPACE(MAILBOX_FDS * sizeof(int))];
     } control;
     struct iovec data = {.iov_base = in->bytes + in->n_bytes,
                          .iov_len = PEER_MESSAGE_MAX_BYTES - in->n_bytes};
@@ -79,13 +79,13 @@ static bool receive(struct inbox *in)
     return true;
 }
 
-static void drop_bytes(struct inbox *in, size_t n)
+static void drop_bytes(struct mailbox *in, size_t n)
 {
     in->n_bytes -= n;
     memmove(in->bytes, in->bytes + n, in->n_bytes);
 }
 
-static int take_first(struct inbox *in, const struct peer_message *m, int *fd)
+static int take_first(struct mailbox *in, const struct peer_message *m, int *fd)
 {
     *fd = in->fds[0];
     memmove(in->fds, in->fds + 1, --in->n_fds * sizeof(in->fds[0]));
@@ -94,7 +94,7 @@ static int take_first(struct inbox *in, const struct peer_message *m, int *fd)
 }
 
 /* What there is of a handoff: 0, -EAGAIN, or what is wrong with it. */
-static int look(struct inbox *in, struct peer_message *m, int *fd, struct error *e)
+static int look(struct mailbox *in, struct peer_message *m, int *fd, struct error *e)
 {
     for (;;) {
         int rc = in->n_bytes ? peer_message_parse(in->bytes, in->n_bytes, m, e) : -EAGAIN;
@@ -108,7 +108,7 @@ static int look(struct inbox *in, struct peer_message *m, int *fd, struct error 
     }
 }
 
-static int explain_end(const struct inbox *in, struct error *e)
+static int explain_end(const struct mailbox *in, struct error *e)
 {
     if (in->n_bytes == 0 && in->n_fds == 0)
         return -ENODATA;
@@ -117,8 +117,8 @@ static int explain_end(const struct inbox *in, struct error *e)
                                : "a handoff message came without a userfaultfd");
 }
 
-int inbox_take(struct inbox *in, struct peer_message *m, int *fd, uint64_t until_ns,
-               struct error *e)
+int mailbox_take(struct mailbox *in, struct peer_message *m, int *fd, uint64_t until_ns,
+                 struct error *e)
 {
     for (;;) {
         bool more = receive(in);
@@ -138,7 +138,7 @@ int inbox_take(struct inbox *in, struct peer_message *m, int *fd, uint64_t until
     }
 }
 
-bool inbox_look(struct inbox *in)
+bool mailbox_look(struct mailbox *in)
 {
     char byte;
     ssize_t n = recv(in->connection, &byte, 1, MSG_PEEK | MSG_DONTWAIT);

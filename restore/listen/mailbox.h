@@ -1,7 +1,7 @@
-/* inbox.h - what has come over a VMM's connection: bytes and descriptors, until they make a
+/* mailbox.h - what has come over a VMM's connection: bytes and descriptors, until they make a
  * handoff. */
-#ifndef VMSNAP_RESTORE_LISTEN_INBOX_H
-#define VMSNAP_RESTORE_LISTEN_INBOX_H
+#ifndef VMSNAP_RESTORE_LISTEN_MAILBOX_H
+#define VMSNAP_RESTORE_LISTEN_MAILBOX_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -10,30 +10,30 @@
 #include "common/error.h"
 #include "restore/listen/peer_message.h"
 
-#define INBOX_FDS 4u
+#define MAILBOX_FDS 4u
 
-struct inbox {
+struct mailbox {
     int connection; /* -1: closed */
     unsigned char *bytes;
     size_t n_bytes;
-    int fds[INBOX_FDS];
+    int fds[MAILBOX_FDS];
     unsigned n_fds;
     bool ended; /* the VMM has closed it, or has ended */
 };
 
 /* Owns `connection` from then on. */
-int inbox_open(struct inbox *in, int connection, struct error *e);
-void inbox_close(struct inbox *in);
+int mailbox_open(struct mailbox *in, int connection, struct error *e);
+void mailbox_close(struct mailbox *in);
 
 /*
  * The next handoff: its regions, and the userfaultfd that came with it (*fd, the caller's). Waits
  * until `until_ns`. -ENODATA: it was closed without a word. Exit code 10: what came is none; 17: no
  * more came.
  */
-int inbox_take(struct inbox *in, struct peer_message *m, int *fd, uint64_t until_ns,
-               struct error *e);
+int mailbox_take(struct mailbox *in, struct peer_message *m, int *fd, uint64_t until_ns,
+                 struct error *e);
 
 /* Something has come, or the end: false, and nothing is known to come any more. */
-bool inbox_look(struct inbox *in);
+bool mailbox_look(struct mailbox *in);
 
 #endif

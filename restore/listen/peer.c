@@ -42,7 +42,7 @@ static int find_process(struct peer *p, struct error *e)
 {
     struct ucred who;
     socklen_t len = sizeof(who);
-    if (getsockopt(p->inbox.connection, SOL_SOCKET, SO_PEERCRED, &who, &len))
+    if (getsockopt(p->mailbox.connection, SOL_SOCKET, SO_PEERCRED, &who, &len))
         return error_set(e, VMSNAP_EXIT_TARGET, errno, "can't see who has connected");
     if (who.pid > 0)
         return target_open(&p->target, who.pid, e);
@@ -84,7 +84,7 @@ static int take_handoff(struct peer *p, struct error *e)
 {
     struct peer_message m;
     uint64_t until_ns = p->began_ns + (uint64_t)p->o.timeout_ms * 1000000u;
-    int rc = inbox_take(&p->inbox, &m, &p->uffd, until_ns, e);
+    int rc = mailbox_take(&p->mailbox, &m, &p->uffd, until_ns, e);
     if (rc == 0) {
         hold_signals();
         TESTHOOK_POINT("listen-heard");
@@ -116,7 +116,7 @@ static _Noreturn void refuse(struct peer *p, struct error *e)
     e->guest = GUEST_WAITING;
     if (p->uffd >= 0)
         close(p->uffd);
-    inbox_close(&p->inbox);
+    mailbox_close(&p->mailbox);
     atomic_fetch_add(&p->c->roll->n_refused, 1);
     p->o.trouble(p->o.opaque, e);
     _exit(e->exit_code);
@@ -127,13 +127,13 @@ static _Noreturn void refuse(struct peer *p, struct error *e)
 static int connection_of(void *opaque)
 {
     const struct peer *p = opaque;
-    return p->inbox.connection;
+    return p->mailbox.connection;
 }
 
 /* In the process of the next VM. */
 static _Noreturn void begin_next(struct peer *p)
 {
-    int connection = p->inbox.connection;
+    int connection = p->mailbox.connection;
     sigset_t mask = p->c->mask;
     sigprocmask(SIG_SETMASK, &mask, NULL);
     close(p->uffd);
@@ -146,7 +146,7 @@ static _Noreturn void begin_next(struct peer *p)
 static void heard(void *opaque)
 {
     struct peer *p = opaque;
-    if (inbox_look(&p->inbox)) {
+    if (mailbox_look(&p->mailbox)) {
         int place = roll_reserve(p->c->roll);
         pid_t between = place < 0 ? -1 : fork();
         if (between == 0) {
@@ -162,9 +162,9 @@ static void heard(void *opaque)
             waitpid(between, NULL, 0);
     }
     /* The next one has it, or there is nothing more to hear. */
-    if (p->inbox.connection >= 0)
-        close(p->inbox.connection);
-    p->inbox.connection = -1;
+    if (p->mailbox.connection >= 0)
+        close(p->mailbox.connection);
+    p->mailbox.connection = -1;
 }
 
 /* ---- the whole ---- */
@@ -190,7 +190,7 @@ _Noreturn void peer_run(const struct peer_config *c, int connection, uint64_t be
                      .record_fd = -1};
     struct error e = {0};
     prctl(PR_SET_NAME, "vmsnap-peer");
-    int rc = inbox_open(&p.inbox, connection, &e);
+    int rc = mailbox_open(&p.mailbox, connection, &e);
     if (rc == 0)
         rc = take_handoff(&p, &e);
     if (rc == -ENODATA)

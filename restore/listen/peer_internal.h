@@ -5,7 +5,7 @@
 #include <stdbool.h>
 
 #include "common/target.h"
-#include "restore/listen/inbox.h"
+#include "restore/listen/mailbox.h"
 #include "restore/listen/peer.h"
 #include "restore/memory/blocks.h"
 
@@ -13,7 +13,7 @@
 struct peer {
     const struct peer_config *c;
     struct restore_options o; /* ours: also what the listener's are, but for `learn` */
-    struct inbox inbox;
+    struct mailbox mailbox;
     uint64_t began_ns; /* its connection was accepted, or its handoff began to come */
     int uffd;
     struct target target;

@@ -112,8 +112,8 @@ int peer_serve(void *opaque, struct error *e)
                         .target_fd = -1,
                         .theirs = p->uffd};
     e->guest = GUEST_WAITING;
-    if (p->inbox.connection >= 0)
-        close(p->inbox.connection); /* the supervisor's: its end is the VMM's to notice */
+    if (p->mailbox.connection >= 0)
+        close(p->mailbox.connection); /* the supervisor's: its end is the VMM's to notice */
     int rc = serve_to_the_end(&s, p, e);
     session_close(&s);
     return rc;
