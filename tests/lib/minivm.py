@@ -6,6 +6,7 @@ import struct
 import subprocess
 import time
 
+import huge_pages
 from case import Failed, tool, wait_until
 from qmp import Qmp
 from vmsnap import snapshot
@@ -279,22 +280,9 @@ def kvm_works():
     return os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
-HUGE_PAGES = "/proc/sys/vm/nr_hugepages"
-
-
-def _change_huge_pages(n):
-    with open(HUGE_PAGES, "r+", encoding="ascii") as f:
-        there = int(f.read())
-        f.seek(0)
-        f.write(str(max(there + n, 0)))
-
-
 def need_huge_pages(t, n):
     """`n` huge pages more than there were, for as long as the case takes. It has the lock
     "hugepages"."""
-    t.need(os.access(HUGE_PAGES, os.W_OK), "huge pages can't be had by who isn't root")
-    _change_huge_pages(n)
-    t.defer(_change_huge_pages, -n)
-    with open("/proc/meminfo", encoding="ascii") as f:
-        free = next(int(line.split()[1]) for line in f if line.startswith("HugePages_Free"))
-    t.need(free >= n, f"the host has no {n} huge pages to give")
+    held = huge_pages.lend(n)
+    t.need(held is not None, f"{n} huge pages can't be had")
+    t.defer(os.close, held)

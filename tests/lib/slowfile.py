@@ -16,8 +16,17 @@ LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, FLUSH, INIT, INTERRUPT, BATCH_FORG
 DIRECT_IO = 1 # no page cache: each read comes here, and one that hangs can't be killed
 NAME = "image"
 MNT_DETACH = 2
+CLONE_NEWNS = 0x20000
+MS_REC_PRIVATE = 0x4000 | 1 << 18
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _mount_in_private():
+    """What this process and those that it starts mount from here on is seen by them alone, and goes with the
+    last of them: so nothing is left of a test that is killed."""
+    if _libc.unshare(CLONE_NEWNS) or _libc.mount(b"none", b"/", None, MS_REC_PRIVATE, None):
+        raise OSError(ctypes.get_errno(), "a mount namespace")
 
 
 class SlowFile:
@@ -28,6 +37,7 @@ class SlowFile:
         from case import wait_until # pylint: disable=import-outside-toplevel
         self.t = t
         t.need(os.geteuid() == 0 and os.path.exists("/dev/fuse"), "FUSE needs root and /dev/fuse")
+        _mount_in_private()
         self._dir = t.path(t.unique("slow"))
         self._mode = self._dir + ".mode"
         os.mkdir(self._dir)

@@ -105,6 +105,26 @@ def poison_huge(t):
     poison_one(t, "hugetlbfs", 512)
 
 
+@case("minivm.damage.stop-huge", "kernel", 60, lock="hugepages")
+def stop_huge(t):
+    """The guest waits at a huge page of which a part is damaged, and nowhere else; with a sound copy it goes
+    on."""
+    need_huge_pages(t, 24)
+    image = take_image(t, *SIZES, "--kind", "hugetlbfs")
+    bad, cluster, offset = damage_middle(t, image)
+    place = MiniVmPlace(t, *SIZES, "--kind", "hugetlbfs")
+    restored = wait_at_damage(t, bad, place)
+    check_error(t, restored.result().of_type("error")[0], cluster, offset)
+    check_stands(t, place)
+    page = 4 * cluster // 512 * 512
+    for there in (page - 512, page + 512):
+        t.check(demand_page(place, there + 3) is not None, f"page {there + 3} is served")
+    done = vmsnap(t, "restore", "--resume", str(place.pid), image)
+    t.equal(done.code, 0, f"a sound copy: {done.text()}")
+    check_goes_on(place, "taken over")
+    t.equal(restored.end().code, 0, "exit status")
+
+
 @case("minivm.damage.poison-refused", "kernel", 60)
 def poison_refused(t):
     """A kernel that can't poison: refused before anything is started, and on a takeover too."""

@@ -3,7 +3,9 @@
 waits there and nowhere else."""
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -129,6 +131,32 @@ def taken_over(t):
     place.cont()
     check_goes_on(place, "taken over")
     t.equal(restored.end().code, 0, "exit status")
+
+
+MOUNTS = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from case import Case
+from slowfile import SlowFile
+print(SlowFile(Case("mounts"), "/proc/version").path, flush=True)
+time.sleep(100)
+"""
+
+
+@case("minivm.failing.leaves-no-mount", "kernel", 30)
+def leaves_no_mount(t):
+    """A test with such a storage leaves nothing of it, however it ends."""
+    t.need(os.geteuid() == 0 and os.path.exists("/dev/fuse"), "FUSE needs root and /dev/fuse")
+    lib = os.path.dirname(os.path.abspath(sys.modules["slowfile"].__file__))
+    user = t.spawn([sys.executable, "-B", "-c", MOUNTS, lib], stdout=subprocess.PIPE, text=True)
+    where = os.path.dirname(user.stdout.readline().strip())
+    with open(f"/proc/{user.pid}/mounts", encoding="utf-8") as f:
+        t.check(f" {where} fuse" in f.read(), "it is mounted")
+    user.kill()
+    user.wait(10)
+    with open("/proc/self/mounts", encoding="utf-8") as f:
+        t.check(where not in f.read(), f"{where} is left")
+    shutil.rmtree(os.path.dirname(where))
 
 
 if __name__ == "__main__":
