@@ -54,9 +54,11 @@ static int map_flags(enum memory_kind kind, bool file)
 static int map_region(const struct memory *m, struct memory_region *r, const struct options *o)
 {
     int flags = map_flags(o->kind, o->memory_file != NULL), advice = -1;
-    void *at = o->plain_mappings ? NULL : find_place(r->bytes);
-    if (!o->plain_mappings && !at)
+    bool anywhere = o->plain_mappings && !o->skewed;
+    uint8_t *at = anywhere ? NULL : find_place(r->bytes);
+    if (!anywhere && !at)
         return -errno;
+    at += o->skewed ? GUEST_PAGE_BYTES : 0;
     at = mmap(at, r->bytes, PROT_READ | PROT_WRITE, flags | (at ? MAP_FIXED : 0), m->fd,
               m->fd < 0 ? 0 : (off_t)r->offset);
     if (at == MAP_FAILED)

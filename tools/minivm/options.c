@@ -27,6 +27,7 @@ static const char help[] =
     "  --pattern PATTERN      idle, random (default), sequential, hot:SIZE\n"
     "  --rate N               writes per second and vCPU (default 0: as fast as it can)\n"
     "  --populate SIZE        fill that much of the memory with data first, and write in it alone\n"
+    "  --skewed               each region begins 4 KiB behind a multiple of 2 MiB\n"
     "  --balloon SIZE         of it at the end: what the VMM discards and the guest takes back\n"
     "  --balloon-rate N       pages per second that are discarded (default 0)\n"
     "  --control SOCK         listen there for commands\n"
@@ -95,7 +96,15 @@ static bool parse_pattern(struct options *o, const char *text)
 enum { OPT_MEMORY = 1, OPT_KIND, OPT_CPUS, OPT_ACCEL, OPT_PATTERN, OPT_RATE, OPT_POPULATE };
 enum { OPT_HUGETLB = 8, OPT_REGIONS, OPT_FORM, OPT_EARLY_EMPTY, OPT_CLOSES, OPT_NO_REMOVE };
 enum { OPT_PAUSED = 15, OPT_CONTROL, OPT_INCOMING, OPT_REPORT, OPT_VMSTATE, OPT_UFFD };
-enum { OPT_MEMORY_FILE = 32, OPT_API, OPT_BALLOON, OPT_BALLOON_RATE, OPT_SECCOMP, OPT_HELP };
+enum {
+    OPT_MEMORY_FILE = 32,
+    OPT_API,
+    OPT_BALLOON,
+    OPT_BALLOON_RATE,
+    OPT_SECCOMP,
+    OPT_SKEWED,
+    OPT_HELP
+};
 
 static const struct option table[] = {
     {"memory", required_argument, NULL, OPT_MEMORY},
@@ -117,6 +126,7 @@ static const struct option table[] = {
     {"memory-file", required_argument, NULL, OPT_MEMORY_FILE},
     {"uffd-backend", required_argument, NULL, OPT_UFFD},
     {"paused", no_argument, NULL, OPT_PAUSED},
+    {"skewed", no_argument, NULL, OPT_SKEWED},
     {"seccomp", no_argument, NULL, OPT_SECCOMP},
     {"handoff-form", required_argument, NULL, OPT_FORM},
     {"handoff-early-empty", no_argument, NULL, OPT_EARLY_EMPTY},
@@ -179,6 +189,8 @@ static bool *flag_of(struct options *o, int option)
         return &o->no_remove_events;
     case OPT_SECCOMP:
         return &o->seccomp;
+    case OPT_SKEWED:
+        return &o->skewed;
     default:
         return NULL;
     }
@@ -259,6 +271,8 @@ static const char *wrong_memory(const struct options *o)
     uint64_t used = o->populate_bytes ? o->populate_bytes : o->memory_bytes;
     if (o->balloon_bytes > used || (used - o->balloon_bytes) / GUEST_PAGE_BYTES < 4ull * o->cpus)
         return "--balloon leaves less than 4 pages per vCPU";
+    if (o->skewed && options_region_unit(o) > MIB)
+        return "--skewed is for memory of 4 KiB pages";
     if (o->balloon_bytes && o->kind != MEMORY_ANON && o->kind != MEMORY_THP)
         return "--balloon needs private memory of 4 KiB pages: --kind anon or thp";
     return NULL;

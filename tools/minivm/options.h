@@ -24,6 +24,7 @@ struct options {
     unsigned regions;
     enum handoff_form handoff_form;
     bool handoff_early_empty, handoff_closes, no_remove_events, paused, seccomp;
+    bool skewed;         /* regions begin 4 KiB behind a multiple of 2 MiB */
     bool plain_mappings; /* where mmap() puts them, and no advice: as Firecracker's */
     /* Paths, or NULL. */
     const char *control, *api, *incoming, *report, *vmstate, *uffd_backend, *memory_file;
