@@ -13,7 +13,8 @@ from case import Failed, is_alive, tool, wait_until
 from vmsnap import environment, json_lines
 
 NR_USERFAULTFD = 323 # x86-64
-UFFDIO_API, UFFDIO_REGISTER = 0xc018aa3f, 0xc020aa00
+UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER = 0xc018aa3f, 0xc020aa00, 0x8010aa01
+MADV_DONTNEED = 4
 EVENT_REMOVE_FEATURE = 1 << 3
 HUGE = 2 << 20
 
@@ -96,6 +97,16 @@ class Memory:
     def read(self):
         """All of it. Through ctypes: what waits for a page lets others run."""
         return ctypes.string_at(self.address, self.length)
+
+    def unmap(self):
+        _libc.munmap(ctypes.c_void_p(self.address), ctypes.c_size_t(self.length))
+
+    def unregister(self):
+        fcntl.ioctl(self.fd, UFFDIO_UNREGISTER,
+                    bytearray(struct.pack("<2Q", self.address, self.length)))
+
+    def give_back(self, offset, length=4096):
+        _libc.madvise(ctypes.c_void_p(self.address + offset), ctypes.c_size_t(length), MADV_DONTNEED)
 
     def region(self, **changes):
         whole = {"base_host_virt_addr": self.address, "size": self.length, "offset": 0,

@@ -275,6 +275,61 @@ def again(t):
     check_serves(t, listener, state, "after it")
 
 
+def flood(memory):
+    """Gives pages back as fast as it can."""
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        for offset in range(0, memory.length, PAGE):
+            memory.give_back(offset)
+
+
+def steal(memory):
+    """Reads the events itself."""
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        try:
+            os.read(memory.fd, 3200)
+        except BlockingIOError:
+            time.sleep(0.001)
+
+
+AFTERWARDS = {
+    "unmap": Memory.unmap,
+    "unregister": Memory.unregister,
+    "exec": lambda memory: os.execvp("sleep", ["sleep", "0.5"]),
+    "flood": flood,
+    "steal": steal,
+}
+
+
+def misbehave(listener, n_running, act):
+    memory = Memory(None, IMAGE_BYTES)
+    connection = listener.connect()
+    send_handoff(connection, [memory.region()], [memory.fd])
+    wait_until(lambda: len(listener.of_type("running")) > n_running, 20, "it is served")
+    act(memory)
+    time.sleep(0.2)
+
+
+@case("minivm.hostile_handoff.afterwards", "kernel", 60)
+def afterwards(t):
+    """Clients that are served, and then take their memory away, become another program, flood their server
+    with events or read them in its place. Their sessions end with them, the next VM is served right."""
+    image, state = prepare(t)
+    for options in ((), ("--bwlimit", "2M")):
+        listener = Listener(t, image, *options)
+        fds = listener.fds()
+        for name, act in AFTERWARDS.items():
+            running = len(listener.of_type("running"))
+            t.equal(in_a_process(t, lambda n=running, a=act: misbehave(listener, n, a)), 0,
+                    f"{name}: the client's status")
+            settle(t, listener, fds)
+            check_serves(t, listener, state, f"after {name}")
+            wait_until(lambda: not listener.children(), 20, "that VM's processes end")
+        t.say(f"{listener.of_type('error')}")
+        t.equal(listener.end(), 0, "exit status")
+
+
 @case("minivm.hostile_handoff.slow", "kernel", 60)
 def slow(t):
     """Clients that say nothing, or a byte at a time: nobody waits for them, and they get no more
