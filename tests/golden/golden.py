@@ -14,6 +14,9 @@ from vmsnap import vmsnap  # noqa: E402
 READER = tool("tests", "reader", "image_reader")
 
 GOOD = ["v1-good", "v1-unknown-section", "v1-minor-version"]
+# Made by `vmsnap import firecracker --vmstate` of ram() and STATE.
+IMPORTED = ["v1-firecracker"]
+STATE = b"what Firecracker wrote to snapshot_path"
 # (image, what the program says of it, whether `info` opens it: damage among the records)
 BAD = [
     ("v1-truncated", "truncated", False),
@@ -86,6 +89,22 @@ def of_today(t):
     read_good(t, path)
 
 
+@case("golden.imported", "cli", 60)
+def imported(t):
+    """Both files come back out of images of a Firecracker."""
+    for name in IMPORTED:
+        path = image(name)
+        t.equal(vmsnap(t, "verify", path).code, 0, f"verify of {name}")
+        t.equal(t.run([READER, "check", path]).returncode, 0, f"the reader's view of {name}")
+        for kind, wanted in (("raw", ram()), ("vmstate", STATE)):
+            out = t.path(t.unique("out"))
+            t.equal(vmsnap(t, "export", "--format", kind, path, out).code, 0, f"export of {name}")
+            with open(out, "rb") as f:
+                t.check(f.read() == wanted, f"{kind} of {name}")
+        found = vmsnap(t, "info", path).summary
+        t.equal((found["vmm"], [r["name"] for r in found["regions"]]), ("firecracker", ["mem"]), name)
+
+
 @case("golden.bad", "cli", 60)
 def bad(t):
     for name, words, opens in BAD:
@@ -98,7 +117,7 @@ def bad(t):
         t.equal(vmsnap(t, "info", path).code, 0 if opens else 13, f"info of {name}")
         t.equal(t.run([READER, "check", path]).returncode, 1, f"the reader's view of {name}")
     files = {f[:-4] for f in os.listdir(HERE) if f.endswith(".img")}
-    t.equal(files, {*GOOD, *(name for name, _, _ in BAD)}, "images that no list names")
+    t.equal(files, {*GOOD, *IMPORTED, *(name for name, _, _ in BAD)}, "images that no list names")
 
 
 if __name__ == "__main__":
