@@ -67,16 +67,31 @@ static void get_version(struct call *c)
     c->answer = json_pack("{s:s}", "firecracker_version", API_VERSION);
 }
 
+static json_t *describe_machine(const struct options *o)
+{
+    bool huge = o->kind == MEMORY_HUGETLB || o->kind == MEMORY_HUGETLBFS;
+    return json_pack("{s:i,s:I,s:b,s:b,s:s}", "vcpu_count", (int)o->cpus, "mem_size_mib",
+                     (json_int_t)(o->memory_bytes >> 20), "smt", 0, "track_dirty_pages", 0,
+                     "huge_pages",
+                     huge                    ? "2M"
+                     : o->kind == MEMORY_THP ? "Transparent"
+                                             : "None");
+}
+
 static void get_machine_config(struct call *c)
 {
+    c->answer = describe_machine(&c->vm->o);
+}
+
+/* All of it: there are no drives. */
+static void get_config(struct call *c)
+{
     const struct options *o = &c->vm->o;
-    bool huge = o->kind == MEMORY_HUGETLB || o->kind == MEMORY_HUGETLBFS;
-    c->answer = json_pack("{s:i,s:I,s:b,s:b,s:s}", "vcpu_count", (int)o->cpus, "mem_size_mib",
-                          (json_int_t)(o->memory_bytes >> 20), "smt", 0, "track_dirty_pages", 0,
-                          "huge_pages",
-                          huge                    ? "2M"
-                          : o->kind == MEMORY_THP ? "Transparent"
-                                                  : "None");
+    json_t *balloon = o->balloon_bytes
+                          ? json_pack("{s:I}", "amount_mib", (json_int_t)(o->balloon_bytes >> 20))
+                          : json_null();
+    c->answer = json_pack("{s:[], s:o, s:o}", "drives", "machine-config", describe_machine(o),
+                          "balloon", balloon);
 }
 
 /* Is every key of the body in `known`, a list that ends with NULL? Else says which is not. */
@@ -168,6 +183,7 @@ static const struct route {
     {"GET", "/", get_instance},
     {"GET", "/machine-config", get_machine_config},
     {"GET", "/version", get_version},
+    {"GET", "/vm/config", get_config},
     {"PATCH", "/vm", patch_vm},
     {"PUT", "/snapshot/create", put_snapshot},
     {"PUT", "/snapshot/load", after_start},
