@@ -12,7 +12,7 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # To build vmsnap.
 packages_build=(gcc libc6-dev make cmake pkg-config
-    libzstd-dev libxxhash-dev libjansson-dev libaio-dev)
+    libzstd-dev libxxhash-dev libjansson-dev libaio-dev libcurl4-openssl-dev)
 
 # To run a guest in QEMU: the VMM, what the guest is made of, and the scripts that drive it.
 packages_guest=(qemu-system-x86 binutils busybox-static cpio zstd python3)

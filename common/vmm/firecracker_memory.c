@@ -1,0 +1,332 @@
+/*
+ * firecracker_memory.c - see firecracker_memory.h.
+ *
+ * Facts from Firecracker's source (src/vmm/src/arch/x86_64, vstate/memory.rs):
+ *   - a region is one mmap(): private and anonymous, or of hugetlbfs; readable and writable. Before
+ *     1.12 it has a page without access on both sides; later ones may lie side by side, and then
+ *     the kernel joins them.
+ *   - guest memory goes from address 0 to a gap below 4 GiB, of 768 MiB up to version 1.12 and of
+ *     1 GiB since PCI came; goes on at 4 GiB up to a gap from 256 GiB on, of 256 GiB (since then);
+ *     and goes on behind that. So there are one to three regions, whose lengths the size tells.
+ */
+#include "common/vmm/firecracker_memory.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/cleanup.h"
+#include "common/vmm/firecracker.h"
+
+#define GIB ((uint64_t)1 << 30)
+#define MIB ((uint64_t)1 << 20)
+#define REGIONS_MAX 64u
+#define CANDIDATES_TOLD 6u
+#define USER_END (1ull << 47)
+
+/* The lengths of regions in the order of their offsets. */
+struct layout {
+    uint64_t bytes[3];
+    unsigned n;
+};
+
+/* A stretch of mappings that are alike. */
+struct stretch {
+    uint64_t start, end;
+};
+
+struct stretch_list {
+    struct stretch *items;
+    size_t count;
+};
+
+/* ---- which mappings could be guest memory ---- */
+
+static bool is_candidate(const struct mapping *m)
+{
+    bool nameless = m->inode == 0 && m->name[0] == '\0';
+    return m->readable && m->writable && !m->executable && !m->shared && !m->io && !m->pfnmap &&
+           (nameless || m->hugetlb);
+}
+
+static bool goes_on(const struct mapping *m, const struct mapping *next)
+{
+    return next->start == m->end && next->page_bytes == m->page_bytes &&
+           next->hugetlb == m->hugetlb && next->inode == m->inode;
+}
+
+static int list_stretches(struct stretch_list *out, const struct mapping_list *maps,
+                          struct error *e)
+{
+    *out =
+        (struct stretch_list){.items = calloc(maps->count ? maps->count : 1, sizeof(*out->items))};
+    if (!out->items)
+        return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot list the VMM's memory");
+    const struct mapping *last = NULL;
+    for (size_t i = 0; i < maps->count; i++) {
+        const struct mapping *m = &maps->items[i];
+        if (!is_candidate(m)) {
+            last = NULL;
+            continue;
+        }
+        if (last && goes_on(last, m))
+            out->items[out->count - 1].end = m->end;
+        else
+            out->items[out->count++] = (struct stretch){.start = m->start, .end = m->end};
+        last = m;
+    }
+    return 0;
+}
+
+/* ---- which of them are ---- */
+
+static void add(struct layout *l, uint64_t bytes)
+{
+    if (bytes)
+        l->bytes[l->n++] = bytes;
+}
+
+static uint64_t least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static struct layout lay_out(uint64_t bytes, uint64_t below_4g, uint64_t below_256g)
+{
+    struct layout l = {.n = 0};
+    uint64_t first = least(bytes, below_4g), second = least(bytes - first, below_256g);
+    add(&l, first);
+    add(&l, second);
+    add(&l, bytes - first - second);
+    return l;
+}
+
+/* The stretches of exactly that length: their number, and the first. */
+static unsigned count_fits(const struct stretch_list *s, uint64_t bytes, const struct stretch **one)
+{
+    unsigned n = 0;
+    for (size_t i = 0; i < s->count; i++)
+        if (s->items[i].end - s->items[i].start == bytes) {
+            *one = n ? *one : &s->items[i];
+            n++;
+        }
+    return n;
+}
+
+/* True: each region of the layout can be one stretch only, and none that another is. */
+static bool fits(const struct layout *l, const struct stretch_list *s, const struct stretch **out)
+{
+    for (unsigned i = 0; i < l->n; i++) {
+        if (count_fits(s, l->bytes[i], &out[i]) != 1)
+            return false;
+        for (unsigned k = 0; k < i; k++)
+            if (out[k] == out[i])
+                return false;
+    }
+    return true;
+}
+
+static bool same_layout(const struct layout *a, const struct layout *b)
+{
+    return a->n == b->n && memcmp(a->bytes, b->bytes, a->n * sizeof(a->bytes[0])) == 0;
+}
+
+/* The number of layouts that fit; *n stretches of the last that does. */
+static unsigned choose(const struct stretch_list *s, uint64_t bytes, const struct stretch **out,
+                       unsigned *n)
+{
+    const struct layout layouts[] = {lay_out(bytes, 3 * GIB, 252 * GIB),
+                                     lay_out(bytes, 4 * GIB - 768 * MIB, UINT64_MAX)};
+    unsigned n_fit = 0;
+    for (unsigned i = 0; i < sizeof(layouts) / sizeof(*layouts); i++) {
+        const struct stretch *found[3];
+        if ((i > 0 && same_layout(&layouts[i], &layouts[0])) || !fits(&layouts[i], s, found))
+            continue;
+        memcpy(out, found, layouts[i].n * sizeof(found[0]));
+        *n = layouts[i].n;
+        n_fit++;
+    }
+    return n_fit;
+}
+
+static int compare_size(const void *a, const void *b)
+{
+    const struct stretch *x = a, *y = b;
+    uint64_t xs = x->end - x->start, ys = y->end - y->start;
+    return xs < ys ? 1 : xs > ys ? -1 : 0;
+}
+
+/* Nothing is certain: tells the largest, for the user to choose from. */
+static int tell_candidates(struct stretch_list *s, const struct target *t, uint64_t bytes,
+                           bool several, struct error *e)
+{
+    char list[384] = "";
+    size_t at = 0;
+    qsort(s->items, s->count, sizeof(*s->items), compare_size);
+    for (size_t i = 0; i < s->count && i < CANDIDATES_TOLD && at < sizeof(list); i++)
+        at +=
+            (size_t)snprintf(list + at, sizeof(list) - at, "%s0x%" PRIx64 ":0x%" PRIx64,
+                             i ? ", " : "", s->items[i].start, s->items[i].end - s->items[i].start);
+    error_set(e, VMSNAP_EXIT_USAGE, 0,
+              "process %d: %s mappings make up %" PRIu64
+              " MiB of guest memory for certain; its largest are (address:length) %s",
+              (int)t->pid, several ? "more than one choice of" : "no", bytes / MIB,
+              list[0] ? list : "none");
+    error_hint(e,
+               "name them with --map ADDR:LEN[:NAME], repeated, from the lowest guest address on");
+    return -EINVAL;
+}
+
+/* ---- what the user said ---- */
+
+static int bad_map(const char *text, const char *what, struct error *e)
+{
+    error_set(e, VMSNAP_EXIT_USAGE, 0, "--map %.100s: %s", text, what);
+    error_hint(e, "ADDR:LEN[:NAME], numbers in bytes, decimal or with 0x; whole MiB of length");
+    return -EINVAL;
+}
+
+static bool take_name(struct region *r, const char *name)
+{
+    size_t len = strlen(name);
+    if (len == 0 || len >= sizeof(r->name))
+        return false;
+    for (const char *p = name; *p; p++)
+        if (*p <= 0x20 || *p >= 0x7f)
+            return false;
+    memcpy(r->name, name, len + 1);
+    return true;
+}
+
+static int parse_map(const char *text, struct region *r, struct error *e)
+{
+    char *end = NULL;
+    errno = 0;
+    r->hva = strtoull(text, &end, 0);
+    if (errno || end == text || *end != ':')
+        return bad_map(text, "no ADDR", e);
+    const char *length = end + 1;
+    r->bytes = strtoull(length, &end, 0);
+    if (errno || end == length || (*end && *end != ':'))
+        return bad_map(text, "no LEN", e);
+    if (r->bytes == 0 || r->bytes % MIB || r->hva % 4096 || r->hva == 0 || r->hva >= USER_END ||
+        r->bytes > USER_END - r->hva)
+        return bad_map(text, "not a range of memory", e);
+    if (*end == ':' && !take_name(r, end + 1))
+        return bad_map(text, "no good NAME", e);
+    return 0;
+}
+
+static int check_against(const struct region_set *s, uint32_t i, const char *text, struct error *e)
+{
+    const struct region *r = &s->items[i];
+    for (uint32_t k = 0; k < i; k++) {
+        const struct region *o = &s->items[k];
+        if (r->hva < o->hva + o->bytes && o->hva < r->hva + r->bytes)
+            return bad_map(text, "overlaps another", e);
+        if (strcmp(r->name, o->name) == 0)
+            return bad_map(text, "the name is there twice", e);
+    }
+    return 0;
+}
+
+static void name_region(struct region *r, uint32_t i, uint32_t n)
+{
+    if (n == 1)
+        snprintf(r->name, sizeof(r->name), "%s", FIRECRACKER_REGION_NAME);
+    else
+        snprintf(r->name, sizeof(r->name), "%s%" PRIu32, FIRECRACKER_REGION_NAME, i);
+}
+
+static int take_maps(struct region_set *out, const char *const *maps, uint32_t n, uint64_t bytes,
+                     struct error *e)
+{
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        struct region *r = &out->items[i];
+        int ret = parse_map(maps[i], r, e);
+        if (!ret && !r->name[0])
+            name_region(r, i, n);
+        if (!ret)
+            ret = check_against(out, i, maps[i], e);
+        if (ret)
+            return ret;
+        sum += r->bytes;
+    }
+    if (sum == bytes)
+        return 0;
+    error_set(e, VMSNAP_EXIT_USAGE, 0,
+              "--map: %" PRIu64 " MiB in all, but the VM has %" PRIu64 " MiB of memory", sum / MIB,
+              bytes / MIB);
+    return -EINVAL;
+}
+
+/* ---- the whole ---- */
+
+static int find_out(struct region_set *out, const struct mapping_list *maps, const struct target *t,
+                    uint64_t bytes, struct error *e)
+{
+    struct stretch_list s;
+    const struct stretch *found[3];
+    unsigned n = 0;
+    int ret = list_stretches(&s, maps, e);
+    if (ret)
+        return ret;
+    unsigned n_fit = choose(&s, bytes, found, &n);
+    if (n_fit != 1)
+        ret = tell_candidates(&s, t, bytes, n_fit > 1, e);
+    for (unsigned i = 0; !ret && i < n; i++) {
+        struct region *r = &out->items[i];
+        r->hva = found[i]->start;
+        r->bytes = found[i]->end - found[i]->start;
+        name_region(r, i, n);
+    }
+    out->count = ret ? 0 : n;
+    free(s.items);
+    return ret;
+}
+
+static int classify_all(struct region_set *s, const struct mapping_list *maps,
+                        const struct target *t, struct error *e)
+{
+    int ret = 0;
+    for (uint32_t i = 0; !ret && i < s->count; i++) {
+        struct region *r = &s->items[i];
+        r->max_bytes = r->bytes;
+        ret = region_classify(r, t, maps, e);
+        if (!ret && (r->hva % r->page_bytes || r->bytes % r->page_bytes))
+            ret = bad_map(r->name, "does not fill whole huge pages", e);
+    }
+    return ret;
+}
+
+int firecracker_find_memory(struct region_set *out, const struct target *t, uint64_t bytes,
+                            const char *const *maps, struct error *e)
+{
+    struct mapping_list list = {0};
+    uint32_t n = 0;
+    while (maps && maps[n] && n < REGIONS_MAX)
+        n++;
+    if (n == REGIONS_MAX)
+        return bad_map(maps[n - 1], "too many of them", e);
+    *out = (struct region_set){.items = calloc(REGIONS_MAX, sizeof(*out->items))};
+    if (!out->items)
+        return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot list the memory");
+    for (uint32_t i = 0; i < REGIONS_MAX; i++)
+        out->items[i].fd = -1;
+    int ret = target_mappings(t, &list, e);
+    if (!ret && n)
+        ret = take_maps(out, maps, n, bytes, e);
+    else if (!ret)
+        ret = find_out(out, &list, t, bytes, e);
+    if (!ret && n)
+        out->count = n;
+    if (!ret)
+        ret = classify_all(out, &list, t, e);
+    mapping_list_free(&list);
+    if (ret)
+        region_set_free(out);
+    return ret;
+}

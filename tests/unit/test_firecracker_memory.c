@@ -1,0 +1,143 @@
+/*
+ * Which mappings are taken for a Firecracker's guest memory: of this process, which maps what each
+ * test wants. Lengths are Firecracker's; nothing of it is touched.
+ */
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "common/vmm/firecracker_memory.h"
+
+#define MIB ((uint64_t)1 << 20)
+#define GUARD (2 * MIB)
+
+static struct target t;
+static struct region_set found;
+static struct error err;
+
+/* Memory with address space without access on both sides. */
+static uint64_t map_guarded(uint64_t bytes)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    char *around = mmap(NULL, bytes + 2 * GUARD, PROT_NONE, flags, -1, 0);
+    cr_assert_neq(around, MAP_FAILED);
+    char *at = mmap(around + GUARD, bytes, PROT_READ | PROT_WRITE, flags | MAP_FIXED, -1, 0);
+    cr_assert_neq(at, MAP_FAILED);
+    return (uint64_t)(uintptr_t)at;
+}
+
+static void set_up(void)
+{
+    err = (struct error){0};
+    cr_assert_eq(target_open(&t, getpid(), &err), 0, "%s", err.message);
+}
+
+static void tear_down(void)
+{
+    region_set_free(&found);
+    target_close(&t);
+}
+
+static int look(uint64_t mib)
+{
+    return firecracker_find_memory(&found, &t, mib * MIB, NULL, &err);
+}
+
+TestSuite(firecracker_memory, .init = set_up, .fini = tear_down);
+
+Test(firecracker_memory, one_region)
+{
+    uint64_t at = map_guarded(777 * MIB);
+    cr_assert_eq(look(777), 0, "%s", err.message);
+    cr_assert_eq(found.count, 1);
+    cr_assert_eq(found.items[0].hva, at);
+    cr_assert_eq(found.items[0].bytes, 777 * MIB);
+    cr_assert_str_eq(found.items[0].name, "mem");
+    cr_assert_eq(found.n_gpa, 0);
+}
+
+/* In the order of offsets, not of addresses. */
+Test(firecracker_memory, two_regions_of_either_layout)
+{
+    uint64_t low = map_guarded(3072 * MIB), high = map_guarded(2048 * MIB);
+    cr_assert_eq(look(5120), 0, "%s", err.message);
+    cr_assert_eq(found.count, 2);
+    cr_assert_eq(found.items[0].hva, low);
+    cr_assert_eq(found.items[1].hva, high);
+    cr_assert_str_eq(found.items[1].name, "mem1");
+    region_set_free(&found);
+    munmap((void *)(uintptr_t)low, 3072 * MIB);
+    low = map_guarded(3328 * MIB);
+    high = map_guarded(1792 * MIB);
+    cr_assert_eq(look(5120), 0, "%s", err.message);
+    cr_assert_eq(found.items[0].hva, low);
+    cr_assert_eq(found.items[1].hva, high);
+}
+
+Test(firecracker_memory, three_regions)
+{
+    uint64_t at[3] = {map_guarded(3072 * MIB), map_guarded(252 * 1024 * MIB),
+                      map_guarded(1024 * MIB)};
+    cr_assert_eq(look(256 * 1024), 0, "%s", err.message);
+    cr_assert_eq(found.count, 3);
+    for (int i = 0; i < 3; i++)
+        cr_assert_eq(found.items[i].hva, at[i]);
+}
+
+/* Each of them is certain alone; together they are not. */
+Test(firecracker_memory, never_guesses)
+{
+    map_guarded(3072 * MIB);
+    map_guarded(2048 * MIB);
+    map_guarded(3328 * MIB);
+    map_guarded(1792 * MIB);
+    cr_assert_lt(look(5120), 0);
+    cr_assert_eq(err.exit_code, VMSNAP_EXIT_USAGE);
+    cr_assert_neq(strstr(err.message, "more than one"), NULL, "%s", err.message);
+    cr_assert_neq(strstr(err.hint, "--map"), NULL, "%s", err.hint);
+    map_guarded(777 * MIB);
+    map_guarded(777 * MIB);
+    cr_assert_lt(look(777), 0);
+    cr_assert_neq(strstr(err.message, "no mappings"), NULL, "%s", err.message);
+}
+
+Test(firecracker_memory, side_by_side)
+{
+    map_guarded(5120 * MIB); /* two regions that the kernel has joined: which comes first? */
+    cr_assert_lt(look(5120), 0);
+    cr_assert_eq(err.exit_code, VMSNAP_EXIT_USAGE);
+}
+
+Test(firecracker_memory, as_named)
+{
+    uint64_t at = map_guarded(64 * MIB);
+    char first[64], second[64], overlapping[64];
+    snprintf(first, sizeof(first), "%#llx:33554432:low", (unsigned long long)(at + 32 * MIB));
+    snprintf(second, sizeof(second), "%llu:0x2000000", (unsigned long long)at);
+    snprintf(overlapping, sizeof(overlapping), "%#llx:0x2000000",
+             (unsigned long long)(at + 16 * MIB));
+    const char *maps[] = {first, second, NULL};
+    cr_assert_eq(firecracker_find_memory(&found, &t, 64 * MIB, maps, &err), 0, "%s", err.message);
+    cr_assert_eq(found.items[0].hva, at + 32 * MIB);
+    cr_assert_eq(found.items[1].hva, at);
+    cr_assert_str_eq(found.items[0].name, "low");
+    cr_assert_str_eq(found.items[1].name, "mem1");
+    region_set_free(&found);
+    cr_assert_lt(firecracker_find_memory(&found, &t, 65 * MIB, maps, &err), 0);
+    const char *const bad[] = {overlapping,
+                               "0x1000",
+                               "0x1000:",
+                               "zero:1048576",
+                               ":1",
+                               "0x1000:77",
+                               "0x1000:1048576:",
+                               "0x1000:1048576:a b",
+                               "0xffffffffffff0000:1048576"};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+        maps[1] = bad[i];
+        cr_assert_lt(firecracker_find_memory(&found, &t, 64 * MIB, maps, &err), 0, "%s", bad[i]);
+        cr_assert_eq(err.exit_code, VMSNAP_EXIT_USAGE, "%s: %s", bad[i], err.message);
+    }
+}
