@@ -1,6 +1,7 @@
 /*
  * job.h - one snapshot under way: what its steps share. Private to snapshot.c (the steps in order,
- * and every end), job_pause.c (before the instant, and the pause), job_huge.c and job_summary.c.
+ * and every end), job_pause.c (before the instant, and the pause), job_finish.c, job_huge.c and
+ * job_summary.c.
  */
 #ifndef VMSNAP_SNAPSHOT_JOB_H
 #define VMSNAP_SNAPSHOT_JOB_H
@@ -49,7 +50,8 @@ struct job {
     int done_event;
     bool unmerged;
     bool was_running;
-    int interrupted_by; /* SIGINT or SIGTERM */
+    bool pause_begun, pause_over; /* in between what the source has done is to be undone */
+    int interrupted_by;           /* SIGINT or SIGTERM */
     void *device_state;
     size_t device_state_bytes;
     struct pause_times pause;
@@ -79,6 +81,10 @@ int job_arm_live(struct job *j, struct error *e);
 
 /* From stop to cont. The board says so beforehand: the guardian resumes the VM if we die. */
 int job_pause(struct job *j, struct error *e);
+
+/* The guest is free of us: compresses and writes what is left, and publishes the image. From here
+ * on the guardian may simply kill us when the user asks. */
+int job_finish(struct job *j, struct error *e);
 
 /* The keys of CLI.md, once the image is published: a new reference. */
 json_t *job_summary(const struct job *j);

@@ -136,6 +136,7 @@ int job_pause(struct job *j, struct error *e)
     atomic_store(&j->board->paused, true);
     TESTHOOK_POINT("snapshot-before-pause");
     uint64_t from = clock_monotonic_ns();
+    j->pause_begun = true;
     int ret = s->ops->pause(s, &j->was_running, e);
     if (ret)
         return ret;
@@ -163,6 +164,7 @@ int job_pause(struct job *j, struct error *e)
     j->pause.cont_ns = clock_monotonic_ns() - from;
     if (ret)
         return ret;
+    j->pause_over = true;
     atomic_store(&j->board->paused, false);
     give_way();
     log_info("stop %.2f ms, state %.2f ms, protecting %llu clusters %.2f ms, cont %.2f ms",

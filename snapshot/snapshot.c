@@ -260,72 +260,6 @@ static int capture(struct job *j, struct error *e)
     return 0;
 }
 
-/* ---- finish ---- */
-
-static int make_hot_list(const struct capture *c, struct image_hot **out)
-{
-    uint64_t n = capture_n_hot(c);
-    struct image_hot *hot = calloc(n ? n : 1, sizeof(*hot));
-    if (!hot)
-        return -ENOMEM;
-    for (uint64_t i = 0; i < n; i++)
-        hot[i] = (struct image_hot){.cluster = (uint64_t)c->hot[i].cluster_high << 32 |
-                                               c->hot[i].cluster_low,
-                                    .written = c->hot[i].written};
-    *out = hot;
-    return 0;
-}
-
-static int write_tail(struct job *j, struct error *e)
-{
-    struct image_finish f = {.gpa = j->source->gpa,
-                             .n_gpa = j->source->n_gpa,
-                             .n_hot = capture_n_hot(&j->capture),
-                             .device_state = j->device_state,
-                             .device_state_bytes = j->device_state_bytes,
-                             .instant_ns = j->instant_ns};
-    CLEANUP_FREE struct image_hot *hot = NULL;
-    CLEANUP_FREE char *text = json_dumps(j->description, JSON_COMPACT);
-    int ret = make_hot_list(&j->capture, &hot);
-    if (ret || !text)
-        return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot write the image's end");
-    f.hot = hot;
-    f.description = text;
-    f.poison = encoder_poison(j->encoder, &f.n_poison);
-    f.pages_from_faults = atomic_load(&j->capture.clusters_from_faults) * IMAGE_CLUSTER_PAGES;
-    return image_writer_finish(j->writer, &f, e);
-}
-
-/* The guest is free of us: from here on the guardian may simply kill us when the user asks. */
-static int finish(struct job *j, struct error *e)
-{
-    if (job_interrupted(
-            j)) /* by the guardian's death, for one: nobody waits for the image any more */
-        return -EINTR;
-    atomic_store(&j->board->finishing, true);
-    int ret = encoder_finish(j->encoder);
-    if (ret)
-        return sink_error(j->sink, e) ? ret
-                                      : error_set(e, VMSNAP_EXIT_FAILED, -ret, "cannot compress");
-    ret = write_tail(j, e);
-    if (ret)
-        return ret;
-    TESTHOOK_POINT("snapshot-finished");
-    if (job_interrupted(j))
-        return -EINTR;
-    ret = sink_commit(j->sink, e);
-    if (ret)
-        return ret;
-    /* In this order: a finished image is not to end by a signal of the guardian's. */
-    atomic_store(&j->board->finishing, false);
-    atomic_store(&j->board->published, true);
-    j->board->temporary[0] = '\0';
-    TESTHOOK_POINT("snapshot-committed");
-    j->finished_ns = clock_monotonic_ns();
-    job_finish_huge(j);
-    return 0;
-}
-
 /* ---- the end ---- */
 
 /* True if the VM has ended; one that has closed its socket is about to. */
@@ -334,6 +268,16 @@ static bool has_ended(const struct target *t, const struct error *e)
     struct pollfd p = {.fd = t->pidfd, .events = POLLIN};
     bool hung_up = e->exit_code == VMSNAP_EXIT_TARGET && e->err == EPIPE;
     return e->guest == GUEST_ENDED || poll(&p, 1, hung_up ? HANG_UP_MS : 0) > 0;
+}
+
+/* A VM that was paused before is not let run, but whatever the source holds of it is let go. */
+static void resume_vm(struct job *j)
+{
+    struct error problem = {0};
+    if (j->source->ops->resume(j->source, &problem) == 0)
+        atomic_store(&j->board->paused, false);
+    else if (atomic_load(&j->board->paused))
+        log_warn("cannot resume the VM (%s); the guardian tries again", problem.message);
 }
 
 /* After a failure at any step: the guest first. Says in *e what became of it. */
@@ -348,13 +292,8 @@ static void give_up(struct job *j, struct error *e)
     bool alive = !has_ended(&s->target, e);
     if (!alive)
         e->guest = GUEST_ENDED;
-    if (alive && atomic_load(&j->board->paused)) {
-        struct error problem = {0};
-        if (s->ops->resume(s, &problem) == 0)
-            atomic_store(&j->board->paused, false);
-        else
-            log_warn("cannot resume the VM (%s); the guardian tries again", problem.message);
-    }
+    if (alive && (atomic_load(&j->board->paused) || (j->pause_begun && !j->pause_over)))
+        resume_vm(j);
     if (j->sink)
         sink_cancel(j->sink);
     if (j->capture_ready)
@@ -399,7 +338,7 @@ static int run_steps(struct job *j, struct error *e)
     if (!ret)
         ret = capture(j, e);
     if (!ret)
-        ret = finish(j, e);
+        ret = job_finish(j, e);
     return ret;
 }
 
@@ -476,12 +415,21 @@ int snapshot_run_from(struct source *source, const struct snapshot_options *opti
     return ret;
 }
 
+static int open_source(struct source **out, const struct snapshot_options *o, struct error *e)
+{
+    if (!o->api_path)
+        return source_open(out, o->qmp_path, o->pid, o->timeout_ms, e);
+    const struct source_firecracker_options firecracker = {
+        .api_path = o->api_path, .pid = o->pid, .maps = o->maps, .timeout_ms = o->timeout_ms};
+    return source_firecracker_open(out, &firecracker, e);
+}
+
 int snapshot_run(const struct snapshot_options *options, json_t **summary, struct error *e)
 {
     struct source *source = NULL;
     int ret = kernel_require(e);
     if (!ret)
-        ret = source_open(&source, options->qmp_path, options->pid, options->timeout_ms, e);
+        ret = open_source(&source, options, e);
     if (ret)
         return ret;
     ret = snapshot_run_from(source, options, summary, e);

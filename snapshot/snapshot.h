@@ -16,9 +16,12 @@ enum snapshot_live {
 };
 
 struct snapshot_options {
-    const char *qmp_path;
-    int pid;                /* 0: found through the QMP socket */
-    const char *image_path; /* "-": stdout */
+    const char *qmp_path;    /* NULL: api_path */
+    const char *api_path;    /* of a Firecracker */
+    int pid;                 /* 0: found through the socket */
+    const char *const *maps; /* with api_path: where its memory is (source.h) */
+    const char *state_path;  /* the device state goes there as well; NULL: into the image alone */
+    const char *image_path;  /* "-": stdout */
     bool overwrite;
     int level;             /* zstd */
     unsigned n_threads;    /* compressors */

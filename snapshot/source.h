@@ -80,4 +80,15 @@ struct source {
 int source_open(struct source **out, const char *qmp_path, pid_t pid, int timeout_ms,
                 struct error *e);
 
+struct source_firecracker_options {
+    const char *api_path;
+    pid_t pid;               /* 0: who listens on it */
+    const char *const *maps; /* "ADDR:LEN[:NAME]", NULL-terminated; empty: found out */
+    int timeout_ms;
+};
+
+/* source_firecracker.c: the same over a Firecracker's API socket. */
+int source_firecracker_open(struct source **out, const struct source_firecracker_options *options,
+                            struct error *e);
+
 #endif

@@ -52,6 +52,12 @@ int source_vmm_open(struct source **out, struct source_link *link, int timeout_m
 
 void source_link_close(struct source_link *link);
 
+/* source_open.c: finds the VM's process, `pid` or the one that listens on the socket, and takes it
+ * for this snapshot. One whose memory is still being brought in is refused before it is asked
+ * anything: with nobody there to do that, its main loop may wait for a page and never answer. */
+int source_link_find_process(struct source_link *link, int control_socket, pid_t pid,
+                             struct error *e);
+
 /* Takes the link over. `c` is zeroed memory; source_control_close() whatever is returned. */
 int source_control_init(struct source_control *c, const struct source_ops *ops,
                         const struct source_link *link, int timeout_ms, struct error *e);

@@ -11,16 +11,14 @@
 #include "common/vmm/vmm_control.h"
 #include "snapshot/source_control.h"
 
-/* Finds the VM's process, the one named or the one that listens on the socket, and takes it for
- * this snapshot. One whose memory is still being brought in is refused before it is asked anything:
- * with nobody there to do that, its main loop may wait for a page and never answer. */
-static int find_process(struct source_link *link, int control_socket, pid_t pid, struct error *e)
+int source_link_find_process(struct source_link *link, int control_socket, pid_t pid,
+                             struct error *e)
 {
     if (pid <= 0) {
         int r = qmp_peer_pid(control_socket, &pid);
         if (r < 0) {
             error_set(e, VMSNAP_EXIT_TARGET, -r,
-                      "cannot tell which process is behind the QMP socket");
+                      "cannot tell which process is behind the VM's socket");
             error_hint(e, "name the VM's process with --pid");
             return r;
         }
@@ -38,7 +36,7 @@ static int connect_and_find(struct source_link *link, const char *path, pid_t pi
     int r = qmp_dial(&fd, path, timeout_ms, e);
     if (r < 0)
         return r;
-    r = find_process(link, fd, pid, e);
+    r = source_link_find_process(link, fd, pid, e);
     if (r < 0)
         return r;
     r = qmp_attach(&link->q, fd, timeout_ms, e);
@@ -54,7 +52,7 @@ int source_open(struct source **out, const char *qmp_path, pid_t pid, int timeou
                 struct error *e)
 {
     struct source_link link = {
-        .target = {.pidfd = -1, .proc_fd = -1, .pagemap_fd = -1, .mem_fd = -1},
+        .target = TARGET_NONE,
         .pid_given = pid > 0,
     };
     int r = connect_and_find(&link, qmp_path, pid, timeout_ms, e);

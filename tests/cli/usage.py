@@ -32,7 +32,7 @@ USAGE_ERRORS = [
     ([], "no command given", "vmsnap --help"),
     (["snapshto"], "unknown command 'snapshto'", "vmsnap --help"),
     (["--nonsense"], "unknown option '--nonsense'", "vmsnap --help"),
-    (["snapshot"], "--qmp SOCK is missing", "vmsnap snapshot --help"),
+    (["snapshot"], "IMAGE is missing", "vmsnap snapshot --help"),
     (["snapshot", "--qmp", "s"], "IMAGE is missing", "vmsnap snapshot --help"),
     (["snapshot", "--qmp", "s", "a", "b"], "unexpected argument 'b'", None),
     (["snapshot", "--qmp", "s", "--nonsense", "a"], "unknown option '--nonsense'", None),
@@ -52,7 +52,7 @@ USAGE_ERRORS = [
     (["snapshot", "--qmp", "s", "--overwrite=yes", "a"], "takes no argument", None),
     # Named in the contract, but not there yet: refused, not ignored.
     (["snapshot", "--qmp", "s", "--base", "b", "a"], "unknown option '--base'", None),
-    (["snapshot", "--pid", "1", "a"], "--qmp SOCK is missing", None),
+    (["snapshot", "--pid", "1", "a"], "--qmp SOCK or --api SOCK is missing", None),
     (["restore", "--listen", "s"], "IMAGE is missing", None),
     (["restore", "--listen", "s", "--paused", "a"], "starting one", None),
     (["restore", "--listen", "s", "--resume", "1"], "either", None),

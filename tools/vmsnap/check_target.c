@@ -17,8 +17,24 @@
 #include "common/restore_record.h"
 #include "common/target.h"
 #include "common/vm_status.h"
+#include "common/vmm/firecracker_api.h"
+#include "common/vmm/firecracker_memory.h"
 #include "common/vmm/vmm_control.h"
 #include "restore/launch/qemu/generation_id.h"
+
+static void list_hazards(struct check_list *list, const struct hazard *found, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        const struct hazard *h = &found[i];
+        if (!h->found)
+            check_ok(list, h->kind->name, "%s", h->reason);
+        else if (h->warning)
+            check_note(list, h->kind->name, "%s", h->reason);
+        else
+            check_refused(list, h->kind->name, h->kind->exit_code,
+                          h->allowable ? h->kind->name : NULL, "%s", h->reason);
+    }
+}
 
 /* q: of a QEMU, else NULL. */
 static void check_hazards(struct check_list *list, const struct hazard_scope *scope, struct qmp *q,
@@ -32,16 +48,7 @@ static void check_hazards(struct check_list *list, const struct hazard_scope *sc
         check_failed(list, "hazards", &e);
         return;
     }
-    for (size_t i = 0; i < n; i++) {
-        const struct hazard *h = &found[i];
-        if (!h->found)
-            check_ok(list, h->kind->name, "%s", h->reason);
-        else if (h->warning)
-            check_note(list, h->kind->name, "%s", h->reason);
-        else
-            check_refused(list, h->kind->name, h->kind->exit_code,
-                          h->allowable ? h->kind->name : NULL, "%s", h->reason);
-    }
+    list_hazards(list, found, n);
 }
 
 static bool check_access(struct check_list *list, struct target *t, int pid)
@@ -184,16 +191,16 @@ static bool expect_answers(struct check_list *list, const struct target *t)
     return false;
 }
 
-static pid_t find_peer(struct check_list *list, int fd, const char *qmp_path)
+static pid_t find_peer(struct check_list *list, int fd, const char *item, const char *path)
 {
     struct error e = {0};
     pid_t peer = -1;
     int rc = qmp_peer_pid(fd, &peer);
     if (rc == 0)
         return peer;
-    error_set(&e, VMSNAP_EXIT_TARGET, -rc, "%s: cannot tell whose it is", qmp_path);
+    error_set(&e, VMSNAP_EXIT_TARGET, -rc, "%s: cannot tell whose it is", path);
     error_hint(&e, "name the VM's process with --pid");
-    check_failed(list, "qmp", &e);
+    check_failed(list, item, &e);
     return -1;
 }
 
@@ -218,7 +225,7 @@ void check_vm(struct check_list *list, const char *qmp_path, int pid, int timeou
         check_failed(list, "qmp", &e);
         return;
     }
-    pid_t peer = pid > 0 ? pid : find_peer(list, fd, qmp_path);
+    pid_t peer = pid > 0 ? pid : find_peer(list, fd, "qmp", qmp_path);
     if (peer <= 0)
         return;
     bool opened = check_access(list, &t, peer);
@@ -235,6 +242,82 @@ void check_vm(struct check_list *list, const char *qmp_path, int pid, int timeou
     }
     if (opened)
         target_close(&t);
+}
+
+/* ---- a Firecracker ---- */
+
+static void check_firecracker_memory(struct check_list *list, struct http *h,
+                                     const struct target *t, const char *const *maps,
+                                     int timeout_ms)
+{
+    struct error e = {0};
+    struct region_set blocks = {0};
+    struct hazard found[HAZARD_MAX];
+    json_t *machine = NULL, *config = NULL;
+    uint64_t bytes;
+    size_t n = 0;
+    int rc = firecracker_get_memory(h, timeout_ms, &machine, &bytes, &e);
+    if (rc == 0)
+        rc = firecracker_find_memory(&blocks, t, bytes, maps, &e);
+    json_decref(machine);
+    if (rc) {
+        check_failed(list, "memory", &e);
+        return;
+    }
+    describe_memory(list, &blocks, t);
+    const struct hazard_scope scope = {.t = t, .regions = blocks.items, .n_regions = blocks.count};
+    rc = firecracker_get(h, "/vm/config", timeout_ms, &config, &e);
+    if (rc == 0 && !config)
+        check_note(list, "config", "the VMM does not tell of its disks and its balloon");
+    if (rc == 0)
+        rc = firecracker_find_hazards(found, &n, &scope, config, &e);
+    if (rc)
+        check_failed(list, "hazards", &e);
+    else
+        list_hazards(list, found, n);
+    json_decref(config);
+    region_set_free(&blocks);
+}
+
+static void check_microvm(struct check_list *list, struct http *h, const struct target *t,
+                          const char *api_path, const char *const *maps, int timeout_ms)
+{
+    struct error e = {0};
+    struct firecracker_info info;
+    if (firecracker_get_info(h, timeout_ms, &info, &e)) {
+        check_failed(list, "api", &e);
+        return;
+    }
+    check_ok(list, "api", "%s answers: Firecracker %s, microVM \"%s\"", api_path, info.version,
+             info.id);
+    if (firecracker_check_state(&info, &e)) {
+        check_failed(list, "run-state", &e);
+        return;
+    }
+    check_ok(list, "run-state", "%s",
+             info.state == FIRECRACKER_RUNNING ? "running" : "paused: it stays so");
+    check_firecracker_memory(list, h, t, maps, timeout_ms);
+}
+
+void check_firecracker(struct check_list *list, const char *api_path, const char *const *maps,
+                       int pid, int timeout_ms)
+{
+    struct error e = {0};
+    struct http *h = NULL;
+    struct target t;
+    CLEANUP_FD int fd = -1;
+    int rc = http_open(&h, api_path, &e);
+    if (rc == 0)
+        rc = http_dial(h, &fd, timeout_ms, &e);
+    pid_t peer = rc || pid > 0 ? pid : find_peer(list, fd, "api", api_path);
+    if (rc)
+        check_failed(list, "api", &e);
+    else if (peer > 0 && check_access(list, &t, peer)) {
+        if (expect_answers(list, &t))
+            check_microvm(list, h, &t, api_path, maps, timeout_ms);
+        target_close(&t);
+    }
+    http_close(h);
 }
 
 void check_process(struct check_list *list, int pid)

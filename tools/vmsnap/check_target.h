@@ -11,4 +11,8 @@ void check_vm(struct check_list *list, const char *qmp_path, int pid, int timeou
 /* A process of which only its pid is known. */
 void check_process(struct check_list *list, int pid);
 
+/* A Firecracker behind its API socket; `maps` as struct source_firecracker_options has them. */
+void check_firecracker(struct check_list *list, const char *api_path, const char *const *maps,
+                       int pid, int timeout_ms);
+
 #endif

@@ -13,11 +13,13 @@
 #define KERNEL_ITEMS_MAX 64
 
 static struct {
-    const char *qmp_path;
+    const char *qmp_path, *api_path;
+    struct option_list maps;
     int pid, timeout_ms;
 } args = {.timeout_ms = DEFAULT_TIMEOUT_MS};
 
-static const char *const usage[] = {"[--qmp SOCK | --pid PID] [IMAGE [-- VMM ARG...]]", NULL};
+static const char *const usage[] = {"[--qmp SOCK | --api SOCK | --pid PID] [IMAGE [-- VMM...]]",
+                                    NULL};
 
 static const struct operand operands[] = {
     {.name = "IMAGE", .help = "an image: can it be restored here?", .optional = true},
@@ -31,13 +33,23 @@ static const struct option_spec options[] = {
      .argument = "SOCK",
      .help = "QMP socket of a running QEMU, or control socket of another VMM: can it be "
              "snapshotted?"},
+    {.name = "api",
+     .kind = OPTION_STRING,
+     .to.string = &args.api_path,
+     .argument = "SOCK",
+     .help = "API socket of a running Firecracker: can it be snapshotted?"},
+    {.name = "map",
+     .kind = OPTION_LIST,
+     .to.list = &args.maps,
+     .argument = "RANGE",
+     .help = "with --api: as 'vmsnap snapshot' has it"},
     {.name = "pid",
      .kind = OPTION_INTEGER,
      .to.integer = &args.pid,
      .min = 1,
      .max = INT_MAX,
      .argument = "PID",
-     .help = "its process, where it is not the one that listens on SOCK; without --qmp only what "
+     .help = "its process, where it is not the one that listens on SOCK; without SOCK only what "
              "the kernel says of it is looked at"},
     {.name = "timeout",
      .kind = OPTION_DURATION,
@@ -94,9 +106,15 @@ static int run(const struct command_line *line, struct error *e)
         return option_usage_error(e, "a command line after -- needs an IMAGE before it");
     if (line->rest && !line->rest[0])
         return option_usage_error(e, "no command line after --");
+    if (args.qmp_path && args.api_path)
+        return option_usage_error(e, "--qmp and --api exclude each other");
+    if (args.maps.count && !args.api_path)
+        return option_usage_error(e, "--map goes with --api");
     check_kernel(&list);
     if (args.qmp_path)
         check_vm(&list, args.qmp_path, args.pid, args.timeout_ms);
+    else if (args.api_path)
+        check_firecracker(&list, args.api_path, args.maps.items, args.pid, args.timeout_ms);
     else if (args.pid)
         check_process(&list, args.pid);
     if (line->operand[0]) {

@@ -17,11 +17,11 @@
 #include "tools/vmsnap/report.h"
 
 static struct {
-    const char *qmp_path;
+    const char *qmp_path, *api_path, *state_path;
     int pid, level, timeout_ms, max_stall_ms;
     unsigned n_threads, precopy;
     uint64_t buffer_bytes, bwlimit;
-    struct option_list allow;
+    struct option_list allow, maps;
     bool overwrite;
 } args = {
     .level = 1,
@@ -30,7 +30,8 @@ static struct {
     .buffer_bytes = 64u << 20,
 };
 
-static const char *const usage[] = {"--qmp SOCK [OPTIONS] IMAGE", NULL};
+static const char *const usage[] = {"--qmp SOCK [OPTIONS] IMAGE", "--api SOCK [OPTIONS] IMAGE",
+                                    NULL};
 
 static const struct operand operands[] = {
     {.name = "IMAGE",
@@ -43,10 +44,27 @@ static const struct option_spec options[] = {
     {.name = "qmp",
      .kind = OPTION_STRING,
      .to.string = &args.qmp_path,
-     .required = true,
      .argument = "SOCK",
      .help = "QMP socket of the running QEMU, or control socket of a VMM that speaks vmsnap's own "
              "protocol; no other client may hold it"},
+    {.name = "api",
+     .kind = OPTION_STRING,
+     .to.string = &args.api_path,
+     .argument = "SOCK",
+     .help = "API socket of a running Firecracker"},
+    {.name = "vmstate",
+     .kind = OPTION_STRING,
+     .to.string = &args.state_path,
+     .argument = "FILE",
+     .help = "with --api: write the VM's state to FILE as well, for PUT /snapshot/load; it is in "
+             "the image in any case"},
+    {.name = "map",
+     .kind = OPTION_LIST,
+     .to.list = &args.maps,
+     .argument = "RANGE",
+     .help =
+         "with --api: ADDR:LEN[:NAME], guest memory in the VMM's process, repeated from the lowest "
+         "guest address on; only where it can't be told for certain"},
     {.name = "pid",
      .kind = OPTION_INTEGER,
      .to.integer = &args.pid,
@@ -130,8 +148,24 @@ static bool print_warnings(const json_t *summary)
     return json_array_size(warnings) > 0;
 }
 
+static int check_source(struct error *e)
+{
+    if (!args.qmp_path && !args.api_path)
+        return option_usage_error(e, "--qmp SOCK or --api SOCK is missing");
+    if (args.qmp_path && args.api_path)
+        return option_usage_error(e, "--qmp and --api exclude each other");
+    if (args.qmp_path && (args.state_path || args.maps.count))
+        return option_usage_error(e, "%s goes with --api", args.maps.count ? "--map" : "--vmstate");
+    if (args.state_path && !args.overwrite && access(args.state_path, F_OK) == 0)
+        return error_set(e, VMSNAP_EXIT_FAILED, EEXIST, "%s", args.state_path);
+    return 0;
+}
+
 static int check_args(const struct command_line *line, struct error *e)
 {
+    int rc = check_source(e);
+    if (rc)
+        return rc;
     uint64_t least = snapshot_min_buffer();
     if (args.buffer_bytes < least) {
         char text[FORMAT_MAX];
@@ -154,6 +188,9 @@ static int run(const struct command_line *line, struct error *e)
         report_to_stderr();
     struct snapshot_options o = {
         .qmp_path = args.qmp_path,
+        .api_path = args.api_path,
+        .maps = args.maps.items,
+        .state_path = args.state_path,
         .pid = args.pid,
         .image_path = line->operand[0],
         .overwrite = args.overwrite,

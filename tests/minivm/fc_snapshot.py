@@ -1,0 +1,322 @@
+#!/usr/bin/python3
+"""`vmsnap snapshot --api`: a VM behind Firecracker's API, taken while it runs, served to another one by `restore
+--listen`, and taken again from that; and whatever may go wrong in between. minivm stands for Firecracker."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+from apiproxy import ApiProxy, write_state  # noqa: E402
+from case import case, is_alive, main, wait_until  # noqa: E402
+from firecracker import Api  # noqa: E402
+from listener import Listener  # noqa: E402
+from minivm import MiniVm, MiniVmPlace, end_and_wait, judge_memory  # noqa: E402
+from vmsnap import finish, pause_log, start_vmsnap, vmsnap  # noqa: E402
+
+SIZES = ("--memory", "64M", "--populate", "48M", "--cpus", "2")
+POINTS = ("snapshot-before-pause", "source-before-stop", "source-after-stop", "source-after-state",
+          "snapshot-armed", "source-before-cont", "source-after-cont", "snapshot-sweeping:5")
+
+
+def with_api(t, *options):
+    path = t.path(t.unique("api") + ".sock")
+    vm = MiniVm(t, *options, "--api", path)
+    vm.api = path
+    return vm
+
+
+def started(t, *options):
+    vm = with_api(t, *SIZES, "--pattern", "random", *options)
+    vm.wait_for_writes(5000)
+    return vm
+
+
+def take(t, vm, stem, *options, expect=0, api=None, **more):
+    """`snapshot --api`: (Result, image, state file)."""
+    image, state = t.path(stem + ".img"), t.path(stem + ".state")
+    result = vmsnap(t, "snapshot", "--api", api or vm.api, "--vmstate", state, *options, image, **more)
+    t.equal(result.code, expect, f"{stem}: {result.text()}")
+    return result, image, state
+
+
+def check_no_litter(t):
+    """Nothing of ours lies where the VMM's files were, and no FIFO holds it."""
+    mine = [n for d in ("/dev/shm", "/run", "/tmp", "/") for n in os.listdir(d) if n.startswith(".vmsnap-")
+            and not is_alive(int(n.split("-")[1]))]
+    t.equal(mine, [], "litter")
+
+
+def check_runs(t, vm, what):
+    t.equal(Api(t, vm.api).get("/")["state"], "Running", f"{what}: state")
+    vm.wait_for_writes(500)
+
+
+def serve(t, image, state):
+    """(the VM that goes on from there, the listener); its memory is complete."""
+    listener = Listener(t, image)
+    vm = with_api(t, "--vmstate", state, "--uffd-backend", listener.path)
+    wait_until(lambda: listener.of_type("summary"), 30, f"the last page is in: {listener.text()}")
+    return vm, listener
+
+
+def check_whole(t, vm, what):
+    vm.wait_for_writes(2000)
+    vm.stop()
+    vm.check_right(what)
+    vm.cont()
+
+
+def region_maps(vm):
+    """--map for each block, in the order of offsets."""
+    found = []
+    for block in vm.description["memory"]:
+        found += ["--map", f"{block['hva']:#x}:{block['bytes']}"]
+    return found
+
+
+# ---- what is to work
+
+@case("minivm.firecracker.generations", "kernel", 60)
+def generations(t):
+    """Taken while it runs; served to a second VM; that one taken and served to a third. Every page right, the
+    state file in the image the same as the one beside it."""
+    vm = started(t)
+    for n in (1, 2):
+        result, image, state = take(t, vm, f"generation{n}")
+        t.check(result.summary["pause_ns"] < 5e9, f"{result.summary}")
+        t.equal((result.summary["vm_name"], result.summary["warnings"]), ("anonymous-instance", []), "summary")
+        check_runs(t, vm, f"generation {n}")
+        again = t.path("again")
+        t.equal(vmsnap(t, "export", "--overwrite", "--format", "vmstate", image, again).code, 0, "export")
+        with open(state, "rb") as a, open(again, "rb") as b:
+            t.check(a.read() == b.read(), "the state file and that in the image")
+        check_whole(t, vm, f"the VM that generation {n} was taken of")
+        end_and_wait(vm)
+        vm, _ = serve(t, image, state)
+        check_whole(t, vm, f"generation {n}, served")
+    check_no_litter(t)
+
+
+@case("minivm.firecracker.memory-file", "kernel", 60)
+def memory_file(t):
+    """The image is what Firecracker would have written itself: the memory of one instant."""
+    vm = started(t)
+    _, image, _ = take(t, vm, "one")
+    t.equal(vmsnap(t, "export", "--format", "raw", image, t.path("mem")).code, 0, "export")
+    with open(t.path("mem"), "rb") as f:
+        t.equal(judge_memory(f.read()), [], "the memory")
+
+
+@case("minivm.firecracker.regions", "kernel", 60)
+def regions(t):
+    """Several regions that no layout of Firecracker's has: never guessed, but listed; taken as they are named, in
+    their order, and served."""
+    vm = started(t, "--regions", "2")
+    refused, image, state = take(t, vm, "regions", expect=2)
+    t.check(f"{vm.ram['hva']:#x}" in refused.error["message"], f"candidates: {refused.error}")
+    t.check("--map" in refused.error["hint"], f"what to do: {refused.error}")
+    t.equal(vmsnap(t, "check", "--api", vm.api).code, 2, "check")
+    maps = region_maps(vm)
+    t.equal(vmsnap(t, "check", "--api", vm.api, *maps).code, 0, "check with --map")
+    for bad in (maps[:2], [*maps, "--map", "0x1000:1048576"], ["--map", "nonsense"], [*maps[:2], *maps[:2]]):
+        take(t, vm, "bad", *bad, expect=2)
+    take(t, vm, "regions", *maps)
+    end_and_wait(vm)
+    vm, _ = serve(t, image, state)
+    check_whole(t, vm, "two regions")
+
+
+@case("minivm.firecracker.paused", "kernel", 60)
+def paused(t):
+    """A VM that was paused before stays so, and is not held."""
+    vm = started(t)
+    vm.stop()
+    _, image, state = take(t, vm, "paused")
+    t.equal(Api(t, vm.api).get("/")["state"], "Paused", "state")
+    log, _, _ = pause_log(t)
+    for point in ("source-after-state", "snapshot-armed"):
+        process = start_vmsnap(t, "snapshot", "--api", vm.api, t.path("none"),
+                               hooks={"kill_at": point, "pause_log": log})
+        t.equal(finish(t, process).code, 1, f"killed at {point}")
+        t.equal(Api(t, vm.api).get("/")["state"], "Paused", f"killed at {point}: state")
+    vm.check_right("a VM that was paused")
+    end_and_wait(vm)
+    vm, _ = serve(t, image, state)
+    check_whole(t, vm, "taken of a paused VM")
+    check_no_litter(t)
+
+
+@case("minivm.firecracker.other-root", "kernel", 60)
+def other_root(t):
+    """A VMM with file systems of its own, and another user, as a jailed one: its paths are not ours."""
+    path = t.path("jailed.sock")
+    os.chmod(t.dir, 0o777)
+    place = MiniVmPlace(t, *SIZES, "--api", path, accel="threads")
+    argv = ["unshare", "--mount", "sh", "-c",
+            'mount -t tmpfs -o mode=1777 none /dev/shm && exec setpriv --reuid=nobody --regid=nogroup '
+            '--clear-groups "$@"', "sh", *place.argv()]
+    process = t.spawn(argv)
+    wait_until(lambda: os.path.exists(path) and os.path.exists(place.control), 10, "the VMM is there")
+    place.pid, place.api = process.pid, path
+    place.connect()
+    with open(f"/proc/{place.pid}/status", encoding="ascii") as f:
+        t.check("Uid:\t0" not in f.read(), "the VMM must not run as root")
+    place.wait_for_writes(2000)
+    _, image, state = take(t, place, "jailed")
+    t.equal(os.listdir(f"/proc/{place.pid}/root/dev/shm"), [], "nothing is left in its root")
+    check_whole(t, place, "jailed")
+    end_and_wait_process(place, process)
+    vm, _ = serve(t, image, state)
+    check_whole(t, vm, "taken of a jailed VM")
+
+
+def end_and_wait_process(vm, process):
+    vm.qmp.command("quit")
+    process.wait(5)
+
+
+@case("minivm.firecracker.filling", "kernel", 60)
+def filling(t):
+    """Refused as long as the page-fault backend brings memory in."""
+    vm = started(t)
+    _, image, state = take(t, vm, "one")
+    end_and_wait(vm)
+    listener = Listener(t, image, "--bwlimit", "4M", "--prefetch", "none")
+    vm = with_api(t, "--vmstate", state, "--uffd-backend", listener.path)
+    refused, _, _ = take(t, vm, "none", expect=11)
+    t.check("bringing its memory in" in refused.error["message"], f"why: {refused.error}")
+    t.equal(vmsnap(t, "check", "--api", vm.api).code, 11, "check")
+    check_runs(t, vm, "refused")
+
+
+# ---- what goes wrong
+
+@case("minivm.firecracker.killed", "kernel", 90)
+def killed(t):
+    """The worker is killed at each step: the guardian lets the VM go and run, nothing is left behind."""
+    vm = started(t)
+    for point in POINTS:
+        log, _, _ = pause_log(t)
+        process = start_vmsnap(t, "snapshot", "--api", vm.api, t.path("none"),
+                               hooks={"kill_at": point, "pause_log": log})
+        ended = finish(t, process)
+        t.check(os.path.exists(log), f"{point} is reached")
+        t.equal(ended.code, 1, f"{point}: {ended.text()}")
+        check_runs(t, vm, point)
+    check_whole(t, vm, "workers killed")
+    check_no_litter(t)
+    take(t, vm, "afterwards")
+
+
+@case("minivm.firecracker.hangs", "kernel", 60)
+def hangs(t):
+    """An API that does not answer, at each request: exit 17 in time, the guest runs wherever that can be had."""
+    vm = started(t)
+    for at in (("GET", "/"), ("GET", "/machine-config"), ("GET", "/vm/config"), ("PATCH", "/vm"),
+               ("PUT", "/snapshot/create")):
+        once = [at]
+
+        def rule(method, target, body, once=once):
+            if body == {"state": "Resumed"} or (method, target) not in once:
+                return None
+            once.remove((method, target))
+            return "hang"
+        proxy = ApiProxy(t, vm.api, rule)
+        result, _, _ = take(t, vm, "none", "--pid", str(vm.pid), "--timeout", "600ms", api=proxy.path, expect=17)
+        t.check("reply" in result.error["message"] or "no state" in result.error["message"], f"{at}: {result.error}")
+        check_runs(t, vm, f"{at} hangs")
+    check_whole(t, vm, "afterwards")
+    check_no_litter(t)
+
+
+@case("minivm.firecracker.refuses", "kernel", 60)
+def refuses(t):
+    """What the VMM refuses is told, and the guest goes on; so with answers that make no sense."""
+    vm = started(t)
+    no = (400, {"fault_message": "not today"})
+    rules = {
+        "pause": (lambda m, p, b: no if b == {"state": "Paused"} else None, 10, "not today"),
+        "create": (lambda m, p, b: no if m == "PUT" else None, 16, "not today"),
+        "cut": (lambda m, p, b: "cut" if m == "PUT" else None, 10, "API socket"),
+        "garbled": (lambda m, p, b: (200, [1, 2]) if p == "/" else None, 10, "GET /"),
+        "huge": (lambda m, p, b: (200, {"state": "x" * 2000000}) if p == "/" else None, 10, "longer than"),
+        "not-started": (lambda m, p, b: (200, {"state": "Not started"}) if p == "/" else None, 10, "not started"),
+        "other-size": (lambda m, p, b: (200, {"mem_size_mib": 77}) if p == "/machine-config" else None, 2, "77 MiB"),
+        "no-size": (lambda m, p, b: (200, {"mem_size_mib": -1}) if p == "/machine-config" else None, 10, "mem_size"),
+        "drives": (lambda m, p, b: (200, {"drives": [{"drive_id": "rootfs", "is_read_only": False}]})
+                   if p == "/vm/config" else None, 14, "disks"),
+    }
+    for name, (rule, code, words) in rules.items():
+        proxy = ApiProxy(t, vm.api, rule)
+        result, _, _ = take(t, vm, "none", "--pid", str(vm.pid), api=proxy.path, expect=code)
+        t.check(words in result.error["message"], f"{name}: {result.error}")
+        t.check(not os.path.exists(t.path("none.img")) and not os.path.exists(t.path("none.state")), f"{name}: files")
+        check_runs(t, vm, name)
+    proxy = ApiProxy(t, vm.api, rules["drives"][0])
+    take(t, vm, "allowed", "--pid", str(vm.pid), "--allow", "disks", api=proxy.path)
+    proxy = ApiProxy(t, vm.api, lambda m, p, b: (404, {}) if p == "/vm/config" else None)
+    result, _, _ = take(t, vm, "untold", "--pid", str(vm.pid), api=proxy.path, expect=3)
+    t.check("does not tell" in result.summary["warnings"][0], f"{result.summary}")
+    check_whole(t, vm, "afterwards")
+
+
+@case("minivm.firecracker.bad-state", "kernel", 60)
+def bad_state(t):
+    """A state file that is not complete is not taken; nor is a VM that goes on with its devices before its
+    memory is protected."""
+    vm = started(t)
+
+    def writes(data):
+        def rule(method, _target, body):
+            if method == "PUT":
+                write_state(body["snapshot_path"], data)
+                return "hang"
+            return None
+        return rule
+
+    def not_held(method, _target, body):
+        return {**body, "mem_file_path": body["snapshot_path"] + "/none"} if method == "PUT" else None
+    cases = [(writes(b"no check sum at all"), ("check sum",)), (writes(b""), ("empty",)),
+             (not_held, ("before its memory was protected", "status 400"))]
+    for rule, words in cases:
+        proxy = ApiProxy(t, vm.api, rule)
+        result, _, _ = take(t, vm, "none", "--pid", str(vm.pid), "--timeout", "1s", api=proxy.path, expect=16)
+        t.check(any(w in result.error["message"] for w in words), f"{words}: {result.error}")
+        check_runs(t, vm, words[0])
+    check_no_litter(t)
+    check_whole(t, vm, "afterwards")
+
+
+@case("minivm.firecracker.ends", "kernel", 60)
+def ends(t):
+    """The VMM dies in the pause: exit 10, nothing published. Nobody listens: the same."""
+    vm = started(t)
+    log, reached, go = pause_log(t)
+    process = start_vmsnap(t, "snapshot", "--api", vm.api, t.path("none"),
+                           hooks={"pause_at": "source-after-stop", "pause_log": log})
+    reached("source-after-stop")
+    vm.process.kill()
+    vm.process.wait(5)
+    go()
+    ended = finish(t, process)
+    t.equal((ended.code, ended.error["guest_state"]), (10, "ended"), f"killed: {ended.text()}")
+    t.check(not os.path.exists(t.path("none")), "nothing is published")
+    nobody = vmsnap(t, "snapshot", "--api", vm.api, t.path("none"))
+    t.equal(nobody.code, 10, nobody.text())
+    check_no_litter(t)
+
+
+@case("minivm.firecracker.usage", "cli", 20)
+def usage(t):
+    image = t.path("image")
+    for words in (("--api", "a", "--qmp", "b"), (), ("--qmp", "b", "--map", "1:2"), ("--qmp", "b", "--vmstate", "s")):
+        t.equal(vmsnap(t, "snapshot", *words, image).code, 2, f"{words}")
+    with open(t.path("there"), "w", encoding="ascii"):
+        pass
+    there = vmsnap(t, "snapshot", "--api", "a", "--vmstate", t.path("there"), image)
+    t.equal(there.code, 1, f"a state file that is there: {there.text()}")
+
+
+if __name__ == "__main__":
+    main()
