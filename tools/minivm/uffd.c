@@ -2,8 +2,9 @@
  * uffd.c - see uffd.h. What Firecracker does, by version (read in its source, 1.4 to 1.17-dev;
  * src/vmm/src/persist.rs):
  *
- * - One userfaultfd, O_CLOEXEC | O_NONBLOCK, not limited to user mode; each region is registered by
- *   itself, for missing pages only. EVENT_REMOVE is asked for always since 1.12, before that only
+ * - One userfaultfd, from /dev/userfaultfd where there is one (a jail's user may open that), else
+ * by the system call; O_CLOEXEC | O_NONBLOCK, not limited to user mode; each region is registered
+ * by itself, for missing pages only. EVENT_REMOVE is asked for always since 1.12, before that only
  * if the VM has a balloon.
  * - One sendmsg() of a bare JSON array without a terminator, the userfaultfd beside it. Keys in
  * this order: base_host_virt_addr, size, offset; since 1.12 page_size and page_size_kib, 1.7
@@ -26,11 +27,22 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+static int new_uffd(void)
+{
+    int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+    if (device < 0)
+        return errno == ENOENT ? (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK) : -1;
+    int fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK), saved = errno;
+    close(device);
+    errno = saved;
+    return fd;
+}
+
 static int make_uffd(const struct options *o)
 {
     struct uffdio_api api = {.api = UFFD_API,
                              .features = o->no_remove_events ? 0 : UFFD_FEATURE_EVENT_REMOVE};
-    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+    int fd = new_uffd();
     if (fd >= 0 && ioctl(fd, UFFDIO_API, &api) != 0) {
         int saved = errno;
         close(fd);
