@@ -257,30 +257,86 @@ static size_t count_alike(const json_t *list, const json_t *device)
     return n;
 }
 
+static size_t count_type(const json_t *list, const json_t *device)
+{
+    size_t i, n = 0;
+    const json_t *d;
+    json_array_foreach(list, i, d)
+    {
+        n += strcmp(json_text(d, "type", ""), json_text(device, "type", "")) == 0;
+    }
+    return n;
+}
+
 /* The last device of which `a` has more, of one type in one place, than `b`; or NULL. Ids don't
- * count: the guest does not see them. */
-static const json_t *surplus_device(const json_t *a, const json_t *b)
+ * count: the guest does not see them. `of_type`: of which it has more wherever they are; one device
+ * less moves the others to other places, and none of them is the one to name. */
+static const json_t *surplus_device(const json_t *a, const json_t *b, bool of_type)
 {
     for (size_t i = json_array_size(a); i-- > 0;) {
         const json_t *d = json_array_get(a, i);
-        if (count_alike(a, d) > count_alike(b, d))
+        if (count_alike(a, d) > count_alike(b, d) &&
+            (!of_type || count_type(a, d) > count_type(b, d)))
             return d;
     }
     return NULL;
 }
 
+/* The device of `list` in the place of `like`; or NULL. */
+static const json_t *device_in_place(const json_t *list, const json_t *like)
+{
+    const char *place = json_text(like, "place", "");
+    size_t i;
+    const json_t *d;
+    json_array_foreach(list, i, d)
+    {
+        if (*place && strcmp(json_text(d, "place", ""), place) == 0)
+            return d;
+    }
+    return NULL;
+}
+
+static void say_device(char *text, size_t size, const json_t *d, const char *fate,
+                       const json_t *instead)
+{
+    const char *id = json_text(d, "id", ""), *place = json_text(d, "place", "");
+    snprintf(text, size, "device %.60s%s%.60s%s%s%.60s: %s%s%.60s%s", json_text(d, "type", "?"),
+             *id ? " (id " : "", id, *id ? ")" : "", *place ? " at " : "", place, fate,
+             instead ? " (there is " : "", instead ? json_text(instead, "type", "?") : "",
+             instead ? " in its place)" : "");
+}
+
 bool machine_devices_differ(const json_t *recorded, const json_t *actual, char *text, size_t size)
 {
-    const json_t *lost = surplus_device(recorded, actual);
-    const json_t *gained = lost ? NULL : surplus_device(actual, recorded);
-    const json_t *d = lost ? lost : gained;
-    if (!d)
-        return false;
-    const char *id = json_text(d, "id", ""), *place = json_text(d, "place", "");
-    snprintf(text, size, "device %.60s%s%.60s%s%s%.60s: %s", json_text(d, "type", "?"),
-             *id ? " (id " : "", id, *id ? ")" : "", *place ? " at " : "", place,
-             lost ? "recorded, but not here" : "here, but not recorded");
-    return true;
+    const json_t *lost = surplus_device(recorded, actual, true);
+    const json_t *gained = lost ? NULL : surplus_device(actual, recorded, true);
+    const json_t *moved = lost || gained ? NULL : surplus_device(recorded, actual, false);
+    if (lost)
+        say_device(text, size, lost, "recorded, but not here", device_in_place(actual, lost));
+    else if (gained)
+        say_device(text, size, gained, "here, but not recorded", NULL);
+    else if (moved)
+        say_device(text, size, moved, "recorded there, but here in another place",
+                   device_in_place(actual, moved));
+    return lost || gained || moved;
+}
+
+/* The function of `list` in the place of `like`, or NULL. */
+static const json_t *function_at(const json_t *list, const json_t *like)
+{
+    size_t i;
+    const json_t *f;
+    json_array_foreach(list, i, f)
+    {
+        if (strcmp(json_text(f, "place", ""), json_text(like, "place", "?")) == 0)
+            return f;
+    }
+    return NULL;
+}
+
+static unsigned pci_id(const json_t *function, const char *key)
+{
+    return (unsigned)json_integer_value(json_object_get(function, key)) & 0xffffu;
 }
 
 /* A function of `a` that `b` has not in the same place, or NULL. */
@@ -307,9 +363,12 @@ bool machine_pci_differ(const json_t *recorded, const json_t *actual, char *text
     const json_t *f = lost ? lost : surplus_function(actual, recorded);
     if (!f)
         return false;
-    snprintf(text, size, "PCI device %04x:%04x at %.100s: %s",
-             (unsigned)json_integer_value(json_object_get(f, "vendor")),
-             (unsigned)json_integer_value(json_object_get(f, "device")), json_text(f, "place", "?"),
-             lost ? "recorded, but not here" : "here, but not recorded");
+    const json_t *instead = lost ? function_at(actual, lost) : NULL;
+    int n = snprintf(text, size, "PCI device %04x:%04x at %.100s: %s", pci_id(f, "vendor"),
+                     pci_id(f, "device"), json_text(f, "place", "?"),
+                     lost ? "recorded, but not here" : "here, but not recorded");
+    if (instead && n > 0 && (size_t)n < size)
+        snprintf(text + n, size - (size_t)n, " (there is %04x:%04x in its place)",
+                 pci_id(instead, "vendor"), pci_id(instead, "device"));
     return true;
 }

@@ -91,7 +91,7 @@ def another_is_named(t):
             ({"extra": ["-cpu", "max", *NET, "-device", "virtio-rng-pci"]},
              "device virtio-rng-pci at pci.0/02.0: here, but not recorded"),
             ({"extra": ["-cpu", "max", "-device", "virtio-net-pci,id=n0,addr=6"]},
-             "device virtio-net-pci (id n0) at pci.0/05.0: recorded, but not here"),
+             "device virtio-net-pci (id n0) at pci.0/05.0: recorded there, but here in another place"),
             ({"extra": ["-cpu", "max", *NET, "-vga", "std"]}, "device VGA: here")):
         other = stopped(t, **{**base, **change})
         code, message = compare(t, other, recorded)

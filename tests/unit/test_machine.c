@@ -104,6 +104,13 @@ Test(machine, devices_count)
     differs("             {'path': '/machine/unattached/device[1]', 'type': 'isa-serial'},", "",
             "device isa-serial");
     differs("pci.0/03.0", "pci.0/04.0", "device e1000 (id n0) at pci.0/0");
+    /* One device less, and another one moves to its place: the first is the one to name. */
+    differs("{'path': '/machine/peripheral/n0', 'type': 'e1000', 'id': 'n0',"
+            "              'place': 'pci.0/03.0', 'hotplugged': false},"
+            "             {'path': '/machine/peripheral/r0', 'type': 'virtio-rng-pci', 'id': 'r0',"
+            "              'hotplugged': true}",
+            "{'type': 'virtio-rng-pci', 'id': 'r0', 'place': 'pci.0/03.0', 'hotplugged': true}",
+            "device e1000 (id n0) at pci.0/03.0");
     differs("'00:03.0'", "'00:04.0'", "PCI device 8086:100e at 00:0");
     differs("4110", "4111", "PCI device 8086:10");
 }
