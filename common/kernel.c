@@ -72,6 +72,7 @@ static void probe_userfaultfd(struct kernel_features *f)
     CLEANUP_FD int dev = kernel_open_dev_userfaultfd();
     f->dev_userfaultfd = dev >= 0;
     CLEANUP_FD int fd = probe_open();
+    f->no_right = fd == -EPERM || fd == -EACCES;
     struct uffdio_api api = {.api = UFFD_API};
     if (TESTHOOK_MASKED("userfaultfd") || fd < 0 || ioctl(fd, UFFDIO_API, &api) != 0)
         return;
@@ -194,11 +195,13 @@ struct item_text {
     bool of_userfaultfd; /* can't be asked for without a userfaultfd */
 };
 
+static const char no_right_text[] = "needs CAP_SYS_PTRACE or access to /dev/userfaultfd";
+
 #define ITEM(field) offsetof(struct kernel_features, field)
 
 static const struct item_text item_texts[] = {
     {"kernel.userfaultfd", ITEM(userfaultfd), true, "memory is tracked with it",
-     "needs CAP_SYS_PTRACE, or access to /dev/userfaultfd, or a kernel that has it", false},
+     "needs a kernel with CONFIG_USERFAULTFD", false},
     {"kernel.dev-userfaultfd", ITEM(dev_userfaultfd), false,
      "a VM process without privileges gets its userfaultfd from /dev/userfaultfd",
      "only one that may call userfaultfd() can be attached to", false},
@@ -232,11 +235,16 @@ size_t kernel_list(struct kernel_item *items, size_t max)
         items[i].name = text->name;
         items[i].ok = *(const bool *)((const char *)f + text->offset);
         items[i].required = text->required;
+        items[i].is_right = !items[i].ok && f->no_right && text->offset == ITEM(userfaultfd);
         const char *missing = text->of_userfaultfd && !f->userfaultfd
                                   ? "not known without kernel.userfaultfd"
-                                  : text->without;
+                              : items[i].is_right ? no_right_text
+                                                  : text->without;
         snprintf(items[i].reason, sizeof(items[i].reason), "%s%s%s", text->purpose,
-                 items[i].ok ? "" : "; missing: ", items[i].ok ? "" : missing);
+                 items[i].ok         ? ""
+                 : items[i].is_right ? "; not permitted: "
+                                     : "; missing: ",
+                 items[i].ok ? "" : missing);
     }
     return n;
 }
@@ -248,10 +256,13 @@ int kernel_require(struct error *e)
     for (size_t i = 0; i < n; i++) {
         if (!items[i].required || items[i].ok)
             continue;
-        error_set(e, VMSNAP_EXIT_KERNEL, 0, "%s is missing here (%s)", items[i].name,
+        error_set(e, VMSNAP_EXIT_KERNEL, 0, "can't use %s here: %s", items[i].name,
                   items[i].reason);
-        error_hint(e, "vmsnap needs Linux 6.1 or newer with userfaultfd, and root; "
-                      "`vmsnap check` lists every feature");
+        if (items[i].is_right)
+            error_hint(e, "run vmsnap as root; `vmsnap check` lists every feature");
+        else
+            error_hint(e, "vmsnap needs Linux 6.1 or newer with userfaultfd, and root; "
+                          "`vmsnap check` lists every feature");
         return -ENOTSUP;
     }
     return 0;

@@ -17,6 +17,7 @@
 
 struct kernel_features {
     bool userfaultfd;       /* the syscall or /dev/userfaultfd works for us */
+    bool no_right;          /* it is there, but not for us */
     bool dev_userfaultfd;   /* /dev/userfaultfd can be opened (6.1+) */
     uint64_t uffd_features; /* bits of struct uffdio_api.features, masked ones removed */
     bool wp_anon;           /* UFFD_FEATURE_PAGEFAULT_FLAG_WP */
@@ -38,6 +39,7 @@ struct kernel_item {
     const char *name; /* stable, the name in `vmsnap check`, e.g. "kernel.wp-shmem" */
     bool ok;
     bool required;    /* without it vmsnap does not run at all */
+    bool is_right;    /* the kernel has it; what is missing is the right to it */
     char reason[160]; /* what it is for, and what is done without it */
 };
 
