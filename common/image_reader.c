@@ -187,6 +187,8 @@ static int load_all(struct image *img, struct error *e)
     return r;
 }
 
+#define ONLY_FILES "an image is read at random: store a piped one in a file first"
+
 static int learn_size(struct image *img, struct error *e)
 {
     struct stat st;
@@ -194,7 +196,7 @@ static int learn_size(struct image *img, struct error *e)
         return error_set(e, VMSNAP_EXIT_IMAGE, errno, "%s", img->name);
     if (!S_ISREG(st.st_mode)) {
         error_set(e, VMSNAP_EXIT_IMAGE, 0, "%s: not a regular file", img->name);
-        error_hint(e, "an image is read at random: store a piped one in a file first");
+        error_hint(e, ONLY_FILES);
         return -EINVAL;
     }
     img->file_bytes = (uint64_t)st.st_size;
@@ -229,9 +231,13 @@ int image_open(struct image **out, const char *path, struct error *e)
 {
     /* O_NONBLOCK: a FIFO must not hang us before it is refused. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return error_set(e, VMSNAP_EXIT_FAILED, errno, "opening image %s", path);
-    return image_open_fd(out, fd, path, e);
+    int err = errno;
+    if (fd >= 0)
+        return image_open_fd(out, fd, path, e);
+    error_set(e, VMSNAP_EXIT_FAILED, err, "opening image %s", path);
+    if (strcmp(path, "-") == 0) /* no image comes from a pipe */
+        error_hint(e, ONLY_FILES);
+    return -err;
 }
 
 void image_close(struct image *img)

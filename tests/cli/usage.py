@@ -130,10 +130,26 @@ def targets_that_are_none(t):
     refused(t, ["snapshot", "--qmp", "/nonexistent", image], 10, "/nonexistent")
     refused(t, ["snapshot", "--qmp", plain, image], 10, plain)
     t.equal(os.listdir(t.dir), ["plain"], "files left behind")
+    for command in ("info", "verify", "restore"):
+        refused(t, [command, "-"], 1, "image -", "in a file first")
     for command in (["info"], ["verify"], ["export", "--format", "raw"], ["restore"]):
         more = [t.path("out")] if command[0] == "export" else []
         refused(t, [*command, plain, *more], 13, plain)
     t.check(not os.path.exists(t.path("out")), "export left a file behind")
+
+
+@case("cli.no-right-to-userfaultfd", labels="cli", timeout=30)
+def no_right_to_userfaultfd(t):
+    """A lack of rights is not called a lack of the kernel's."""
+    made = t.run([tool("tests", "reader", "image_sample"), t.path("im")])
+    t.equal(made.returncode, 0, made.stderr)
+    os.chmod(t.path("im"), 0o644)
+    run = t.run([VMSNAP, "restore", "--json", t.path("im"), "--", "qemu-system-x86_64"], user="nobody")
+    if run.returncode != 12:
+        t.skip(f"whoever may not is still let: {run.stderr}")
+    error = json.loads(run.stderr)
+    t.check("not permitted" in error["message"] and "missing" not in error["message"], error)
+    t.check("as root" in error["hint"], error)
 
 
 @case("cli.help-and-version", labels="cli", timeout=30)
