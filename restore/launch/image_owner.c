@@ -8,11 +8,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static int refuse(struct error *e, const char *path, const char *what)
+#define MOVE "move the image to a directory that only you or root can write, or "
+
+static int refuse(struct error *e, const char *path, const char *what, const char *hint)
 {
     error_set(e, VMSNAP_EXIT_HAZARD, 0,
               "image-owner: %s %s: the command line recorded in the image is not run", path, what);
-    error_hint(e, "if you trust it: look at it with --print-command and give it after --");
+    error_hint(e, "if you trust it: %slook at the line with --print-command and give it after --",
+               hint);
     return -EPERM;
 }
 
@@ -27,9 +30,9 @@ static int check_directory(const char *path, struct error *e)
     if (stat(path, &st))
         return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't look at the directory %s", path);
     if (!owner_trusted(&st))
-        return refuse(e, path, "is a directory of another user");
+        return refuse(e, path, "is a directory of another user", MOVE);
     if ((st.st_mode & (S_IWGRP | S_IWOTH)) && !(st.st_mode & S_ISVTX))
-        return refuse(e, path, "is a directory that others can write");
+        return refuse(e, path, "is a directory that others can write", MOVE);
     return 0;
 }
 
@@ -53,9 +56,9 @@ int image_owner_check(int fd, const char *path, struct error *e)
     if (fstat(fd, &st))
         return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't look at %s", path);
     if (!owner_trusted(&st))
-        return refuse(e, path, "belongs to another user");
+        return refuse(e, path, "belongs to another user", "make the image your own, or ");
     if (st.st_mode & (S_IWGRP | S_IWOTH))
-        return refuse(e, path, "can be written by others");
+        return refuse(e, path, "can be written by others", "take that right away, or ");
     char name[64], real[PATH_MAX];
     snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
     ssize_t len = readlink(name, real, sizeof(real) - 1);

@@ -57,15 +57,34 @@ void refuse_scope_close(struct refuse_scope *s)
     s->cwd_fd = -1;
 }
 
+/* With a slash at its end; empty where it can't be told. */
+static const char *name_directory(const struct refuse_scope *s, char text[256])
+{
+    char link[64];
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", s->cwd_fd);
+    ssize_t n = readlink(link, text, 254);
+    if (n <= 0 || n == 254)
+        n = 0;
+    else if (text[n - 1] != '/')
+        text[n++] = '/';
+    text[n] = '\0';
+    return text;
+}
+
 int refuse_look_unix(struct refuse_scope *s, const char *path, bool abstract)
 {
+    char directory[256];
     int held = probe_unix_held(s->cwd_fd, path, abstract);
+    if (held == 0)
+        return 0;
+    const char *base = abstract ? "@" : path[0] == '/' ? "" : name_directory(s, directory);
     if (held < 0)
-        return refuse_found(s, "can't tell whether the socket %s is in use: %s", path,
+        return refuse_found(s, "can't tell whether the socket %s%s is in use: %s", base, path,
                             strerror(-held));
-    return held ? refuse_found(s, "the socket %s is in use: the source VM may be running still",
-                               path)
-                : 0;
+    return refuse_found(s,
+                        "the socket %s%s is in use: the source VM, or one restored from this "
+                        "image, may be running still",
+                        base, path);
 }
 
 static bool is_allowed(const struct restore_hazard_kind *kind, const char *const *allowed)

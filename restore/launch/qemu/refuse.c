@@ -38,7 +38,9 @@ static int check_in_use(struct refuse_scope *base)
         if (p->kind == ENDPOINT_UNIX_LISTEN)
             rc = refuse_look_unix(base, p->path, p->abstract);
         else if (p->kind == ENDPOINT_TCP_LISTEN && probe_tcp_held(p->host, p->port))
-            rc = refuse_found(&s->base, "TCP port %s is in use: the source VM may be running still",
+            rc = refuse_found(&s->base,
+                              "TCP port %s is in use: the source VM, or one restored "
+                              "from this image, may be running still",
                               p->port);
         if (rc)
             return rc;
