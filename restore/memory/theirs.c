@@ -55,8 +55,17 @@ static int refuse_block(const struct block *b, struct error *e, const char *why)
                      b->region.hva, why);
 }
 
-/* One mapping after the other until the block's end. */
-static int check_mappings(const struct block *b, const struct mapping_list *maps, struct error *e)
+/* Asked of a mapping's first page, for all of it: a registration that ends within a mapping divides
+ * it. */
+static bool is_registered(int fd, uint64_t hva, uint64_t page_bytes)
+{
+    return uffd_continue(fd, hva, page_bytes, false, NULL) != -ENOENT;
+}
+
+/* One mapping after the other until the block's end. What nobody has registered must not be asked
+ * for more: that would register it. */
+static int check_mappings(int fd, const struct block *b, const struct mapping_list *maps,
+                          struct error *e)
 {
     uint64_t at = b->region.hva, end = at + b->bytes;
     while (at < end) {
@@ -65,6 +74,8 @@ static int check_mappings(const struct block *b, const struct mapping_list *maps
             return refuse_block(b, e, "is not mapped in the process that connected");
         if (m->shared || (m->inode && b->region.page_bytes == IMAGE_PAGE_BYTES))
             return refuse_block(b, e, "is no private anonymous memory");
+        if (!is_registered(fd, at, b->region.page_bytes))
+            return refuse_block(b, e, "is not registered with a userfaultfd for missing pages");
         at = m->end;
     }
     return 0;
@@ -87,17 +98,9 @@ static int explain_register(const struct block *b, int rc, struct error *e)
     }
 }
 
-/* Asked of the first page: of one that nobody has registered it must not be. */
-static bool is_registered(int fd, const struct block *b)
-{
-    return uffd_continue(fd, b->region.hva, b->region.page_bytes, false, NULL) != -ENOENT;
-}
-
 static int check_registered(int fd, const struct block *b, struct error *e)
 {
     uint64_t calls = 0;
-    if (!is_registered(fd, b))
-        return refuse_block(b, e, "is not registered with a userfaultfd for missing pages");
     int rc = uffd_register(fd, b->region.hva, b->bytes, UFFDIO_REGISTER_MODE_MISSING, &calls);
     if (rc)
         return explain_register(b, rc, e);
@@ -124,7 +127,7 @@ int theirs_check(int fd, const struct target *t, const struct blocks *blocks, st
                          "the descriptor handed over is no userfaultfd");
     int rc = target_mappings_brief(t, &maps, e);
     for (uint32_t i = 0; i < blocks->count && rc == 0; i++) {
-        rc = check_mappings(&blocks->items[i], &maps, e);
+        rc = check_mappings(fd, &blocks->items[i], &maps, e);
         if (rc == 0)
             rc = check_registered(fd, &blocks->items[i], e);
     }
@@ -135,7 +138,8 @@ int theirs_check(int fd, const struct target *t, const struct blocks *blocks, st
 static bool has_block(int fd, const struct block *b)
 {
     struct error ignored;
-    return is_userfaultfd(fd) && check_registered(fd, b, &ignored) == 0;
+    return is_userfaultfd(fd) && is_registered(fd, b->region.hva, b->region.page_bytes) &&
+           check_registered(fd, b, &ignored) == 0;
 }
 
 /* The next descriptor of the directory that could be it, as a copy of ours; -ENOENT: no more. */

@@ -223,8 +223,8 @@ def hand_over_a_childs(listener):
 
 @case("minivm.hostile_handoff.of-another-process", "kernel", 60)
 def of_another_process(t):
-    """A userfaultfd that acts on the memory of a process which is not the one that connects. Refused or
-    not (the kernel doesn't say whose it is): it ends with the two of them, and harms nobody else."""
+    """A userfaultfd that acts on the memory of a process which is not the one that connects: nothing is
+    registered with it where the handoff says."""
     image, state = prepare(t)
     listener = Listener(t, image)
     fds = listener.fds()
@@ -237,8 +237,9 @@ def of_another_process(t):
             os._exit(1)
     ended = []
     t.defer(lambda: ended or os.killpg(pid, signal.SIGKILL))
-    wait_until(lambda: listener.of_type("error") or listener.of_type("running"), 20, "a word on it")
-    t.say(f"{listener.objects()[-1]}")
+    wait_until(lambda: listener.of_type("error"), 20, "it is refused")
+    error = listener.of_type("error")[0]
+    t.check(error["exit_code"] == 10 and "not registered" in error["message"], error)
     check_serves(t, listener, state, "beside it")
     os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
