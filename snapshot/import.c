@@ -92,22 +92,6 @@ static int read_state(struct import *im, struct error *e)
     return 0;
 }
 
-/* The image must not take the place of what it is made from. */
-static int check_names(const struct import *im, struct error *e)
-{
-    const char *inputs[] = {im->options->memory_path, im->options->state_path};
-    struct stat image, input;
-    if (stat(im->options->image_path, &image))
-        return 0;
-    for (size_t i = 0; i < 2; i++)
-        if (inputs[i] && stat(inputs[i], &input) == 0 && input.st_dev == image.st_dev &&
-            input.st_ino == image.st_ino) {
-            error_set(e, VMSNAP_EXIT_USAGE, 0, "the image would replace %s", inputs[i]);
-            return -EINVAL;
-        }
-    return 0;
-}
-
 static int open_sink(struct import *im, struct error *e)
 {
     const struct import_options *o = im->options;
@@ -130,8 +114,6 @@ static int prepare(struct import *im, struct error *e)
     int ret = memory_file_open(&im->file, o->memory_path, e);
     if (!ret)
         ret = read_state(im, e);
-    if (!ret)
-        ret = check_names(im, e);
     if (!ret)
         ret = open_sink(im, e);
     if (ret)

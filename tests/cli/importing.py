@@ -141,8 +141,8 @@ def refuses(t):
         refused(t, code, words, memory, image, "--vmstate", path)
     take(t, memory, image, "--vmstate", write_file(t.path("state"), 64 * MIB, [(5, b"x")]))
     refused(t, 1, "exists", memory, image)
-    refused(t, 2, "would replace", memory, memory, "--overwrite")
-    refused(t, 2, "would replace", memory, t.path("state"), "--overwrite", "--vmstate",
+    refused(t, 2, "name the same file", memory, memory, "--overwrite")
+    refused(t, 2, "name the same file", memory, t.path("state"), "--overwrite", "--vmstate",
             t.path("state"))
     result = vmsnap(t, "import", "qemu", memory, t.path("out/b"))
     t.equal((result.code, "firecracker" in result.error["hint"]), (2, True), result.text())
