@@ -72,18 +72,35 @@ struct clock_sync *clock_sync_start(int fd, int timeout_ms, const struct error *
     return s;
 }
 
-struct clock_sync *clock_sync_lost(void)
+struct clock_sync *clock_sync_inherit(const struct clock_outcome *outcome)
 {
     struct clock_sync *s = calloc(1, sizeof(*s));
     if (!s)
         return NULL;
     s->fd = -1;
     pthread_mutex_init(&s->lock, NULL);
-    s->lost = true;
-    error_set(&s->error, VMSNAP_EXIT_FAILED, 0,
-              "the server that was to do it has died, perhaps after it had done it");
+    s->lost = !outcome || !outcome->known;
+    if (s->lost) {
+        error_set(&s->error, VMSNAP_EXIT_FAILED, 0,
+                  "the server that was to do it has died, perhaps after it had done it");
+    } else {
+        s->measured = outcome->measured;
+        s->clock.behind_ns = outcome->difference_ns;
+        s->took_ns = outcome->took_ns;
+        if (!outcome->synced)
+            error_set(&s->error, VMSNAP_EXIT_FAILED, 0, "a server before this one could not do it");
+    }
     atomic_store(&s->over, true);
     return s;
+}
+
+struct clock_outcome clock_sync_outcome(const struct clock_sync *s)
+{
+    return (struct clock_outcome){.known = !s->lost,
+                                  .synced = s->error.exit_code == 0,
+                                  .measured = s->measured,
+                                  .difference_ns = s->clock.behind_ns,
+                                  .took_ns = s->took_ns};
 }
 
 static json_t *number_or_null(bool known, int64_t n)

@@ -8,12 +8,20 @@
 
 #include <jansson.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "common/error.h"
 
 #define CLOCK_SYNC_MAX_MS 10000 /* to find the agent, and again to talk to it */
 
 struct clock_sync;
+
+/* What came of it, as a supervisor keeps it for a successor. */
+struct clock_outcome {
+    bool known, synced, measured;
+    int64_t difference_ns; /* if measured */
+    uint64_t took_ns;
+};
 
 /*
  * Begins. `fd`: the connection to the agent, taken over; -1: there is none, for the reason in *why.
@@ -22,8 +30,12 @@ struct clock_sync;
  */
 struct clock_sync *clock_sync_start(int fd, int timeout_ms, const struct error *why);
 
-/* For the successor of a server that was to do it: whether it has been done is not known. */
-struct clock_sync *clock_sync_lost(void);
+/* For the successor of a server that was to do it. NULL, or one that is not known: that one died
+ * before it said what came of it. */
+struct clock_sync *clock_sync_inherit(const struct clock_outcome *outcome);
+
+/* Once it is over. */
+struct clock_outcome clock_sync_outcome(const struct clock_sync *s);
 
 /* Whether it is over, without waiting. NULL is allowed here and below: nothing was asked for. */
 bool clock_sync_is_over(const struct clock_sync *s);

@@ -47,12 +47,15 @@ static int open_recorded_image(struct session *s, struct error *e)
     return image_open_fd(&s->img, fd, path, e);
 }
 
-static int take_image(struct session *s, struct error *e)
+static int take_image(struct session *s, const struct resume_help *help, struct error *e)
 {
     const char *given = s->o->image_path;
+    bool relative = given && given[0] != '/';
     int rc = given ? image_open(&s->img, given, e) : open_recorded_image(s, e);
     if (rc) {
-        if (!given)
+        if (relative && help)
+            error_wrap(e, "in the directory where vmsnap was started");
+        if (!given || help)
             error_hint(e, "if the image has moved, name it: vmsnap restore --resume %d IMAGE",
                        (int)s->target->pid);
         return rc;
@@ -176,14 +179,23 @@ static void warn_if_held(const struct session *s)
             (int)s->target->pid);
 }
 
+static void add_copy(json_t *to, const char *key, const json_t *from)
+{
+    json_t *v = json_object_get(from, key);
+    if (v)
+        json_object_set(to, key, v);
+}
+
 /* `word_fd`: where a caller may still wait for it (detach.h), or -1. */
 static void report_running(const struct session *s, int word_fd)
 {
-    uint64_t now = clock_realtime_ns(), instant = image_get_trailer(s->img)->instant_ns;
-    json_t *o = json_pack("{s:I, s:i, s:I, s:s, s:b}", "launch_to_running_ns",
-                          (json_int_t)s->running_ns, "vmm_pid", (int)s->target->pid,
-                          "clock_behind_ns", (json_int_t)(now > instant ? now - instant : 0),
-                          "guest_state", guest_state_name(guest_of(s)), "resumed", true);
+    /* How far its clock is behind is not known: it has run since, and may have been set. */
+    json_t *o =
+        json_pack("{s:I, s:i, s:n, s:s, s:b}", "launch_to_running_ns", (json_int_t)s->running_ns,
+                  "vmm_pid", (int)s->target->pid, "clock_behind_ns", "guest_state",
+                  guest_state_name(guest_of(s)), "resumed", true);
+    add_copy(o, "accelerator", s->machine); /* as recorded: a restore refuses another one */
+    add_copy(o, "vm_name", s->machine);
     clock_sync_add(s->clock, o);
     if (word_fd >= 0) {
         detach_tell_running(word_fd, o);
@@ -220,14 +232,11 @@ static void let_run(struct session *s, const struct resume_help *help)
 {
     struct error e = {.guest = GUEST_PAUSED};
     struct qmp *q = NULL;
-    json_t *description = NULL;
     if (help->command_fd < 0)
         return;
     int rc = qmp_take_over(&q, help->command_fd, s->o->timeout_ms, &e);
-    if (rc == 0) {
-        description = json_loads(image_description(s->img), 0, NULL);
-        rc = vmm_kind_of(description)->resume(q, s->o->timeout_ms, &e);
-    }
+    if (rc == 0)
+        rc = vmm_kind_of(s->machine)->resume(q, s->o->timeout_ms, &e);
     if (rc == 0) {
         record_set_guest(&s->record, RECORD_GUEST_LET_RUN);
         supervised_tell_runs();
@@ -235,7 +244,6 @@ static void let_run(struct session *s, const struct resume_help *help)
         error_wrap(&e, "the guest could not be let run");
         s->o->trouble(s->o->opaque, &e);
     }
-    json_decref(description);
     qmp_close(q);
 }
 
@@ -260,7 +268,7 @@ static int take_over(struct session *s, const struct resume_help *help, struct e
         let_run(s, help);
     warn_if_held(s);
     if (s->o->sync_clock) {
-        s->clock = clock_sync_lost();
+        s->clock = clock_sync_inherit(help ? help->clock : NULL);
         s->clock_reported = true;
     }
     report_running(s, help ? help->word_fd : -1);
@@ -277,7 +285,7 @@ static int take_over(struct session *s, const struct resume_help *help, struct e
 static int go_on(struct session *s, const struct resume_help *help, struct error *e)
 {
     bool asks = s->o->image_path && !help;
-    int rc = record_is_released(&s->record) ? 0 : take_image(s, e);
+    int rc = record_is_released(&s->record) ? 0 : take_image(s, help, e);
     if (rc == 0)
         rc = record_lock(&s->record, s->target, asks, e);
     else if (help && record_is_served(&s->record)) /* by one that has another copy of it */
@@ -288,7 +296,14 @@ static int go_on(struct session *s, const struct resume_help *help, struct error
             e->guest = guest_of_other(s);
         return rc;
     }
-    return record_is_released(&s->record) ? clear_up(s, e) : take_over(s, help, e);
+    if (record_is_released(&s->record))
+        return clear_up(s, e);
+    json_t *description = json_loads(image_description(s->img), 0, NULL);
+    s->machine = description;
+    rc = take_over(s, help, e);
+    s->machine = NULL;
+    json_decref(description);
+    return rc;
 }
 
 int resume_run(const struct restore_options *o, pid_t pid, const struct resume_help *help,

@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include "restore/clock_sync.h"
 #include "restore/restore.h"
 
 /* What a supervisor has kept of the server before. */
@@ -11,7 +12,8 @@ struct resume_help {
     int command_fd; /* the VMM's connection for commands: its guest is to be let run; -1: it is not
                      */
     int word_fd;    /* detached: where the caller waits to hear that the guest runs; -1 */
-    bool on_terminal; /* the VMM has the terminal: no progress line there */
+    const struct clock_outcome *clock; /* what came of --sync-clock, if it was heard */
+    bool on_terminal;                  /* the VMM has the terminal: no progress line there */
 };
 
 /*

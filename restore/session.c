@@ -133,6 +133,8 @@ static void report_clock(struct session *s)
     if (s->clock_reported || !clock_sync_is_over(s->clock))
         return;
     s->clock_reported = true;
+    const struct clock_outcome outcome = clock_sync_outcome(s->clock);
+    supervised_tell_clock(&outcome);
     json_t *o = json_object();
     clock_sync_add(s->clock, o);
     s->o->report(s->o->opaque, "clock", o);

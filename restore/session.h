@@ -38,7 +38,7 @@ struct session {
     struct server *server;
     int target_fd;         /* the VMM's copy of the userfaultfd; -1: none */
     int theirs;            /* the VMM's own userfaultfd, a descriptor of ours; 0: we made it */
-    const json_t *machine; /* as compared; may be NULL */
+    const json_t *machine; /* as compared, or as recorded; may be NULL */
     uint64_t began_ns;     /* the launch, or the takeover */
     uint64_t running_ns;   /* since then */
     bool stays;            /* until the VMM's end, not only until the last page is in */

@@ -66,6 +66,11 @@ void supervised_tell_serves(uint64_t n_settled)
     tell(&(struct supervised_message){.kind = SUPERVISED_SERVES, .n_settled = n_settled}, NULL, 0);
 }
 
+void supervised_tell_clock(const struct clock_outcome *outcome)
+{
+    tell(&(struct supervised_message){.kind = SUPERVISED_CLOCK, .clock = *outcome}, NULL, 0);
+}
+
 void supervised_tell_complete(void)
 {
     tell(&(struct supervised_message){.kind = SUPERVISED_COMPLETE}, NULL, 0);

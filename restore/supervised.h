@@ -12,6 +12,8 @@
 #include <sys/signalfd.h>
 #include <sys/types.h>
 
+#include "restore/clock_sync.h"
+
 struct vmm;
 
 enum supervised_kind {
@@ -21,6 +23,7 @@ enum supervised_kind {
     SUPERVISED_RUNS,     /* the guest was let run, or left paused on purpose */
     SUPERVISED_TOLD,     /* detached: our caller knows that it runs */
     SUPERVISED_SERVES,   /* every fault is answered; `n_settled` clusters needed nothing any more */
+    SUPERVISED_CLOCK,    /* what came of --sync-clock */
     SUPERVISED_COMPLETE, /* all memory is in, nothing of ours is left in the VMM */
 };
 
@@ -30,6 +33,7 @@ struct supervised_message {
     uint32_t resumes;     /* SUPERVISED_LIVES: its guest is to be let run */
     uint32_t on_terminal; /* SUPERVISED_LIVES: it has the terminal: no progress line there */
     uint64_t n_settled;
+    struct clock_outcome clock;
 };
 
 /* This process has become a server: `line` is its end, `supervisor` who holds the other. */
@@ -40,6 +44,7 @@ void supervised_tell_lives(const struct vmm *v, int command_fd, bool resumes, bo
 void supervised_tell_runs(void);
 void supervised_tell_told(void);
 void supervised_tell_serves(uint64_t n_settled);
+void supervised_tell_clock(const struct clock_outcome *outcome);
 void supervised_tell_complete(void);
 
 /* Polls as POLLHUP when the supervisor has died; -1: there is none, or its end was noticed. */

@@ -8,6 +8,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#include "restore/clock_sync.h"
 #include "restore/launch/pidfile.h"
 #include "restore/restore.h"
 #include "restore/supervisor.h"
@@ -47,6 +48,7 @@ struct supervisor {
     int vmm_fd;                   /* a pidfd */
     int command_fd;               /* until the guest runs; -1 */
     int vmm_status, child_status; /* of waitpid(); -1: not seen */
+    struct clock_outcome clock;   /* of --sync-clock */
     int first_signal;             /* that was to end us, 0: none */
     enum end end;
     int end_status; /* END_SERVER: exit code; END_TOO_SOON: the server's wait status */

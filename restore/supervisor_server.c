@@ -79,6 +79,9 @@ static void take_message(struct supervisor *s, const struct supervised_message *
             s->n_failures = 0;
         }
         break;
+    case SUPERVISED_CLOCK:
+        s->clock = m->clock;
+        break;
     case SUPERVISED_COMPLETE:
         s->complete = true;
         break;
@@ -131,6 +134,7 @@ _Noreturn void supervisor_run_server(struct supervisor *s)
     struct error e = {0};
     struct resume_help help = {.command_fd = s->runs || !s->resumes ? -1 : s->command_fd,
                                .word_fd = s->word_fd,
+                               .clock = &s->clock,
                                .on_terminal = s->on_terminal};
     if (!s->is_first)
         TESTHOOK_SUCCEED(s->n_started);

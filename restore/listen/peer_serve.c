@@ -21,8 +21,10 @@ static void report_running(const struct session *s, bool resumed)
                           "vmm_pid", (int)s->target->pid, "clock_behind_ns",
                           (json_int_t)(now > instant ? now - instant : 0), "guest_state",
                           guest_state_name(GUEST_RUNNING));
-    if (o && resumed)
+    if (o && resumed) {
         json_object_set_new(o, "resumed", json_true());
+        json_object_set_new(o, "clock_behind_ns", json_null()); /* it has run since */
+    }
     s->o->report(s->o->opaque, "running", o);
 }
 

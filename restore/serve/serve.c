@@ -425,7 +425,8 @@ void server_get_stats(const struct server *s, struct server_stats *stats)
     *stats = (struct server_stats){.demand_faults = s->waiting.n_answered,
                                    .faults = s->waiting.times,
                                    .counts = s->answerer.counts,
-                                   .guest_waits = atomic_load(&s->guest_waits),
+                                   .guest_waits =
+                                       s->answerer.guest_waits || atomic_load(&s->guest_waits),
                                    .stage = server_stage(s),
                                    .n_threads = s->config.n_threads,
                                    .serve = &s->stages,

@@ -84,7 +84,7 @@ struct server_stats {
     uint64_t demand_faults;
     struct histogram faults; /* from the last empty read before a fault to its wake */
     struct answer_counts counts;
-    bool guest_waits; /* a fault can't be answered, or not for a second now */
+    bool guest_waits; /* a fault can't be answered, or was not for a while now */
     enum server_stage stage;
     unsigned n_threads;               /* workers */
     const struct serve_stages *serve; /* both valid until server_stop() */

@@ -6,7 +6,7 @@
 #include "common/uffd.h"
 
 #define WAKE_NS 50000000u
-#define LONG_NS 1000000000u
+#define LONG_NS 250000000u /* before that it is not said either */
 
 void waiting_wake_all(int uffd, const struct blocks *blocks)
 {

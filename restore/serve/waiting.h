@@ -67,7 +67,7 @@ void waiting_unpark(struct waiting *w, uint64_t hva, uint64_t len);
 /* Those that are parked for that memory are forgotten. */
 void waiting_forget(struct waiting *w, uint64_t hva, uint64_t len);
 
-/* Whether one has waited for a second or more. */
+/* Whether one has waited for a quarter of a second or more. */
 bool waiting_is_long(const struct waiting *w, uint64_t now_ns);
 
 /* Whether a parked one waits for memory in [hva, hva + len). */

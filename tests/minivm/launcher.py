@@ -285,6 +285,22 @@ def readiness(t):
     place.qmp.command("quit")
 
 
+@case("minivm.launcher.waits", "kernel", 60)
+def waits(t):
+    """The unit's status says that the guest waits, and what to do about it, until it does no more: for a
+    server, since servers fail over and over."""
+    need_library(t)
+    image, manager = take_image(t, *SIZES, writes=100), Manager(t)
+    restored = Restore(t, image, MiniVmPlace(t, *SIZES), "--prefetch", "none", "--no-fill").wait_running()
+    os.rename(image, image + ".moved")
+    os.kill(parent(restored.pid), signal.SIGKILL)
+    wait_until(lambda: "WAITS" in manager.listen()[-1] and "is served no more" in restored.result().err, 20,
+               "it is told")
+    t.equal(manager.told[-1], f"STATUS=guest WAITS for memory; 'vmsnap restore --resume {restored.pid} [IMAGE]' "
+            "tries it again", "the last word")
+    restored.give_up()
+
+
 @case("minivm.launcher.nobody-listens", "kernel", 30)
 def nobody_listens(t):
     """A service manager that is not there is no reason to fail."""
@@ -312,6 +328,24 @@ def clock(t):
         place.connect()
         place.wait_for_writes(100)
         place.qmp.command("quit")
+
+
+@case("minivm.launcher.clock-kept", "kernel", 60)
+def clock_kept(t):
+    """What came of --sync-clock a later successor knows, and says nothing that it does not know; it tells the
+    VM and the accelerator as the first one did."""
+    image = take_image(t, *SIZES, writes=100)
+    restored = Restore(t, image, MiniVmPlace(t, *SIZES), "--sync-clock", "--no-fill").wait_running()
+    wait_until(lambda: restored.result().of_type("clock"), 10, "what came of the clock")
+    os.kill(parent(restored.pid), signal.SIGKILL)
+    wait_until(lambda: len(restored.result().of_type("running")) == 2, 20, "a takeover")
+    first, second = restored.result().of_type("running")
+    t.equal((second["clock_synced"], second["clock_behind_ns"]), (False, None), f"of the clock: {second}")
+    t.check("before this one" in second["warnings"][0], f"{second['warnings']}")
+    for key in ("accelerator", "vm_name"):
+        t.equal(second[key], first[key], key)
+    result = restored.end()
+    t.equal(result.summary["accelerator"], first["accelerator"], "in the summary")
 
 
 if __name__ == "__main__":

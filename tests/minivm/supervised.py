@@ -438,6 +438,8 @@ def gives_up(t):
         t.check("served no more" in errors[-1]["message"], f"the last word: {errors}")
         t.equal(errors[-1]["guest_state"], "waiting", "guest_state")
         t.check("--resume" in errors[-1]["hint"], f"what to do: {errors}")
+        if cause == "no image":
+            t.check("--resume" in errors[0]["hint"], f"the cause says what to do, too: {errors}")
         t.equal(len(errors), 1 if cause == "killed" else 2, f"{cause}: errors: {errors}")
         t.check(is_alive(restored.process.pid), "the supervisor waits for the VMM's end")
         again = start_vmsnap(inner, "restore", "--resume", str(place.pid),

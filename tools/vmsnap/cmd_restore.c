@@ -178,12 +178,14 @@ static void print_clock(const json_t *o)
 static void print_running(const json_t *o)
 {
     char after[FORMAT_MAX], behind[FORMAT_MAX];
-    bool known = json_object_get(o, "accelerator"); /* not after a takeover */
-    report_line("guest %s after %s%s%s%s, process %" PRIu64 "; its clock is %s behind",
-                get_text(o, "guest_state"),
+    bool known = json_object_get(o, "accelerator"); /* not of a VMM that came to --listen */
+    bool aged = json_is_integer(json_object_get(o, "clock_behind_ns"));
+    report_line("guest %s after %s%s%s%s, process %" PRIu64 "%s%s%s", get_text(o, "guest_state"),
                 format_duration(after, get_number(o, "launch_to_running_ns")), known ? " (" : "",
                 known ? closing_accelerator(o) : "", known ? ")" : "", get_number(o, "vmm_pid"),
-                format_duration(behind, get_number(o, "clock_behind_ns")));
+                aged ? "; its clock is " : ": taken over",
+                aged ? format_duration(behind, get_number(o, "clock_behind_ns")) : "",
+                aged ? " behind" : "");
     const json_t *warnings = json_object_get(o, "warnings");
     warned = json_array_size(warnings) > 0;
     print_clock(o);
@@ -244,6 +246,8 @@ static void tell_listening(const json_t *o)
 static void tell_progress(const json_t *o)
 {
     char done[FORMAT_MAX], total[FORMAT_MAX], rate[FORMAT_MAX];
+    if (strcmp(get_text(o, "guest_state"), "waiting") == 0)
+        return; /* what is to be done about that was told */
     service_status("filled %s of %s, %s/s", format_bytes(done, get_number(o, "done_bytes")),
                    format_bytes(total, get_number(o, "total_bytes")),
                    format_bytes(rate, get_number(o, "bytes_per_second")));
@@ -298,10 +302,19 @@ static void on_report(void *opaque, const char *type, json_t *object)
     report_object(type, object);
 }
 
+/* To the service manager: what the guest waits for has no name here (it came from the image), but
+ * the hint, which is ours, says what to do. */
+static void tell_trouble(const struct error *e)
+{
+    if (e->guest == GUEST_WAITING && !args.listen)
+        service_status("guest WAITS for memory%s%s", e->hint[0] ? "; " : "", e->hint);
+}
+
 /* The detached server has no stderr: its errors stand among its other lines. */
 static void on_trouble(void *opaque, const struct error *e)
 {
     (void)opaque;
+    tell_trouble(e);
     if (!detached) {
         report_error(e, true);
         return;

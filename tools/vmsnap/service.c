@@ -11,7 +11,7 @@
 
 #define LIBRARY "libsystemd.so.0"
 #define BARRIER_US 5000000u
-#define TEXT_MAX 256
+#define TEXT_MAX 512
 
 static struct {
     /* NULL: nobody listens. */
