@@ -10,11 +10,13 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from case import case, main, wait_until  # noqa: E402
 from damage import damage_middle  # noqa: E402
-from minivm import MiniVmPlace  # noqa: E402
-from resume import SIZES, check_whole, minivm_of, restore_and_kill, take_image  # noqa: E402
+from minivm import MiniVmPlace, take_image  # noqa: E402
+from resume import SIZES, check_whole, minivm_of, restore_and_kill  # noqa: E402
 from vmsnap import Restore, finish, pause_log, start_vmsnap, vmsnap  # noqa: E402
 
 KINDS = (("--kind", "anon", "--pattern", "random"), ("--kind", "memfd", "--pattern", "random"))
+KILL_POINTS = ("snapshot-registered", "snapshot-paused", "snapshot-resumed", "snapshot-finished",
+               "snapshot-armed", "snapshot-sweeping:20")
 
 
 def check_refused(t, place, image, words, what, checks=("--qmp", "--pid")):
@@ -54,7 +56,7 @@ def end_place(place):
 def generations(t):
     """Three generations, each a snapshot of the guest that was restored from the one before."""
     for options in KINDS:
-        image = take_image(t, *options)
+        image = take_image(t, *SIZES, *options)
         place = MiniVmPlace(t, *SIZES, *options)
         Restore(t, image, place).wait_running().wait_complete()
         os.unlink(image)
@@ -68,7 +70,7 @@ def generations(t):
 def recorded_line(t):
     """The recorded command line of a restored guest is that of the first: what a restore adds is not handed
     down."""
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     place = MiniVmPlace(t, *SIZES)
     Restore(t, image, place).wait_running().wait_complete()
     second = t.path("second")
@@ -85,15 +87,17 @@ def recorded_line(t):
 def fill(t):
     """While memory comes in; with --no-fill, which never ends; once all is in it is done."""
     for options in KINDS:
-        image = take_image(t, *options)
+        image = take_image(t, *SIZES, *options)
         place = MiniVmPlace(t, *SIZES, *options)
-        restored = Restore(t, image, place, "--bwlimit", "8M", "--prefetch", "none").wait_running()
+        # Paused: a guest that runs has touched all of it soon.
+        restored = Restore(t, image, place, "--paused", "--bwlimit", "2M", "--prefetch", "none").wait_running()
         check_refused(t, place, t.path("none"), ["a restore is still bringing its memory in"],
                       f"{options[1]}, filling")
+        place.cont()
         place.wait_for_writes(500)
         restored.give_up()
         place = MiniVmPlace(t, *SIZES, *options)
-        restored = Restore(t, image, place, "--no-fill").wait_running()
+        restored = Restore(t, image, place, "--no-fill", "--paused").wait_running()
         check_refused(t, place, t.path("none"), ["a restore is still bringing its memory in"],
                       f"{options[1]}, --no-fill")
         restored.give_up()
@@ -103,7 +107,7 @@ def fill(t):
 @case("minivm.again.attaching", "kernel", 60)
 def attaching(t):
     """Before memory is registered the record alone tells."""
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     place = MiniVmPlace(t, *SIZES)
     log, reached, go = pause_log(t)
     restored = Restore(t, image, place, hooks={"pause_at": "restore-attached", "pause_log": log})
@@ -123,7 +127,7 @@ def attaching(t):
 def orphan(t):
     """Nobody brings in what is missing: said at once, though the VMM may not answer; after a takeover by hand
     the snapshot is as good as any."""
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     place = MiniVmPlace(t, *SIZES)
     pid = restore_and_kill(t, image, place, "restore-running", "--prefetch", "none")
     began = time.monotonic()
@@ -141,7 +145,7 @@ def orphan(t):
 def left_over(t):
     """A restorer that was killed when all was in, but before it had closed its descriptors in the VMM: memory
     is complete, and the snapshot is right."""
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     for point in ("restore-released", "restore-closing"):
         inner = t.sub()
         place = MiniVmPlace(inner, *SIZES)
@@ -155,7 +159,7 @@ def left_over(t):
 @case("minivm.again.damaged", "kernel", 60)
 def damaged(t):
     """A page of the image can't be had: what is missing is never taken for zero."""
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     bad, _, _ = damage_middle(t, image)
     place = MiniVmPlace(t, *SIZES)
     restored = Restore(t, bad, place).wait_running()
@@ -167,7 +171,7 @@ def damaged(t):
 @case("minivm.again.learning", "kernel", 60)
 def learning(t):
     """While the guest's own working set is recorded nothing else comes in."""
-    image = take_image(t)
+    image = take_image(t, *SIZES)
     place = MiniVmPlace(t, *SIZES)
     restored = Restore(t, image, place, "--learn").wait_running()
     place.wait_for_writes(100)
@@ -179,12 +183,11 @@ def learning(t):
 def killed(t):
     """The snapshot of a restored guest is killed in mid-flight: the guest goes on, its memory right."""
     for options in KINDS:
-        image = take_image(t, *options)
+        image = take_image(t, *SIZES, *options)
         place = MiniVmPlace(t, *SIZES, *options)
         restored = Restore(t, image, place).wait_running()
         restored.wait_complete()
-        for point in ("snapshot-registered", "snapshot-paused", "snapshot-armed", "snapshot-resumed",
-                      "snapshot-sweeping:20", "snapshot-finished"):
+        for point in KILL_POINTS if options == KINDS[0] else KILL_POINTS[-2:]:
             log, _, _ = pause_log(t)
             process = start_vmsnap(t, "snapshot", "--qmp", place.control, t.path("none"),
                                    hooks={"kill_at": point, "pause_log": log})

@@ -182,11 +182,12 @@ def filling(t):
     vm = started(t)
     _, image, state = take(t, vm, "one")
     end_and_wait(vm)
-    listener = Listener(t, image, "--bwlimit", "4M", "--prefetch", "none")
-    vm = with_api(t, "--vmstate", state, "--uffd-backend", listener.path)
+    listener = Listener(t, image, "--bwlimit", "1M", "--prefetch", "none")
+    vm = with_api(t, "--vmstate", state, "--uffd-backend", listener.path, "--paused")
     refused, _, _ = take(t, vm, "none", expect=11)
     t.check("bringing its memory in" in refused.error["message"], f"why: {refused.error}")
     t.equal(vmsnap(t, "check", "--api", vm.api).code, 11, "check")
+    vm.cont()
     check_runs(t, vm, "refused")
 
 

@@ -56,7 +56,7 @@ def filling(t):
     image = t.path("image")
     snapshot(t, source, image)
     source.stop()
-    restored = restored_guest(t, source, image, "--bwlimit", "8M", "--prefetch", "none")
+    restored = restored_guest(t, source, image, "--bwlimit", "2M", "--prefetch", "none")
     refused = vmsnap(t, "snapshot", "--qmp", restored.guest.qmp_path, t.path("none"))
     t.equal(refused.code, 11, f"while it fills: {refused.text()}")
     t.check("still bringing its memory in" in refused.error["message"], f"why: {refused.error}")
