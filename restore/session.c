@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "common/clock.h"
@@ -17,14 +18,27 @@
 
 #define END_SHOWS_MS 500
 #define LEARNED_MS 5000 /* the working set is written, or its file system hangs */
+/* The one of an earlier run is read, or its file system hangs: while the VMM starts, which takes
+ * longer; and where a guest runs, while its faults are answered. */
+#define KNOWN_AT_START_MS 20
+#define KNOWN_LATE_MS 500
 
-void session_plan_prefetch(struct session *s)
+/* Takes what an earlier run learned, if that is read within timeout_ms, and makes the plan; or
+ * (last) without it. */
+static void make_plan(struct session *s, int timeout_ms, bool last)
 {
     struct workset learned = {0};
     struct error e = {0};
-    if (!s->o->prefetch_hot || s->learn.img)
+    if (!s->plan_is_due)
         return;
-    int rc = workset_read(&learned, s->img, &e);
+    int rc = s->known.shared ? workset_take(&learned, &s->known, timeout_ms, s->img, &e) : 0;
+    if (rc == -EINPROGRESS && !last)
+        return;
+    s->plan_is_due = false;
+    if (rc == -EINPROGRESS) {
+        whole_file_end(&s->known);
+        error_set(&e, VMSNAP_EXIT_FAILED, 0, "the storage does not answer");
+    }
     if (rc && rc != -ENOENT)
         log_warn("what an earlier run learned is not used (--learn records it anew): %s",
                  e.message);
@@ -35,6 +49,18 @@ void session_plan_prefetch(struct session *s)
              (unsigned long long)(s->prefetch.n - s->prefetch.n_learned));
     workset_free(&learned);
     prefetch_begin_reading(&s->prefetch);
+}
+
+void session_plan_prefetch(struct session *s)
+{
+    if (!s->o->prefetch_hot || s->learn.img)
+        return;
+    s->plan_is_due = true;
+    int rc = workset_begin(&s->known, s->img);
+    if (rc)
+        log_warn("what an earlier run learned is not used: can't start a process: %s",
+                 strerror(-rc));
+    make_plan(s, s->vmm ? KNOWN_AT_START_MS : 0, false);
 }
 
 uint64_t session_count_settled(const struct session *s)
@@ -66,7 +92,10 @@ int session_serve(struct session *s, int uffd, bool takes_over, struct error *e)
         fill_progress_take_over(&s->progress, s->img, &s->state);
     }
     int rc = server_start(&s->server, &config, e);
-    return rc ? rc : server_begin_prefetch(s->server, e);
+    if (rc)
+        return rc;
+    make_plan(s, s->vmm && !takes_over ? 0 : KNOWN_LATE_MS, true);
+    return server_begin_prefetch(s->server, e);
 }
 
 /* ---- what is learned ---- */
@@ -406,6 +435,7 @@ void session_close(struct session *s)
     server_stop(s->server);
     window_close_all(&s->blocks);
     learn_free(&s->learn);
+    whole_file_end(&s->known);
     prefetch_free(&s->prefetch);
     blocks_free(&s->blocks);
     end_leaving(s);

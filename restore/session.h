@@ -33,6 +33,8 @@ struct session {
     struct record record;
     struct record_leaving *leaving; /* NULL: it is where it belongs */
     struct page_state state;        /* lies in the record */
+    struct whole_file known;        /* the working set of an earlier run, being read */
+    bool plan_is_due;               /* as soon as it is */
     struct prefetch prefetch;
     struct learn learn; /* begun: nothing is prefetched */
     struct server *server;
@@ -56,7 +58,8 @@ struct session {
 };
 
 /* Settles what is prefetched, and has the image read for it from now on, while the VMM still
- * starts. What goes wrong is a warning: without it all is only slower. */
+ * starts. Never waits for the storage: session_serve() looks again for what an earlier run learned,
+ * once faults are answered. What goes wrong is a warning: without it all is only slower. */
 void session_plan_prefetch(struct session *s);
 
 /* Clusters that need nothing any more. */

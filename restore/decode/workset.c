@@ -1,33 +1,18 @@
 #include "restore/decode/workset.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/codec.h"
 
 int workset_path(const struct image *img, char path[PATH_MAX], struct error *e)
 {
-    char link[64];
-    struct stat here, there;
-    snprintf(link, sizeof(link), "/proc/self/fd/%d", image_fd(img));
-    ssize_t n = readlink(link, path, PATH_MAX - 1);
-    if (n < 0)
-        return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't find where the image is");
-    path[n] = '\0';
-    /* Of a file without a name the kernel says "NAME (deleted)", which may be another file. */
-    if (fstat(image_fd(img), &here) || stat(path, &there) || here.st_ino != there.st_ino ||
-        here.st_dev != there.st_dev)
+    int rc = whole_file_beside(image_fd(img), WORKSET_SUFFIX, path);
+    if (rc == -ENOENT)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOENT, "the image has no name");
-    if ((size_t)n + sizeof(WORKSET_SUFFIX) > PATH_MAX)
-        return error_set(e, VMSNAP_EXIT_FAILED, ENAMETOOLONG, "%.200s...", path);
-    memcpy(path + n, WORKSET_SUFFIX, sizeof(WORKSET_SUFFIX));
-    return 0;
+    return rc ? error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't tell where the image is") : 0;
 }
 
 static uint64_t checksum(const struct workset_header *h, const uint64_t *entries, uint64_t n)
@@ -52,20 +37,6 @@ static int useless(struct error *e, const char *name, const char *what)
 {
     error_set(e, VMSNAP_EXIT_IMAGE, 0, "%s: %s", name, what);
     return -EBADMSG;
-}
-
-static int read_all(int fd, void *buf, size_t len, uint64_t offset)
-{
-    for (size_t done = 0; done < len;) {
-        ssize_t n = pread(fd, (char *)buf + done, len - done, (off_t)(offset + done));
-        if (n == 0)
-            return -ENODATA;
-        if (n < 0 && errno != EINTR)
-            return -errno;
-        if (n > 0)
-            done += (size_t)n;
-    }
-    return 0;
 }
 
 /* Whether the header is one, of this image, and of a file of this length. */
@@ -99,29 +70,21 @@ static int check_entries(const struct workset_header *h, const uint64_t *entries
     return 0;
 }
 
-int workset_read_fd(struct workset *w, int fd, const char *name, const struct image *img,
-                    struct error *e)
+int workset_parse(struct workset *w, const void *data, size_t bytes, const char *name,
+                  const struct image *img, struct error *e)
 {
     struct workset_header h;
-    struct stat st;
     *w = (struct workset){0};
-    if (fstat(fd, &st))
-        return error_set(e, VMSNAP_EXIT_FAILED, errno, "%s", name);
-    if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < sizeof(h))
+    if (bytes < sizeof(h))
         return useless(e, name, "not a working set");
-    int rc = read_all(fd, &h, sizeof(h), 0);
-    if (rc)
-        return error_set(e, VMSNAP_EXIT_FAILED, -rc, "reading %s", name);
-    rc = check_header(&h, (uint64_t)st.st_size, name, img, e);
+    memcpy(&h, data, sizeof(h));
+    int rc = check_header(&h, bytes, name, img, e);
     if (rc)
         return rc;
-    size_t bytes = h.n_entries * sizeof(uint64_t);
     CLEANUP_FREE uint64_t *entries = calloc(h.n_entries + 1, sizeof(*entries));
     if (!entries)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "%s", name);
-    rc = read_all(fd, entries, bytes, sizeof(h));
-    if (rc)
-        return error_set(e, VMSNAP_EXIT_FAILED, -rc, "reading %s", name);
+    memcpy(entries, (const char *)data + sizeof(h), h.n_entries * sizeof(*entries));
     rc = check_entries(&h, entries, name, e);
     if (rc)
         return rc;
@@ -129,17 +92,30 @@ int workset_read_fd(struct workset *w, int fd, const char *name, const struct im
     return 0;
 }
 
-int workset_read(struct workset *w, const struct image *img, struct error *e)
+int workset_begin(struct whole_file *f, const struct image *img)
 {
-    char path[PATH_MAX];
+    /* One entry more than any has, so that it shows when it is too long. */
+    uint64_t max = (image_get_trailer(img)->n_clusters + 1) * sizeof(uint64_t);
+    return whole_file_begin(f, image_fd(img), WORKSET_SUFFIX, sizeof(struct workset_header) + max);
+}
+
+int workset_take(struct workset *w, struct whole_file *f, int timeout_ms, const struct image *img,
+                 struct error *e)
+{
+    size_t bytes;
     *w = (struct workset){0};
-    if (workset_path(img, path, e))
-        return -ENOENT;
-    /* O_NONBLOCK: whatever lies under that name must not hang us. */
-    CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (fd < 0)
-        return error_set(e, VMSNAP_EXIT_FAILED, errno, "opening %s", path);
-    return workset_read_fd(w, fd, path, img, e);
+    int rc = whole_file_wait(f, timeout_ms);
+    if (rc == -EINPROGRESS)
+        return rc;
+    const void *data = whole_file_content(f, &bytes);
+    if (rc == -EOWNERDEAD)
+        error_set(e, VMSNAP_EXIT_FAILED, 0, "the process that reads it was killed");
+    else if (rc)
+        error_set(e, VMSNAP_EXIT_FAILED, -rc, "reading %s", whole_file_path(f));
+    else
+        rc = workset_parse(w, data, bytes, whole_file_path(f), img, e);
+    whole_file_end(f);
+    return rc;
 }
 
 void workset_free(struct workset *w)

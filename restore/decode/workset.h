@@ -13,6 +13,7 @@
 
 #include "common/error.h"
 #include "common/image_reader.h"
+#include "restore/read/whole_file.h"
 
 #define WORKSET_MAGIC "VMSNAPWS"
 #define WORKSET_VERSION 1u
@@ -43,15 +44,18 @@ struct workset {
  * opened by. -ENOENT: the image has no name (any more). */
 int workset_path(const struct image *img, char path[PATH_MAX], struct error *e);
 
-/*
- * Reads and checks the one that lies beside the image, if any. -ENOENT: there is none. Anything
- * else: *e says why it is of no use. An allocation is never larger than the image's own index.
- */
-int workset_read(struct workset *w, const struct image *img, struct error *e);
+/* What a file holds, if that is one of this image. Else -errno, and *e says why it is of no use. An
+ * allocation is never larger than the image's own index. `name` is for messages. */
+int workset_parse(struct workset *w, const void *data, size_t bytes, const char *name,
+                  const struct image *img, struct error *e);
 
-/* The same of an open descriptor, which stays the caller's. `name` is for messages. */
-int workset_read_fd(struct workset *w, int fd, const char *name, const struct image *img,
-                    struct error *e);
+/* Begins to read the one that lies beside the image, if any, in a process. 0 or -errno. */
+int workset_begin(struct whole_file *f, const struct image *img);
+
+/* Takes what was read, and ends the process. -EINPROGRESS: not yet, within timeout_ms; call again,
+ * or whole_file_end(). -ENOENT: there is none. Else as workset_parse(). */
+int workset_take(struct workset *w, struct whole_file *f, int timeout_ms, const struct image *img,
+                 struct error *e);
 
 void workset_free(struct workset *w);
 

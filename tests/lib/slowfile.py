@@ -17,6 +17,7 @@ DIRECT_IO = 1 # no page cache: each read comes here, and one that hangs can't be
 NAME = "image"
 MNT_DETACH = 2
 CLONE_NEWNS = 0x20000
+MS_BIND = 0x1000
 MS_REC_PRIVATE = 0x4000 | 1 << 18
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -47,6 +48,12 @@ class SlowFile:
         self.process = t.spawn([sys.executable, "-B", os.path.abspath(__file__), self._dir, backing,
                                 self._mode])
         wait_until(lambda: os.path.ismount(self._dir), 10, "the slow file is there")
+
+    def cover(self, path):
+        """What is at `path` is this file from now on."""
+        if _libc.mount(self.path.encode(), path.encode(), None, MS_BIND, None):
+            raise OSError(ctypes.get_errno(), f"a mount at {path}")
+        self.t.defer(_libc.umount2, path.encode(), MNT_DETACH)
 
     def _set(self, text):
         with open(self._mode + ".new", "w", encoding="ascii") as f:

@@ -7,11 +7,13 @@ import shutil
 import signal
 import struct
 import sys
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from case import case, main, process_state, wait_until  # noqa: E402
 from minivm import MiniVmPlace, take_image  # noqa: E402
+from slowfile import SlowFile  # noqa: E402
 from vmsnap import Restore, check_no_litter  # noqa: E402
 
 # One vCPU that goes through 24 of 64 MiB again and again, and never touches the rest.
@@ -191,6 +193,45 @@ def refused(t):
     result = failing(t, other)
     t.check(result.error["guest_state"] == "not-started" and ".workset" in result.error["message"],
             f"no file can be written there: {result.text()}")
+
+
+@case("minivm.learn.hangs", "kernel", 60)
+def hangs(t):
+    """A storage that hangs under the working set's file delays neither the start nor a takeover: that is said,
+    and the guest's faults are answered. When it answers, the next restore uses the file."""
+    image = image_alone(t)
+    learn(t, image)
+    copy = t.path("copy")
+    shutil.copy(image + ".workset", copy)
+    slow = SlowFile(t, copy)
+    slow.cover(image + ".workset")
+    slow.hang([(0, 1 << 30)])
+    began = time.monotonic()
+    restored = restore(t, image)
+    restored.guest.wait_for_writes(1000)
+    t.check(time.monotonic() - began < 5, f"the start took {time.monotonic() - began:.1f} s")
+    t.check("does not answer" in restored.result().err, f"said: {restored.result().err}")
+    end(t, restored)
+    restored = restore(t, image, "--bwlimit", "1M", hooks={"kill_at": "restore-running",
+                                                             "pause_log": t.path("log")})
+    began = time.monotonic()
+    wait_until(lambda: restored.result().of_type("takeover"), 10, "another server")
+    restored.guest.wait_for_writes(2000)
+    t.check(time.monotonic() - began < 4, f"the takeover took {time.monotonic() - began:.1f} s")
+    t.equal(restored.result().err.count("does not answer"), 2, "said by both servers")
+    restored.give_up()
+    slow.work()
+    t.check(end(t, restore(t, image))["pages_prefetched"] > 4 * 1400, "what was learned is used")
+
+
+@case("minivm.learn.reader-killed", "kernel", 60)
+def reader_killed(t):
+    """So it is if the process that reads the file is killed."""
+    image = image_alone(t)
+    learn(t, image)
+    restored = restore(t, image, hooks={"kill_at": "workset-reading", "pause_log": t.path("log")})
+    end(t, restored)
+    t.check("was killed" in restored.result().err, f"said: {restored.result().err}")
 
 
 def failing(t, image):

@@ -48,12 +48,8 @@ TestSuite(workset, .init = open_sample, .fini = close_sample, .timeout = 30);
 
 static int read_bytes(struct workset *w, size_t bytes, struct error *e)
 {
-    int fd = memfd_create("workset", MFD_CLOEXEC);
     *e = (struct error){0};
-    cr_assert_eq(write(fd, &file, bytes), (ssize_t)bytes);
-    int rc = workset_read_fd(w, fd, "it", img, e);
-    close(fd);
-    return rc;
+    return workset_parse(w, &file, bytes, "it", img, e);
 }
 
 #define WHOLE (sizeof(struct workset_header) + TOUCHED * 8)
