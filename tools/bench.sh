@@ -10,7 +10,7 @@
 #   (nothing)     4 GiB guests, up to 16 GiB in minivm, 3 rounds: at most 40 minutes
 #   --quick       1 GiB guests, fewer workloads, one round: at most 5 minutes
 #   --only NAME   one experiment, a wrong name lists them; `--only speed` is the everyday case, a minute;
-#                 `--only restore` is all of the restore side
+#                 `--only restore` is all of the restore side, `--only firecracker` its page faults
 #   --cold        what is restored is not in the page cache
 #   --no-install  install nothing: name what is missing and exit 2
 

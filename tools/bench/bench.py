@@ -12,6 +12,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "..", "tests", "lib")]
 
+import firecracker_experiments  # noqa: E402
 import linux_experiments  # noqa: E402
 import machine  # noqa: E402
 import mini_experiments  # noqa: E402
@@ -71,7 +72,7 @@ def restore_experiments(quick):
     for pattern in ("hot",) if quick else mini_experiments.PATTERNS:
         found[f"restore-{pattern}"] = (
             lambda t, run, p=pattern: restore_touches.touches(t, run, p), 200)
-    return found
+    return found | firecracker_experiments.experiments(quick)
 
 
 def choose(options):
@@ -132,7 +133,7 @@ def write_results(run, options, about, names):
         f.write(run.figures.json(about, {"quick": run.quick, "cold": run.cold, "rounds": run.rounds,
                                          "experiments": names}) + "\n")
     text = (f"{machine.line(about)}; {os.getloadavg()[0]:.1f} at the end; rounds: {run.rounds}"
-            f"{'; images not in the page cache' if run.cold else ''}\n\n{run.figures.table()}\n")
+            f"{'; images not in the page cache' if run.cold else ''}\n\n{run.figures.text()}\n")
     with open(os.path.join(options.out, "table.md"), "w", encoding="utf-8") as f:
         f.write(text)
     import plots # slow to load, and of no use before
@@ -166,7 +167,7 @@ def main():
     began = time.monotonic()
     about["interrupted"] = not run_all(run, chosen)
     about["seconds"] = round(time.monotonic() - began)
-    if run.figures.rows:
+    if run.figures.rows or run.figures.tables:
         write_results(run, options, about, list(chosen))
     if about["interrupted"]:
         say("interrupted: the figures are those of what was done before")

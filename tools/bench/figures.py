@@ -3,6 +3,7 @@
 import json
 
 from measure import NoFigure, spread
+from side_by_side import markdown
 
 SCALES = {"ms": 1e3, "us": 1e6, "s": 1.0, "MiB": 1 / (1 << 20), "%": 100.0,
           "GB/s": 1e-9, "x": 1.0, "": 1.0}
@@ -14,6 +15,7 @@ class Figures:
 
     def __init__(self):
         self.rows = []
+        self.tables = [] # of SideBySide
         self.series = [] # {"plot", "label", "points"}: what the plots are made of
 
     def add(self, name, case, ours, theirs=None, against="", unit="s", aim="", reached=None):
@@ -45,7 +47,13 @@ class Figures:
         return json.dumps({"schema_version": 1, "machine": machine, "options": options,
                            "figures": [{**row, "unit": SI_UNITS.get(row["unit"], row["unit"])}
                                        for row in self.rows],
+                           "tables": [table.data() for table in self.tables],
                            "series": self.series}, indent=1)
+
+    def text(self):
+        """The table of all rows, and those that have methods side by side."""
+        parts = ["\n".join(markdown(table.data())) for table in self.tables]
+        return "\n\n".join(([self.table()] if self.rows else []) + parts)
 
     def table(self):
         """Markdown: it reads well on a terminal and goes into docs/performance.md as it is."""

@@ -85,18 +85,22 @@ def observe(samples, begin, end, gap, buckets):
 
 class MemoryWatch:
     """The largest proportional size (PSS) that a process and its descendants had together, looked
-    at every 50 ms from a thread. Memory that they share counts once. `program`: only those of them
-    that run it."""
+    at every 50 ms from a thread. Memory that they share counts once; in `peak_rss` for each. `peak_own`: what
+    is no file's. `program`: only those of them that run it."""
 
     def __init__(self, pid, program=None):
-        self.pid, self.program, self.peak = pid, program, 0
+        self.pid, self.program = pid, program
+        self.peak = self.peak_rss = self.peak_own = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self):
         while not self._stop.wait(0.05):
-            self.peak = max(self.peak, sum(map(pss_bytes, self._processes())))
+            found = list(map(memory_bytes, self._processes()))
+            pss, rss, own = (sum(one[what] for one in found) for what in ("pss", "rss", "own"))
+            self.peak, self.peak_rss = max(self.peak, pss), max(self.peak_rss, rss)
+            self.peak_own = max(self.peak_own, own)
 
     def _processes(self):
         found = family(self.pid)
@@ -128,15 +132,18 @@ def runs(pid, program):
         return False
 
 
-def pss_bytes(pid):
+def memory_bytes(pid):
+    """{"pss", "rss", "own"}: proportional, resident, and the proportional part that is no file's."""
+    fields = {}
     try:
         with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as f:
-            for line in f:
-                if line.startswith("Pss:"):
-                    return int(line.split()[1]) * 1024
+            for line in f.readlines()[1:]:
+                name, value = line.split(":")
+                fields[name] = int(value.split()[0]) * 1024
     except OSError: # it has ended
         pass
-    return 0
+    return {"pss": fields.get("Pss", 0), "rss": fields.get("Rss", 0),
+            "own": fields.get("Pss_Anon", 0) + fields.get("Pss_Shmem", 0)}
 
 
 def wait_seconds(seconds=2.0):

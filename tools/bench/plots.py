@@ -15,6 +15,7 @@ LABELS = {
     "requests": ("requests answered", "ms since the launch"),
     "waits": ("seconds since the launch", "first touches that waited for a page"),
     "demands": ("seconds since the launch", "faults answered"),
+    "touched": ("pages touched", "ms since the memory was handed over"),
     "filled": ("seconds since the launch", "memory of the VMM, MiB"),
 }
 
@@ -47,9 +48,9 @@ def decorate(axes, kind, plot):
     axes.set_title(plot.replace("-", ", "))
     axes.grid(alpha=0.3)
     axes.legend()
-    if kind in ("faults", "requests"):
+    if kind in ("faults", "requests", "touched"):
         axes.set_xscale("log")
-    if kind == "requests":
+    if kind in ("requests", "touched"):
         axes.set_yscale("log")
     elif kind != "faults":
         axes.set_ylim(bottom=0)
