@@ -25,6 +25,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -138,9 +139,30 @@ static int compare_machine(struct restore *r, struct error *e)
                             e);
 }
 
+/* Only KVM makes a machine check of it. */
+static void warn_of_poison(const struct restore *r)
+{
+    const char *accelerator = json_string_value(json_object_get(r->actual, "accelerator"));
+    if (r->o->poison_damage && !(accelerator && strcmp(accelerator, "kvm") == 0))
+        log_warn("where the image is damaged --on-damage poison ends this VMM by SIGBUS once its "
+                 "guest touches that: it is a machine check for the guest with KVM only");
+}
+
+/* What the status of a VMM that was ended so does not tell. */
+static void explain_end(const struct restore *r, int vmm_status)
+{
+    struct server_stats stats = r->session.last;
+    if (r->session.server)
+        server_get_stats(r->session.server, &stats);
+    if (vmm_status == 128 + SIGBUS && stats.counts.pages_poisoned > 0)
+        log_warn("the VMM was ended by SIGBUS: it touched memory that is poisoned, since the image "
+                 "is damaged there");
+}
+
 static int match_blocks(struct restore *r, struct error *e)
 {
     struct region_set found = {0};
+    warn_of_poison(r);
     int rc = r->kind->find_memory(&found, r->actual, r->qmp, &r->vmm.target, r->o->timeout_ms, e);
     if (rc)
         return rc;
@@ -341,6 +363,7 @@ static int run_foreground(struct restore *r, int *vmm_status, struct error *e)
         accompany(r);
         pidfile_remove(&r->pidfile);
         *vmm_status = vmm_exit_status(&r->vmm);
+        explain_end(r, *vmm_status);
         r->o->report(r->o->opaque, "exit", json_pack("{s:i}", "exit_status", *vmm_status));
     }
     tear_down(r);

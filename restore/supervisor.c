@@ -30,6 +30,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
@@ -38,11 +39,14 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/progress.h"
 #include "common/testhook.h"
 #include "restore/launch/detach.h"
 #include "restore/resume.h"
 #include "restore/signals.h"
 #include "restore/supervisor_internal.h"
+
+#define END_SLOW_S 3
 
 /* ---- children ---- */
 
@@ -85,6 +89,41 @@ static void end_vmm(struct supervisor *s, int number, bool again)
         kill(s->vmm, again ? SIGKILL : number);
 }
 
+/* Asked for progress while no server is there that could tell. */
+static void answer_asker(const struct supervisor *s)
+{
+    char text[192];
+    if (s->server)
+        return;
+    if (s->given_up)
+        snprintf(
+            text, sizeof(text),
+            "process %d is served no more from here: its guest waits, or another vmsnap serves "
+            "it; 'vmsnap restore --resume %d [IMAGE]' tries it again",
+            (int)s->vmm, (int)s->vmm);
+    else
+        snprintf(text, sizeof(text),
+                 s->complete ? "all memory of process %d is in"
+                             : "process %d has no server just now: another one follows",
+                 (int)s->vmm);
+    progress_request();
+    progress_answer(text);
+}
+
+/* One that is to end us. */
+static void note_signal(struct supervisor *s, int number)
+{
+    if (s->by_hand && s->served && !s->complete)
+        log_warn("signal %d (%s) ends nothing: the guest in process %d depends on this vmsnap "
+                 "until all memory is in",
+                 number, strsignal(number), (int)s->vmm);
+    if (s->first_signal)
+        return;
+    s->first_signal = number;
+    if (!s->by_hand && !s->charge)
+        s->slow_ns = clock_monotonic_ns() + END_SLOW_S * 1000000000ull;
+}
+
 static void pass_on(struct supervisor *s, int number)
 {
     bool again = s->first_signal != 0;
@@ -95,8 +134,25 @@ static void pass_on(struct supervisor *s, int number)
         end_vmm(s, number, again);
         s->leaves = s->charge;
     }
-    if (number != SIGUSR1 && !again)
-        s->first_signal = number;
+    if (number == SIGUSR1)
+        answer_asker(s);
+    else
+        note_signal(s, number);
+}
+
+/* A VMM that waits for memory may never get as far as its own end, and to somebody at a terminal it
+ * seems that nothing has happened. In how many ms to look again; -1: never. */
+static int watch_end(struct supervisor *s)
+{
+    int left_ms = s->slow_ns ? clock_ms_until(s->slow_ns) : -1;
+    if (left_ms != 0)
+        return left_ms;
+    s->slow_ns = 0;
+    if (s->lives && !supervisor_vmm_ended(s))
+        log_warn("process %d has not ended %d s after signal %d (%s): it may wait for memory that "
+                 "is not in; another such signal kills it",
+                 (int)s->vmm, END_SLOW_S, s->first_signal, strsignal(s->first_signal));
+    return -1;
 }
 
 static void take_signal(struct supervisor *s)
@@ -167,6 +223,9 @@ static void supervise(struct supervisor *s)
             fds[2].fd = -1;
             wait_ms = 50;
         }
+        int end_ms = watch_end(s);
+        if (end_ms >= 0 && (wait_ms < 0 || end_ms < wait_ms))
+            wait_ms = end_ms;
         poll(fds, 4, wait_ms);
         if (fds[0].revents)
             take_signal(s);

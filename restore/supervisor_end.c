@@ -112,7 +112,8 @@ int supervisor_finish(struct supervisor *s, int *vmm_status, struct error *e)
     case END_NONE:
         break;
     case END_SERVER:
-        if (s->by_hand && s->end_status == VMSNAP_EXIT_DONE)
+        if (s->by_hand &&
+            (s->end_status == VMSNAP_EXIT_DONE || s->end_status == VMSNAP_EXIT_WARNINGS))
             stay_for_pidfile(s);
         _exit(s->end_status);
     case END_TOO_SOON:

@@ -50,6 +50,7 @@ struct supervisor {
     int vmm_status, child_status; /* of waitpid(); -1: not seen */
     struct clock_outcome clock;   /* of --sync-clock */
     int first_signal;             /* that was to end us, 0: none */
+    uint64_t slow_ns;             /* from then on the VMM takes long to end; 0: not told to */
     enum end end;
     int end_status; /* END_SERVER: exit code; END_TOO_SOON: the server's wait status */
 };

@@ -98,6 +98,31 @@ def poison(t):
         poison_one(t.sub(), kind)
 
 
+@case("minivm.damage.poison-ends", "kernel", 60)
+def poison_ends(t):
+    """A VMM without KVM dies of what is poisoned: warned of, and said when it has happened. A takeover by hand
+    that poisons ends with a warning's exit status."""
+    sizes = (*SIZES, "--accel", "threads")
+    image = take_image(t, *sizes)
+    bad, cluster, _ = damage_middle(t, image)
+    place = MiniVmPlace(t, *sizes)
+    restored = Restore(t, bad, place, "--paused", "--on-damage", "poison").wait_running()
+    restored.wait_complete()
+    t.check("with KVM only" in restored.result().err, f"a warning: {restored.result().err}")
+    place.cont()
+    t.equal(restored.process.wait(20), 128 + signal.SIGBUS, "exit status")
+    t.check("ended by SIGBUS" in restored.result().err, f"why: {restored.result().err}")
+
+    place = MiniVmPlace(t, *sizes)
+    restored = Restore(t, bad, place, "--paused", "--no-fill").wait_running()
+    kill_all(restored.process)
+    done = vmsnap(t, "restore", "--resume", str(place.pid), "--on-damage", "poison", bad)
+    t.equal(done.code, 3, f"of a takeover: {done.text()}")
+    t.equal(done.summary["pages_poisoned"], 4, "in its summary")
+    t.equal(unreadable_pages(t, place, content_of(t, image)), set(range(4 * cluster, 4 * cluster + 4)),
+            "poisoned pages")
+
+
 @case("minivm.damage.poison-huge", "kernel", 60, lock="hugepages")
 def poison_huge(t):
     """Of memory on hugetlbfs the huge page is."""
@@ -206,7 +231,12 @@ def much(t):
     line = wait_until(lambda: [line for line in restored.result().err.split("\n")
                                if line.startswith("vmsnap: filled")], 5, "an answer to SIGUSR1")[0]
     t.check(line.endswith("can't be restored; guest waits") and "100 %" not in line, f"it says: {line}")
-    restored.give_up()
+    os.kill(place.pid, signal.SIGSTOP) # stands for QEMU, which ends no more while a vCPU waits
+    restored.process.send_signal(signal.SIGINT)
+    wait_until(lambda: "has not ended 3 s after signal 2" in restored.result().err, 10,
+               "a word about the VMM that does not end")
+    restored.process.send_signal(signal.SIGINT)
+    t.equal(restored.process.wait(10), 137, "the second one kills it")
 
 
 def comm(pid):

@@ -122,6 +122,7 @@ def waits(t):
     go()
     done = finish(t, serving)
     t.equal(done.code, 0, f"it outlives the signals: {done.text()}")
+    t.check("signal 2 (Interrupt) ends nothing" in done.err, f"and says so: {done.err}")
     check_whole(t, place, "taken over many times")
 
 

@@ -442,6 +442,9 @@ def gives_up(t):
             t.check("--resume" in errors[0]["hint"], f"the cause says what to do, too: {errors}")
         t.equal(len(errors), 1 if cause == "killed" else 2, f"{cause}: errors: {errors}")
         t.check(is_alive(restored.process.pid), "the supervisor waits for the VMM's end")
+        restored.process.send_signal(signal.SIGUSR1)
+        wait_until(lambda restored=restored: f"process {place.pid} is served no more from here"
+                   in restored.result().err, 5, "an answer to SIGUSR1")
         again = start_vmsnap(inner, "restore", "--resume", str(place.pid),
                              *([image + ".moved"] if cause == "no image" else []))
         place.connect()

@@ -37,6 +37,7 @@ static struct {
 
 static bool detached; /* this is the process of a detached server */
 static bool warned;   /* of what else would be the exit status */
+static bool damaged;  /* memory was poisoned, since the image is damaged */
 
 static const char *const usage[] = {
     "IMAGE [OPTIONS] [-- VMM ARG...]",
@@ -215,7 +216,8 @@ static void print_summary(const json_t *o)
     uint64_t faults = get_number(o, "demand_faults");
     bool whole = json_is_integer(json_object_get(o, "complete_ns"));
     uint64_t poisoned = get_number(o, "pages_poisoned");
-    if (poisoned > 0)
+    damaged = poisoned > 0;
+    if (damaged)
         report_line("%" PRIu64 " pages are poisoned: the image is damaged there", poisoned);
     report_closing("%s%s; %" PRIu64 " pages prefetched, %" PRIu64 " filled, %" PRIu64
                    " on demand in %" PRIu64 " fault%s, p99 %s",
@@ -416,8 +418,10 @@ static int run(const struct command_line *line, struct error *e)
         .trouble = on_trouble,
         .detached = on_detached,
     };
-    if (args.resume_pid)
-        return supervisor_resume(&o, args.resume_pid, e);
+    if (args.resume_pid) {
+        rc = supervisor_resume(&o, args.resume_pid, e);
+        return rc == 0 && damaged ? VMSNAP_EXIT_WARNINGS : rc;
+    }
     int status = 0;
     rc = args.listen ? listen_run(&o, args.listen, e) : restore_run(&o, &status, e);
     if (rc < 0)
