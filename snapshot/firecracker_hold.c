@@ -1,10 +1,12 @@
 #include "snapshot/firecracker_hold.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
 #include <linux/magic.h>
 #include <linux/openat2.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,14 +15,18 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/crc64.h"
+#include "common/log.h"
 #include "common/vmm/firecracker.h"
 
 #define STATE "state"
 #define MEMORY "memory"
+#define LEFT_OVER_S 10
+#define LET_GO_US 20000u /* for a thread that is about to open the FIFO */
 
 void firecracker_hold_init(struct firecracker_hold *h)
 {
@@ -77,6 +83,39 @@ int firecracker_hold_find_place(struct firecracker_hold *h, const struct target 
               "/dev/shm, /run, /tmp or /",
               (int)t->pid);
     return -EROFS;
+}
+
+/* True for a directory that a vmsnap which is dead has left: it holds its VMM for good. One that is
+ * young may be of another pid namespace. */
+static bool is_left_over(int parent_fd, const char *name)
+{
+    int pid;
+    struct stat st;
+    return sscanf(name, ".vmsnap-%d-%*16[0-9a-f]", &pid) == 1 && pid > 0 && kill(pid, 0) < 0 &&
+           errno == ESRCH && fstatat(parent_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+           S_ISDIR(st.st_mode) && time(NULL) - st.st_mtime > LEFT_OVER_S;
+}
+
+void firecracker_hold_clear_up(const struct firecracker_hold *h)
+{
+    int copy = fcntl(h->parent_fd, F_DUPFD_CLOEXEC, 0);
+    DIR *d = copy >= 0 ? fdopendir(copy) : NULL;
+    if (!d && copy >= 0)
+        close(copy);
+    for (const struct dirent *entry; d && (entry = readdir(d));) {
+        struct firecracker_hold left;
+        if (!is_left_over(h->parent_fd, entry->d_name))
+            continue;
+        firecracker_hold_init(&left);
+        snprintf(left.name, sizeof(left.name), "%s", entry->d_name);
+        left.parent_fd = fcntl(h->parent_fd, F_DUPFD_CLOEXEC, 0);
+        log_info("%s was left by a vmsnap that was killed: its VMM is let go", entry->d_name);
+        firecracker_hold_release(&left);
+        usleep(LET_GO_US);
+        firecracker_hold_close(&left);
+    }
+    if (d)
+        closedir(d);
 }
 
 /* The ids with which the VMM opens files. */

@@ -88,14 +88,14 @@ static int find_memory(struct source_firecracker *s, const char *const *maps, st
 
 static int find_vm(struct source_firecracker *s, const char *const *maps, struct error *e)
 {
-    int ret = firecracker_get_info(s->http, s->c.base.timeout_ms, &s->info, e);
+    int ret = firecracker_hold_find_place(&s->hold, &s->c.base.target, e);
+    if (ret)
+        return ret;
+    firecracker_hold_clear_up(&s->hold);
+    ret = firecracker_get_info(s->http, s->c.base.timeout_ms, &s->info, e);
     if (!ret)
         ret = firecracker_check_state(&s->info, e);
-    if (!ret)
-        ret = find_memory(s, maps, e);
-    if (!ret)
-        ret = firecracker_hold_find_place(&s->hold, &s->c.base.target, e);
-    return ret;
+    return ret ? ret : find_memory(s, maps, e);
 }
 
 /* The VMM's process, taken for this snapshot. */

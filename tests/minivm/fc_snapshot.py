@@ -3,6 +3,7 @@
 --listen`, and taken again from that; and whatever may go wrong in between. minivm stands for Firecracker."""
 
 import os
+import signal
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
@@ -11,7 +12,7 @@ from apiproxy import ApiProxy, write_state  # noqa: E402
 from case import case, is_alive, main, wait_until  # noqa: E402
 from firecracker import Api  # noqa: E402
 from listener import Listener  # noqa: E402
-from minivm import MiniVm, MiniVmPlace, end_and_wait, judge_memory  # noqa: E402
+from minivm import MiniVm, MiniVmPlace, end_and_wait, judge_memory, need_huge_pages  # noqa: E402
 from vmsnap import finish, pause_log, start_vmsnap, vmsnap  # noqa: E402
 
 SIZES = ("--memory", "64M", "--populate", "48M", "--cpus", "2")
@@ -52,10 +53,10 @@ def check_runs(t, vm, what):
     vm.wait_for_writes(500)
 
 
-def serve(t, image, state):
+def serve(t, image, state, *options):
     """(the VM that goes on from there, the listener); its memory is complete."""
     listener = Listener(t, image)
-    vm = with_api(t, "--vmstate", state, "--uffd-backend", listener.path)
+    vm = with_api(t, "--vmstate", state, "--uffd-backend", listener.path, *options)
     wait_until(lambda: listener.of_type("summary"), 30, f"the last page is in: {listener.text()}")
     return vm, listener
 
@@ -125,6 +126,18 @@ def regions(t):
     end_and_wait(vm)
     vm, _ = serve(t, image, state)
     check_whole(t, vm, "two regions")
+
+
+@case("minivm.firecracker.huge", "kernel", 60, lock="hugepages")
+def huge(t):
+    """Memory in huge pages of 2 MiB."""
+    need_huge_pages(t, 70)
+    vm = started(t, "--hugetlb")
+    _, image, state = take(t, vm, "huge")
+    check_whole(t, vm, "the VM that it was taken of")
+    end_and_wait(vm)
+    vm, _ = serve(t, image, state, "--hugetlb")
+    check_whole(t, vm, "huge pages, served")
 
 
 @case("minivm.firecracker.paused", "kernel", 60)
@@ -208,6 +221,35 @@ def killed(t):
     check_whole(t, vm, "workers killed")
     check_no_litter(t)
     take(t, vm, "afterwards")
+
+
+@case("minivm.firecracker.all-killed", "kernel", 60)
+def all_killed(t):
+    """Worker and guardian are killed in the pause: the VM stays paused and answers nobody, until the next
+    vmsnap that comes lets it go."""
+    vm = started(t)
+    log, reached, _ = pause_log(t)
+    before = held()
+    guardian = start_vmsnap(t, "snapshot", "--api", vm.api, t.path("none"),
+                            hooks={"pause_at": "source-after-state", "pause_log": log})
+    worker = reached("source-after-state")
+    os.kill(worker, signal.SIGSTOP) # so that it does not end in order
+    for pid in (guardian.pid, worker):
+        os.kill(pid, signal.SIGKILL)
+    guardian.communicate(timeout=5)
+    left = held() - before
+    t.equal(len(left), 1, f"what holds the VM: {left}")
+    take(t, vm, "young", "--timeout", "500ms", expect=17)
+    os.utime(left.pop(), (0, 0))
+    take(t, vm, "old")
+    t.equal(Api(t, vm.api).get("/")["state"], "Paused", "as it was left")
+    Api(t, vm.api).request("PATCH", "/vm", {"state": "Resumed"})
+    check_whole(t, vm, "afterwards")
+    check_no_litter(t)
+
+
+def held():
+    return {os.path.join("/dev/shm", n) for n in os.listdir("/dev/shm") if n.startswith(".vmsnap-")}
 
 
 @case("minivm.firecracker.hangs", "kernel", 60)
