@@ -35,8 +35,8 @@ enum pool_class {
     POOL_FAULT,  /* takes whatever there is */
 };
 
-/* 0 or -ENOMEM. buffer_bytes: a multiple of 4096. With a reserve all memory is there from the start;
- * without one it comes when it is first used, since no fault waits for it. */
+/* 0 or -ENOMEM. buffer_bytes: a multiple of 4096. With a reserve all memory is there from the
+ * start; without one it comes when it is first used, since no fault waits for it. */
 int pool_init(struct pool *p, uint32_t n_buffers, size_t buffer_bytes, uint32_t reserve);
 void pool_free(struct pool *p);
 
