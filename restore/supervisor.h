@@ -41,6 +41,8 @@ struct supervisor_charge {
     /* Between two waits; `connection` (-1: none) is polled. */
     int (*connection)(void *opaque);
     void (*heard)(void *opaque);
+    /* No server is needed any more. */
+    void (*complete)(void *opaque);
     void *opaque;
 };
 

@@ -249,6 +249,8 @@ static void judge_exited(struct supervisor *s, int code)
         s->end_status = code;
     } else if (code == VMSNAP_EXIT_DONE) {
         s->complete = true;
+        if (s->charge)
+            s->charge->complete(s->charge->opaque);
     } else if (code == VMSNAP_EXIT_BUSY) {
         s->next_ns = clock_monotonic_ns() + ASK_AGAIN_NS;
     } else {

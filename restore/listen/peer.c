@@ -124,6 +124,22 @@ static _Noreturn void refuse(struct peer *p, struct error *e)
 
 /* ---- one more on the same connection ---- */
 
+static void close_fd(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+/* What only a server needs, the VMM's userfaultfd above all, is not held for as long as it lives.
+ */
+static void let_go(void *opaque)
+{
+    struct peer *p = opaque;
+    close_fd(&p->uffd);
+    close_fd(&p->record_fd);
+}
+
 static int connection_of(void *opaque)
 {
     const struct peer *p = opaque;
@@ -136,8 +152,7 @@ static _Noreturn void begin_next(struct peer *p)
     int connection = p->mailbox.connection;
     sigset_t mask = p->c->mask;
     sigprocmask(SIG_SETMASK, &mask, NULL);
-    close(p->uffd);
-    close(p->record_fd);
+    let_go(p);
     target_close(&p->target);
     peer_run(p->c, connection, clock_monotonic_ns());
 }
@@ -162,9 +177,7 @@ static void heard(void *opaque)
             waitpid(between, NULL, 0);
     }
     /* The next one has it, or there is nothing more to hear. */
-    if (p->mailbox.connection >= 0)
-        close(p->mailbox.connection);
-    p->mailbox.connection = -1;
+    close_fd(&p->mailbox.connection);
 }
 
 /* ---- the whole ---- */
@@ -176,6 +189,7 @@ static void attend(struct peer *p)
                                              .serve = peer_serve,
                                              .connection = connection_of,
                                              .heard = heard,
+                                             .complete = let_go,
                                              .opaque = p};
     supervisor_attend(&p->o, &charge);
 }

@@ -16,6 +16,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from case import Failed, case, descendants, end_process, is_alive, main, wait_until  # noqa: E402
+from launcher import Manager, need_library  # noqa: E402
 from minivm import PAGE, MiniVm, end_and_wait, kvm_works, need_huge_pages  # noqa: E402
 from rawvm import HUGE, RawVm  # noqa: E402
 from vmsnap import broken, hook_points, json_lines, start_vmsnap, vmsnap  # noqa: E402
@@ -443,6 +444,8 @@ def signals(t):
         vm = RawVm(t, 8 * MIB)
         vm.hand_over(listener.path)
         listener.wait_for("running", vm.pid)
+        mute = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mute.connect(listener.path)
         os.killpg(listener.process.pid, signal.SIGINT)
         wait_until(lambda path=listener.path: not os.path.exists(path), 5, "the socket is removed")
         t.equal(listener.process.poll(), None, f"it ends before its VMs: {listener.text()}")
@@ -452,6 +455,11 @@ def signals(t):
             t.equal(listener.process.wait(5), 143, "exit status")
             t.check(all(is_alive(p) for p in servers), "its servers live")
             t.equal(listener.of_type("summary")[-1]["vms_left"], 1, "vms_left")
+        mute.settimeout(5)
+        try:
+            t.equal(mute.recv(1), b"", "the connection of one that has said nothing")
+        except ConnectionResetError: # it was not even accepted
+            pass
         check_content(t, vm, data, f"{times} times")
         listener.wait_for("summary", vm.pid)
         if times == 1:
@@ -484,6 +492,24 @@ def detached(t):
     wait_until(lambda: len(told("summary")) == 2, 10, "the last summary")
     wait_until(lambda: not is_alive(pid), 10, "its end")
     t.check(not os.path.exists(path) and not os.path.exists(pidfile), "nothing is left")
+
+
+@case("minivm.listen.ready", "kernel", 40)
+def ready(t):
+    """The service manager is told once it listens, and at the end; nothing of the single VMs."""
+    need_library(t)
+    data, image = random_memory(t, 4 * MIB)
+    manager = Manager(t)
+    listener = Listener(t, image)
+    manager.wait_for(t, "READY=1")
+    vm = RawVm(t, 4 * MIB)
+    vm.hand_over(listener.path)
+    check_content(t, vm, data, "under a service manager")
+    listener.wait_for("summary", vm.pid)
+    listener.check_served(1)
+    manager.wait_for(t, "STOPPING=1")
+    t.equal(len([text for text in manager.told if "READY" in text]), 1, "once")
+    t.check(not any("guest" in text for text in manager.told), f"{manager.told}")
 
 
 @case("minivm.listen.ended", "kernel", 40)

@@ -397,7 +397,9 @@ static int run(const struct command_line *line, struct error *e)
     if (rc)
         return rc;
     service_open();
-    service_status(args.resume_pid ? "the guest is taken over" : "the VMM comes up");
+    service_status(args.resume_pid ? "the guest is taken over"
+                   : args.listen   ? "the socket is made"
+                                   : "the VMM comes up");
     struct restore_options o = {
         .image_path = line->operand[0],
         .vmm_argv = line->rest,
@@ -426,6 +428,8 @@ static int run(const struct command_line *line, struct error *e)
     rc = args.listen ? listen_run(&o, args.listen, e) : restore_run(&o, &status, e);
     if (rc < 0)
         report_file_abandon();
+    if (args.listen)
+        service_stopping("no more VMs are taken");
     if (rc || args.listen)
         return rc;
     return args.detach && warned ? VMSNAP_EXIT_WARNINGS : status;
