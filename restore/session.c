@@ -107,6 +107,12 @@ static void hear_of_learning(struct session *s, int timeout_ms)
     enum learn_news news = learn_poll(&s->learn, timeout_ms, &e);
     if (news == LEARN_FAILED)
         s->o->trouble(s->o->opaque, &e);
+    if (news == LEARN_KEPT)
+        log_warn(
+            "--learn: the VMM ended before its minute was over, and its guest had touched only "
+            "%llu clusters: the working set of an earlier run, %llu, is kept (to begin anew "
+            "remove the file beside the image)",
+            (unsigned long long)atomic_load(&s->learn.n), (unsigned long long)s->learn.n_before);
     if (news == LEARN_WRITTEN)
         log_info("%llu clusters learned", (unsigned long long)s->learn.n_written);
 }

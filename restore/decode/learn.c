@@ -12,6 +12,7 @@
 #include "common/clock.h"
 #include "common/testhook.h"
 
+#define BEFORE_MS 500    /* to read the file of an earlier run; a restore's start may wait for it */
 #define END_GRACE_MS 100 /* for a writer that has said its last word */
 
 static size_t entries_bytes(const struct learn *l)
@@ -27,6 +28,24 @@ static int try_to_write(const char *path, struct error *e)
     if (rc == 0)
         publish_close(&p);
     return rc;
+}
+
+/* Of the file that is there, if it is one of this image and its storage answers. */
+static uint64_t count_learned(const struct image *img)
+{
+    struct workset before = {0};
+    struct whole_file file = {0};
+    struct error e;
+    if (workset_begin(&file, img))
+        return 0;
+    int rc = workset_take(&before, &file, BEFORE_MS, img, &e);
+    if (rc == -EINPROGRESS)
+        whole_file_end(&file);
+    if (rc)
+        return 0;
+    uint64_t n = before.n;
+    workset_free(&before);
+    return n;
 }
 
 int learn_begin(struct learn *l, const struct image *img, struct error *e)
@@ -47,6 +66,7 @@ int learn_begin(struct learn *l, const struct image *img, struct error *e)
         return error_set(e, VMSNAP_EXIT_FAILED, errno, "no memory for what is learned");
     l->entries = entries;
     l->img = img;
+    l->n_before = count_learned(img);
     return 0;
 }
 
@@ -134,6 +154,12 @@ static int start_writer(struct learn *l, struct error *e)
     return 0;
 }
 
+static bool was_cut_short(const struct learn *l)
+{
+    bool over = l->until_ns && clock_monotonic_ns() >= l->until_ns;
+    return !over && !TESTHOOK_MASKED("learn.minute");
+}
+
 void learn_write(struct learn *l)
 {
     if (!l->img || atomic_load(&l->over))
@@ -142,6 +168,11 @@ void learn_write(struct learn *l)
     l->n_written = atomic_load_explicit(&l->n, memory_order_acquire);
     if (l->n_written == 0)
         return;
+    if (was_cut_short(l) && l->n_written < l->n_before / 2) {
+        l->n_written = 0;
+        l->kept = true;
+        return;
+    }
     workset_fill_header(&l->header, l->img, l->entries, l->n_written);
     if (start_writer(l, &l->failure))
         l->n_written = 0;
@@ -174,6 +205,10 @@ static enum learn_news take_failure(struct learn *l, struct error *e)
 
 enum learn_news learn_poll(struct learn *l, int timeout_ms, struct error *e)
 {
+    if (l->kept) {
+        l->kept = false;
+        return LEARN_KEPT;
+    }
     if (!l->is_written)
         return take_failure(l, e);
     struct pollfd word = {.fd = l->writer_fd, .events = POLLIN};

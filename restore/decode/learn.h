@@ -6,7 +6,9 @@
  * makes no fault, so only then the order is the guest's own, and the set all that it touched, no
  * more. That lasts for a minute from the first touch after the guest was let run, or until the VMM
  * has ended; then the file is written, and the rest comes in as ever. Should we die before that,
- * the file of an earlier run stays as it is.
+ * the file of an earlier run stays as it is. So it does if the VMM ended within that minute and the
+ * guest had touched less than half of what the file says: a guest that was looked at for a second
+ * must not spoil what a long run has shown.
  *
  * The server's thread notes. The main thread does everything else; a child of its own writes,
  * since file systems may hang, and who serves a guest must not (common/child.h).
@@ -37,6 +39,8 @@ struct learn {
     uint64_t n_at_start; /* when the guest was let run */
     uint64_t until_ns;   /* 0: the guest has touched nothing since */
     uint64_t n_written;  /* the entries of the file, which is being written or there */
+    uint64_t n_before;   /* of an earlier run's; 0: there is none */
+    bool kept;           /* not told yet */
     struct publish publish;
     struct workset_header header;
     struct error failure; /* the writer could not be started */
@@ -64,6 +68,7 @@ void learn_write(struct learn *l);
 enum learn_news {
     LEARN_NOTHING,
     LEARN_WRITTEN, /* told once: the file is there */
+    LEARN_KEPT,    /* told once: this run was cut short, the file of an earlier one stays */
     LEARN_FAILED,  /* told once: *e says why; the file of an earlier run stays */
 };
 /* Has the writing come to an end? Waits for it at most that long. */

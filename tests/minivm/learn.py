@@ -129,6 +129,24 @@ def then_fills(t):
     end(t, restored)
 
 
+@case("minivm.learn.too-short", "kernel", 60)
+def too_short(t):
+    """A guest that ends at once does not spoil what a longer run has shown; a whole minute replaces it, and so
+    does what is of another image."""
+    image = image_alone(t)
+    learn(t, image)
+    with open(image + ".workset", "rb") as f:
+        whole = f.read()
+    for args, kept in (((), True), (("minute",), False)):
+        restored = Restore(t, image, MiniVmPlace(t, *SIZES), "--learn", "--paused",
+                           hooks={"mask_features": "learn.minute"} if args else None).wait_running()
+        result = restored.end()
+        with open(image + ".workset", "rb") as f:
+            t.equal(f.read() == whole, kept, f"{args}: the earlier one stays: {result.text()}")
+        t.equal("is kept" in result.err, kept, f"{args}: it is said: {result.err}")
+        t.equal(result.summary["clusters_learned"] == 0, kept, f"{args}: {result.summary}")
+
+
 @case("minivm.learn.never-half", "kernel", 90)
 def never_half(t):
     """Whoever is killed, and whenever: what lies under the name is whole, and the older one until then."""
