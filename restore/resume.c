@@ -62,9 +62,12 @@ static int take_image(struct session *s, const struct resume_help *help, struct 
     }
     if (memcmp(image_get_header(s->img)->image_id, record_image_id(&s->record), 16) == 0)
         return 0;
-    return error_set(e, VMSNAP_EXIT_MISMATCH, EINVAL,
-                     "%s is not the image that process %d was started from (or a copy of it)",
-                     given ? given : record_image_path(&s->record), (int)s->target->pid);
+    rc = error_set(e, VMSNAP_EXIT_MISMATCH, 0,
+                   "%s is not the image that process %d was started from (or a copy of it)",
+                   given ? given : record_image_path(&s->record), (int)s->target->pid);
+    error_hint(e,
+               "'vmsnap info IMAGE' shows which snapshot an image is; its memory is in no other");
+    return rc;
 }
 
 /* What is registered for minor faults is filled through the file as before. */
@@ -317,8 +320,13 @@ int resume_run(const struct restore_options *o, pid_t pid, const struct resume_h
         rc = damage_check_kernel(o->poison_damage, e);
     if (rc == 0)
         rc = target_open(&target, pid, e);
-    if (rc)
+    if (rc) {
+        if (e->err == ESRCH)
+            error_hint(
+                e, "PID is the VMM's, 'vmm_pid' of what restore printed; if it has ended, start "
+                   "its guest from the image again");
         return rc;
+    }
     rc = record_open(&s.record, &target, e);
     if (rc == 0)
         e->guest = GUEST_WAITING;

@@ -54,13 +54,15 @@ USAGE_ERRORS = [
     (["snapshot", "--qmp", "s", "--base", "b", "a"], "unknown option '--base'", None),
     (["snapshot", "--pid", "1", "a"], "--qmp SOCK or --api SOCK is missing", None),
     (["restore", "--listen", "s"], "IMAGE is missing", None),
-    (["restore", "--listen", "s", "--paused", "a"], "starting one", None),
+    (["restore", "--listen", "s", "--paused", "a"], "--paused can't be given with --listen", None),
     (["restore", "--listen", "s", "--resume", "1"], "either", None),
     (["restore", "--listen", "s", "--report", "r", "a"], "--detach", None),
-    (["restore", "--listen", "s", "a", "--", "qemu"], "starting one", None),
+    (["restore", "--listen", "s", "a", "--", "qemu"], "command line after -- can't", None),
     (["restore"], "IMAGE is missing", None),
     (["restore", "--resume", "x"], "--resume", None),
-    (["restore", "--resume", "1", "--detach"], "starting one", None),
+    (["restore", "--resume", "1", "--detach"], "--detach can't be given with --resume", None),
+    (["restore", "--resume", "1", "--learn"], "--learn can't be given with --resume", None),
+    (["restore", "--resume", "1", "--allow", "disks"], "--allow can't be given with --resume", None),
     (["restore", "a", "qemu"], "unexpected argument 'qemu'", "after --"),
     (["restore", "a", "--"], "nothing follows '--'", None),
     (["restore", "--prefetch", "all", "a"], "unknown", "hot, none"),
@@ -130,6 +132,7 @@ def targets_that_are_none(t):
     refused(t, ["snapshot", "--qmp", "/nonexistent", image], 10, "/nonexistent")
     refused(t, ["snapshot", "--qmp", plain, image], 10, plain)
     t.equal(os.listdir(t.dir), ["plain"], "files left behind")
+    refused(t, ["restore", "--resume", "4194304"], 10, "No such process", "vmm_pid")
     for command in ("info", "verify", "restore"):
         refused(t, [command, "-"], 1, "image -", "in a file first")
     for command in (["info"], ["verify"], ["export", "--format", "raw"], ["restore"]):

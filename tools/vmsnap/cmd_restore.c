@@ -336,22 +336,46 @@ static void on_detached(void *opaque)
     report_to_stream(report_file());
 }
 
+/* The first of what is only for a VMM that vmsnap starts; NULL: nothing of it was given.
+ * `taken_over`: and what a server has from the start. */
+static const char *find_for_start(const struct command_line *line, bool taken_over)
+{
+    const struct {
+        const char *name;
+        bool given;
+    } all[] = {
+        {"a command line after --", line->rest},
+        {"--print-command", args.print_command},
+        {"--paused", args.paused},
+        {"--sync-clock", args.sync_clock},
+        {"--allow", args.allow.count > 0},
+        {"--detach", taken_over && args.detach},
+        {"--learn", taken_over && args.learn},
+        {"--report", taken_over && args.report_path},
+    };
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+        if (all[i].given)
+            return all[i].name;
+    return NULL;
+}
+
 static int check_resume(const struct command_line *line, struct error *e)
 {
-    if (line->rest || args.print_command || args.paused || args.detach || args.learn ||
-        args.report_path || args.sync_clock || args.allow.count)
-        return option_usage_error(e,
-                                  "--resume takes over a VMM that runs: what is for starting one "
-                                  "can't be given with it");
-    return 0;
+    const char *name = find_for_start(line, true);
+    return name ? option_usage_error(e,
+                                     "%s can't be given with --resume, which takes over a VMM that "
+                                     "runs and stays until all its memory is in",
+                                     name)
+                : 0;
 }
 
 static int check_listen(const struct command_line *line, struct error *e)
 {
-    if (line->rest || args.print_command || args.paused || args.sync_clock || args.allow.count)
-        return option_usage_error(e, "--listen serves VMMs that others start: what is for starting "
-                                     "one can't be given with it");
-    return 0;
+    const char *name = find_for_start(line, false);
+    return name ? option_usage_error(
+                      e, "%s can't be given with --listen, which serves VMMs that others start",
+                      name)
+                : 0;
 }
 
 static int check_args(const struct command_line *line, struct error *e)
