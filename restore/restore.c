@@ -427,7 +427,7 @@ int restore_print_command(const char *image_path, char **line, struct error *e)
     if (rc == 0)
         rc = r.kind->plan(&r.launch, r.description, NULL, e);
     if (rc == 0) {
-        *line = relaunch_quote(&r.launch);
+        *line = relaunch_quote_start(&r.launch);
         if (!*line)
             rc = error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory for the command line");
     }

@@ -2,10 +2,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/log.h"
@@ -258,13 +260,37 @@ static void print_quoted(FILE *f, const char *word)
     fputc('\'', f);
 }
 
-char *relaunch_quote(const struct relaunch *l)
+static void print_user(FILE *f, const struct relaunch *l)
+{
+    if (!l->as_user || (l->uid == geteuid() && l->gid == getegid()))
+        return;
+    fprintf(f, "setpriv --reuid=%u --regid=%u ", (unsigned)l->uid, (unsigned)l->gid);
+    for (size_t i = 0; i < l->n_groups; i++)
+        fprintf(f, "%s%u", i == 0 ? "--groups=" : ",", (unsigned)l->groups[i]);
+    fputs(l->n_groups ? " " : "--clear-groups ", f);
+}
+
+static void print_directory(FILE *f, const struct relaunch *l)
+{
+    char here[PATH_MAX];
+    if (!l->cwd || (getcwd(here, sizeof(here)) && strcmp(here, l->cwd) == 0))
+        return;
+    fputs("env -C ", f);
+    print_quoted(f, l->cwd);
+    fputc(' ', f);
+}
+
+static char *quote(const struct relaunch *l, bool with_start)
 {
     char *text = NULL;
     size_t len = 0;
     FILE *f = open_memstream(&text, &len);
     if (!f)
         return NULL;
+    if (with_start) {
+        print_user(f, l);
+        print_directory(f, l);
+    }
     for (size_t i = 0; i < l->argc; i++) {
         if (i > 0)
             fputc(' ', f);
@@ -275,4 +301,14 @@ char *relaunch_quote(const struct relaunch *l)
         return NULL;
     }
     return text;
+}
+
+char *relaunch_quote(const struct relaunch *l)
+{
+    return quote(l, false);
+}
+
+char *relaunch_quote_start(const struct relaunch *l)
+{
+    return quote(l, true);
 }

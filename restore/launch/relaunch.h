@@ -64,4 +64,8 @@ bool relaunch_fd_inherited(int fd);
 /* The line, quoted for a shell: the caller's to free(). NULL when memory is short. */
 char *relaunch_quote(const struct relaunch *l);
 
+/* The same as it can be given after `--` here: behind setpriv and env where the recorded user or
+ * directory is another one than ours. */
+char *relaunch_quote_start(const struct relaunch *l);
+
 #endif

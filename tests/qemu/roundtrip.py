@@ -8,11 +8,13 @@ of memory) occurs. 6 GiB lie on both sides of the 4 GiB hole, and a part of the 
 below it, where Linux would put nothing by itself."""
 
 import os
+import shlex
+import signal
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, main, wait_until  # noqa: E402
+from case import case, is_alive, main, wait_until  # noqa: E402
 from guest import Guest  # noqa: E402
 from vmsnap import (Restore, check_no_litter, first_counters, restored_guest,  # noqa: E402
                     snapshot, vmsnap)
@@ -220,6 +222,15 @@ def recorded_line(t):
     t.equal(printed.code, 0, "--print-command")
     for word in ("qemu-system-x86_64", f"-name {source.name}", "vmlinuz", source.qmp_path):
         t.check(word in printed.out, f"{word} on the printed line: {printed.out}")
+    elsewhere = vmsnap(t, "restore", "--print-command", image, json_=False, cwd="/")
+    line = shlex.split(elsewhere.out)
+    t.equal(line[:3], ["env", "-C", os.getcwd()], "in another directory")
+    pasted = vmsnap(t, "restore", "--detach", "--paused", image, "--", *line, cwd="/")
+    t.equal((pasted.code, "not replayed" in pasted.err), (0, False), f"the line, pasted: {pasted.text()}")
+    pid = pasted.of_type("running")[0]["vmm_pid"]
+    t.equal(os.readlink(f"/proc/{pid}/cwd"), os.getcwd(), "its directory")
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid), 10, "its end")
     restored = Restore(t, image, source, recorded=True).wait_running()
     restored.wait_complete()
     source.check_whole()

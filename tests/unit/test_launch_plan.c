@@ -151,6 +151,19 @@ Test(plan, a_paused_guest_stays_paused)
     cr_assert_not(plan.resumes);
 }
 
+/* What --print-command shows runs as it would without being given. */
+Test(plan, the_line_takes_user_and_directory_along)
+{
+    describe((char *[]){"qemu", "-m", "1G", NULL});
+    cr_assert_eq(qemu_plan(&plan, description, NULL, &e), 0);
+    char *text = relaunch_quote_start(&plan);
+    cr_assert_str_eq(text,
+                     "setpriv --reuid=64055 --regid=108 --groups=108,36 env -C /srv /usr/bin/qemu "
+                     "-m 1G -machine pc-i440fx-7.2",
+                     "the line is: %s", text);
+    free(text);
+}
+
 Test(plan, words_are_quoted_for_a_shell)
 {
     describe((char *[]){"qemu", "-append", "a b", "-name", "it's", "-x", "", "-drive",

@@ -75,11 +75,12 @@ static bool is_vmm_name(const char *word)
            strcmp(name, "kvm") == 0;
 }
 
-/* The first word that names a QEMU; a line that has none has no wrapper either. */
+/* The first word that names a QEMU, and no directory of `env -C`; a line that has none has no
+ * wrapper either. */
 static size_t find_vmm(char *const *argv)
 {
     for (size_t i = 0; argv[i]; i++)
-        if (is_vmm_name(argv[i]))
+        if (is_vmm_name(argv[i]) && (i == 0 || strcmp(argv[i - 1], "-C") != 0))
             return i;
     return 0;
 }

@@ -17,11 +17,17 @@ static bool is_own_qmp(const struct qemu_option *o)
     return qemu_option_is(o, "qmp") && at && strchr(at + 1, '/');
 }
 
+/* `machine`: the versioned name; alone it is what we appended ourselves, or printed for the user.
+ */
+static bool is_own_machine(const struct qemu_option *o, const char *machine)
+{
+    return qemu_option_is(o, "machine") && o->value && strcmp(o->value, machine) == 0;
+}
+
 static const char *const not_replayed[] = {
     "S", "daemonize", "incoming", "loadvm", "preconfig", NULL,
 };
 
-/* `machine`: the versioned name; alone it is what we appended ourselves. */
 static bool must_drop(const struct relaunch *l, const struct qemu_option *o, const char *machine)
 {
     for (const char *const *p = not_replayed; *p; p++)
@@ -30,8 +36,7 @@ static bool must_drop(const struct relaunch *l, const struct qemu_option *o, con
     /* It runs as the recorded user from the start, and can't change to that user again. */
     if (l->as_user && l->uid != 0 && qemu_option_is(o, "runas"))
         return true;
-    return is_own_qmp(o) ||
-           (qemu_option_is(o, "machine") && o->value && strcmp(o->value, machine) == 0);
+    return is_own_qmp(o) || is_own_machine(o, machine);
 }
 
 static int copy_line(struct relaunch *l, const struct qemu_line *line, const char *machine)
@@ -45,7 +50,8 @@ static int copy_line(struct relaunch *l, const struct qemu_line *line, const cha
     for (size_t i = 0; i < line->n_options && rc == 0; i++) {
         const struct qemu_option *o = &line->options[i];
         if (must_drop(l, o, machine)) {
-            relaunch_say_dropped(line->argv[o->at], o->value, restored_before);
+            relaunch_say_dropped(line->argv[o->at], o->value,
+                                 restored_before || is_own_machine(o, machine));
             continue;
         }
         for (size_t j = 0; j < o->n_words && rc == 0; j++)
