@@ -106,6 +106,31 @@ static void check_executable(struct check *c)
     say_result(c, "executable", rc, &e, file);
 }
 
+/* A VMM that lacks one does not start. */
+static void check_files(struct check *c)
+{
+    struct error e = {0};
+    CLEANUP_FREE char *missing = NULL;
+    if (!c->kind->files_exist)
+        return;
+    bool all = c->kind->files_exist(&c->launch, &missing);
+    if (!all)
+        error_set(&e, VMSNAP_EXIT_VMM, ENOENT, "the command line's file %s",
+                  missing ? missing : "(unnamed)");
+    say_result(c, "files", !all, &e,
+               "kernel, firmware and disks that the command line names are there");
+}
+
+/* Only a VMM that was started shows what it is. */
+static void say_not_compared(struct check *c)
+{
+    struct restore_check_item item = {
+        .name = "machine",
+        .reason = "not compared, since nothing is started: machine, memory, CPU and devices; "
+                  "restore does it before the guest runs, and ends with 15 if they differ"};
+    c->item(c->opaque, &item);
+}
+
 static void check_accelerator(struct check *c)
 {
     struct error e = {0};
@@ -162,7 +187,9 @@ static int check_launch(struct check *c, const char *image_path, char *const *vm
     if (!check_plan(c, vmm_argv))
         return 0;
     check_executable(c);
+    check_files(c);
     check_generation_id(c);
+    say_not_compared(c);
     return check_hazards(c, e);
 }
 

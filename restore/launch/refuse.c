@@ -38,18 +38,9 @@ int refuse_found(struct refuse_scope *s, const char *fmt, ...)
     return 1;
 }
 
-/* Of a given line, where "env -C" changes it, as --print-command has it. */
-static const char *find_directory(const struct relaunch *l)
-{
-    for (size_t i = 0; i + 2 < l->argc; i++)
-        if (strcmp(l->argv[i], "env") == 0 && strcmp(l->argv[i + 1], "-C") == 0)
-            return l->argv[i + 2];
-    return ".";
-}
-
 int refuse_scope_open(struct refuse_scope *s, struct error *e)
 {
-    const char *cwd = s->launch->cwd ? s->launch->cwd : find_directory(s->launch);
+    const char *cwd = relaunch_directory(s->launch);
     s->cwd_fd = open(cwd, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (s->cwd_fd >= 0)
         return 0;

@@ -190,6 +190,17 @@ bool relaunch_uses_terminal(const struct relaunch *l)
     return false;
 }
 
+/* Of a given line where "env -C" changes it, as --print-command has it. */
+const char *relaunch_directory(const struct relaunch *l)
+{
+    if (l->cwd)
+        return l->cwd;
+    for (size_t i = 0; i + 2 < l->argc; i++)
+        if (strcmp(l->argv[i], "env") == 0 && strcmp(l->argv[i + 1], "-C") == 0)
+            return l->argv[i + 2];
+    return ".";
+}
+
 bool relaunch_fd_inherited(int fd)
 {
     int flags = fcntl(fd, F_GETFD);

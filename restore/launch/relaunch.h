@@ -58,6 +58,9 @@ int relaunch_no_memory(struct error *e);
 /* Whether the VMM itself reads or writes the terminal (a serial console, a monitor on stdio). */
 bool relaunch_uses_terminal(const struct relaunch *l);
 
+/* Where the VMM starts: "." is ours. */
+const char *relaunch_directory(const struct relaunch *l);
+
 /* Whether a descriptor of ours came from our caller: ours are all close-on-exec. */
 bool relaunch_fd_inherited(int fd);
 

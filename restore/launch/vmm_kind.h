@@ -35,6 +35,10 @@ struct vmm_kind {
                         bool (*inherited)(int fd), struct restore_hazard *out, size_t *count,
                         struct error *e);
 
+    /* Whether the files are there that the line reads (qemu/files.h); NULL: the line does not say.
+     */
+    bool (*files_exist)(const struct relaunch *l, char **missing);
+
     /* Adds what makes the VMM wait for its state, and connect to `socket_path`. */
     int (*add_private)(struct relaunch *l, const char *socket_path, struct error *e);
 

@@ -90,6 +90,11 @@ def image_items(t):
     other = Guest(t, **guest.shape())
     given = check(t, 0, image, "--", *other.argv())
     t.check("image-owner" not in given, "a given line needs no trust in the image")
+    t.check("not compared" in given["machine"]["reason"] and not given["machine"]["refused"], given["machine"])
+    argv = other.argv()
+    at = argv.index("-kernel") + 1
+    gone = check(t, 16, image, "--", *argv[:at], t.path("gone"), *argv[at + 1:])
+    t.check(gone["files"]["refused"] and t.path("gone") in gone["files"]["reason"], gone["files"])
     wrong = check(t, 15, image, "--", *Guest(t, **guest.shape(machine="q35")).argv())
     t.check(wrong["command-line"]["refused"], wrong["command-line"])
     t.equal(descendants(os.getpid()), before, "processes that were started")

@@ -14,6 +14,7 @@
 
 #include "common/log.h"
 #include "restore/launch/image_owner.h"
+#include "restore/launch/qemu/files.h"
 #include "restore/launch/qemu/refuse.h"
 
 static char dir[] = "/tmp/vmsnap-unit-XXXXXX";
@@ -226,4 +227,40 @@ Test(owner, only_what_nobody_else_can_write)
         cr_assert_eq(chown(in_dir("image"), 65534, 65534), 0);
         cr_assert_eq(owner_says(), VMSNAP_EXIT_HAZARD);
     }
+}
+
+/* What a line reads: the first that is not there, or NULL. */
+static const char *missing_of(char *option, char *value)
+{
+    static char text[256];
+    char *argv[] = {"qemu-system-x86_64", option, value, NULL};
+    struct relaunch l = {.argv = argv, .argc = 3, .cwd = dir};
+    char *missing = NULL;
+    if (qemu_files_exist(&l, &missing))
+        return NULL;
+    snprintf(text, sizeof(text), "%s", missing);
+    free(missing);
+    return text;
+}
+
+Test(refuse, files_that_the_line_reads)
+{
+    static char *const gone[][3] = {{"-kernel", "gone", "gone"},
+                                    {"-initrd", "/nonexistent/i", "/nonexistent/i"},
+                                    {"-drive", "if=none,file=gone,format=raw", "gone"},
+                                    {"-blockdev", "driver=file,filename=gone", "gone"},
+                                    {"-blockdev",
+                                     "{\"driver\":\"qcow2\",\"file\":{\"driver\":"
+                                     "\"file\",\"filename\":\"gone\"}}",
+                                     "gone"}};
+    static char *const fine[][2] = {{"-kernel", "/"},
+                                    {"-bios", "bios-microvm.bin"},
+                                    {"-drive", "file=nbd:localhost:1"},
+                                    {"-drive", "if=none,id=cd"},
+                                    {"-cdrom", ""},
+                                    {"-append", "gone"}};
+    for (size_t i = 0; i < sizeof(gone) / sizeof(gone[0]); i++)
+        cr_assert_str_eq(missing_of(gone[i][0], gone[i][1]), gone[i][2]);
+    for (size_t i = 0; i < sizeof(fine) / sizeof(fine[0]); i++)
+        cr_assert_null(missing_of(fine[i][0], fine[i][1]), "%s", fine[i][1]);
 }

@@ -81,7 +81,7 @@ int check_finish(const struct check_list *list)
                             (json_int_t)list->n_items, "refused", (json_int_t)list->n_refused,
                             "exit_code", (int)list->exit_code));
     if (list->n_refused == 0)
-        report_closing("all is well: nothing stands in the way");
+        report_closing("nothing that was looked at stands in the way");
     else
         report_closing("%zu of %zu items stand in the way", list->n_refused, list->n_items);
     return list->exit_code;

@@ -6,6 +6,7 @@
 #include "common/qemu/agent.h"
 #include "common/qemu/machine.h"
 #include "common/qemu/ramblock.h"
+#include "restore/launch/qemu/files.h"
 #include "restore/launch/qemu/generation_id.h"
 #include "restore/launch/qemu/load.h"
 #include "restore/launch/qemu/plan.h"
@@ -64,6 +65,7 @@ const struct vmm_kind vmm_kind_qemu = {
     .plan = qemu_plan,
     .refuse = qemu_refuse,
     .list_hazards = qemu_list_hazards,
+    .files_exist = qemu_files_exist,
     .add_private = qemu_add_private,
     .compare = qemu_compare,
     .find_memory = qemu_find_memory,
