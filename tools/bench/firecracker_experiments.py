@@ -2,6 +2,7 @@
 the same two files, the same accesses."""
 
 import os
+from typing import NamedTuple
 
 from firecracker_runs import Files, Handlers, Vmsnap, served
 from machine import free_bytes
@@ -18,10 +19,19 @@ WARM, COLD = "in page cache", "not in page cache"
 N_CROWD, CROWD_RATE = 8, 20000
 
 
+class Way(NamedTuple):
+    """A method, and where the file lies that it serves from."""
+    method: str
+    cache: str
+
+    def __str__(self):
+        return f"{self.method}, {self.cache}"
+
+
 def experiments(quick):
     """{name: (function, seconds)}"""
-    found = {"firecracker-random": (lambda t, run: alone(t, run, "random", 512, (WARM, COLD)), 90),
-             "firecracker-crowd": (crowd, 90)}
+    found = {"firecracker-random": (lambda t, run: alone(t, run, "random", 512, (WARM, COLD)), 110),
+             "firecracker-crowd": (crowd, 80)}
     if not quick:
         found["firecracker-sequential"] = (
             lambda t, run: alone(t, run, "sequential", 512, (WARM,)), 60)
@@ -41,8 +51,9 @@ def servers(files, n=1):
 
 
 def methods_of(files, numbers, caches):
-    """{(method, cache): function}. Populated or not is one if the file lies in the page cache."""
-    return {(method, cache): lambda make=make, cold=cache == COLD: served(files, make, numbers, cold)
+    """{Way: function}. Populated or not is one if the file lies in the page cache."""
+    return {Way(method, cache): lambda make=make, cold=cache == COLD: served(files, make, numbers,
+                                                                             cold)
             for cache in caches for method, make in servers(files).items()
             if (method, cache) != (LAZY, WARM)}
 
@@ -70,7 +81,7 @@ def alone(t, run, pattern, memory_mib, caches):
     case = f"minivm ({files.accelerator}) {memory_mib} MiB, {pattern}"
     sizes(run.figures, case, files)
     for cache in caches:
-        part = {method: found for (method, one), found in results.items() if one == cache}
+        part = {way.method: found for way, found in results.items() if way.cache == cache}
         report(run.figures, f"{case}, {cache}", part, (1000, 10000, last))
         plot(run.figures, f"{pattern}-{memory_mib}-{'cold' if cache == COLD else 'warm'}", part)
     files.remove()
