@@ -227,7 +227,7 @@ def hangs(t):
     began = time.monotonic()
     restored = restore(t, image)
     restored.guest.wait_for_writes(1000)
-    t.check(time.monotonic() - began < 5, f"the start took {time.monotonic() - began:.1f} s")
+    t.check(time.monotonic() - began < 20, f"the start took {time.monotonic() - began:.1f} s")
     t.check("does not answer" in restored.result().err, f"said: {restored.result().err}")
     end(t, restored)
     restored = restore(t, image, "--bwlimit", "1M", hooks={"kill_at": "restore-running",
@@ -235,7 +235,7 @@ def hangs(t):
     began = time.monotonic()
     wait_until(lambda: restored.result().of_type("takeover"), 10, "another server")
     restored.guest.wait_for_writes(2000)
-    t.check(time.monotonic() - began < 4, f"the takeover took {time.monotonic() - began:.1f} s")
+    t.check(time.monotonic() - began < 20, f"the takeover took {time.monotonic() - began:.1f} s")
     t.equal(restored.result().err.count("does not answer"), 2, "said by both servers")
     restored.give_up()
     slow.work()

@@ -333,6 +333,8 @@ def random_moments(t, times, seed):
         what = f"{number}: {options[1]}, {whom} of {len(victims)} killed after {delay:.3f} s"
         if whom == "all":
             restored.process.wait(10)
+            for pid in victims: # on a busy host that takes a while
+                wait_until(lambda pid=pid: not is_alive(pid), 10, f"{what}: {pid} is gone")
             done = vmsnap(inner, "restore", "--resume", str(place.pid))
             t.check(done.code in (0, 10), f"{what}: {done.text()}")
             by_hand += done.code == 0
