@@ -26,7 +26,7 @@ struct signals {
     int signal_fd, stop_fd;
     pthread_t thread;
     atomic_int caught;
-    unsigned n_direct, n_passed, n_asked; /* count_asked() */
+    unsigned n_direct, n_asked; /* count_asked() */
     atomic_bool guest_runs;
     uint64_t
         kill_at_ns; /* the VMM has had its time to end; 0: nobody told it to, or it was killed */
@@ -69,14 +69,13 @@ static void pass_stop(const struct signals *s, int sig)
 }
 
 /* How often we were told to end: a signal of a terminal or of a whole group comes to us and to our
- * supervisor, which passes it on. */
+ * supervisor, which passes it on. What is passed on is counted there: of two equal signals that
+ * wait for us at a time the kernel keeps one. */
 static unsigned count_asked(struct signals *s, bool passed)
 {
-    if (passed)
-        s->n_passed++;
-    else
-        s->n_direct++;
-    return s->n_passed > s->n_direct ? s->n_passed : s->n_direct;
+    unsigned n_passed = supervised_times_asked();
+    s->n_direct += !passed;
+    return n_passed > s->n_direct ? n_passed : s->n_direct;
 }
 
 static void pass_on(struct signals *s, const struct signalfd_siginfo *info)

@@ -1,7 +1,10 @@
 #include "restore/supervised.h"
 
+#include <errno.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -11,6 +14,7 @@
 /* A process has one supervisor at most. */
 static int line_fd = -1;
 static pid_t supervisor_pid;
+static atomic_uint *times_asked; /* shared by both */
 
 void supervised_begin(int line, pid_t supervisor)
 {
@@ -89,6 +93,26 @@ void supervised_note_loss(void)
     close(line_fd);
     line_fd = -1;
     supervisor_pid = 0;
+}
+
+int supervised_share(void)
+{
+    void *map =
+        mmap(NULL, sizeof(*times_asked), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED)
+        return -errno;
+    times_asked = map;
+    return 0;
+}
+
+void supervised_note_asked(void)
+{
+    atomic_fetch_add(times_asked, 1);
+}
+
+unsigned supervised_times_asked(void)
+{
+    return times_asked ? atomic_load(times_asked) : 0;
 }
 
 bool supervised_passed(const struct signalfd_siginfo *info)

@@ -53,6 +53,14 @@ int supervised_line(void);
 /* Says (log) that it has died. */
 void supervised_note_loss(void);
 
+/* The supervisor, before it forks any server: these see how often it was asked to end. 0 or
+ * -errno. */
+int supervised_share(void);
+/* It was, and is about to pass that on. */
+void supervised_note_asked(void);
+/* A server: how often. */
+unsigned supervised_times_asked(void);
+
 /* Whether a signal was passed on to us by our supervisor. */
 bool supervised_passed(const struct signalfd_siginfo *info);
 

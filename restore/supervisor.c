@@ -44,6 +44,7 @@
 #include "restore/launch/detach.h"
 #include "restore/resume.h"
 #include "restore/signals.h"
+#include "restore/supervised.h"
 #include "restore/supervisor_internal.h"
 
 #define END_SLOW_S 3
@@ -127,6 +128,8 @@ static void note_signal(struct supervisor *s, int number)
 static void pass_on(struct supervisor *s, int number)
 {
     bool again = s->first_signal != 0;
+    if (number != SIGUSR1)
+        supervised_note_asked();
     if (number == SIGUSR1 || (s->server && s->is_first && !s->charge)) {
         if (s->server)
             sigqueue(s->server, number, (union sigval){0});
@@ -241,7 +244,9 @@ static int begin(struct supervisor *s)
     s->is_first = true;
     s->vmm_status = s->child_status = -1;
     signal(SIGCHLD, SIG_DFL); /* ignored, it would keep statuses from us */
-    int rc = take_signals(s);
+    int rc = supervised_share();
+    if (rc == 0)
+        rc = take_signals(s);
     if (rc == 0 && !s->by_hand && !s->charge)
         prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     if (rc == 0)
