@@ -65,6 +65,9 @@ bool record_is_new(const struct record *r);
  * until it comes about. */
 struct record_leaving;
 int record_leave(struct record_leaving **out, const struct target *t, int fd, struct error *e);
+/* Its number in the VMM, or -1. There may be more than one: a server that was killed while it left
+ * one need not have been too late. */
+int record_find_there(const struct record *r, const struct target *t);
 /* Ends the trying, and frees: its number in the VMM, or -1. A third of a second at most. */
 int record_end_leaving(struct record_leaving *l);
 

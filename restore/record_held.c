@@ -86,15 +86,21 @@ struct record_leaving {
     atomic_uint stop;
 };
 
-/* A server before us may have left it, or a try that did not end well: the same file. */
-static int find_there(const struct record_leaving *l)
+/* The VMM's number of the same file as `fd`, or -1. A server before us may have left it, or a try
+ * that did not end well. */
+static int find_there(const struct target *t, int fd)
 {
     struct stat ours, theirs;
-    int number = restore_record_find(l->target);
-    CLEANUP_FD int copy = number < 0 ? -1 : target_get_fd(l->target, number);
-    bool same = copy >= 0 && fstat(copy, &theirs) == 0 && fstat(l->fd, &ours) == 0 &&
+    int number = restore_record_find(t);
+    CLEANUP_FD int copy = number < 0 ? -1 : target_get_fd(t, number);
+    bool same = copy >= 0 && fstat(copy, &theirs) == 0 && fstat(fd, &ours) == 0 &&
                 ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
     return same ? number : -1;
+}
+
+int record_find_there(const struct record *r, const struct target *t)
+{
+    return find_there(t, r->lock_fd);
 }
 
 static void say_once(const struct record_leaving *l, bool *said, const struct error *why)
@@ -115,7 +121,7 @@ static void *leave(void *opaque)
     unsigned pause_ms = FIRST_PAUSE_MS;
     bool said = false;
     int number;
-    while ((number = find_there(l)) < 0 && !atomic_load(&l->stop)) {
+    while ((number = find_there(l->target, l->fd)) < 0 && !atomic_load(&l->stop)) {
         struct error why = {0};
         int rc = inject_give_fd(l->target, l->fd, &number, TRY_MS, &why);
         if (rc == 0 || rc == -ESRCH)

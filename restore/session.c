@@ -17,6 +17,7 @@
 #include "restore/supervised.h"
 
 #define END_SHOWS_MS 500
+#define MAX_COPIES 8    /* of the record, in a VMM */
 #define LEARNED_MS 5000 /* the working set is written, or its file system hangs */
 /* The one of an earlier run is read, or its file system hangs: while the VMM starts, which takes
  * longer; and where a guest runs, while its faults are answered. */
@@ -233,6 +234,12 @@ int session_close_there(struct session *s, struct error *e)
     TESTHOOK_POINT("restore-closing");
     if (rc == 0)
         rc = handoff_close_fd(s->target, s->record.target_fd, RECORD_LINK, s->o->timeout_ms, e);
+    for (int i = 0; i < MAX_COPIES && rc == 0 && record_is_theirs(&s->record); i++) {
+        s->record.target_fd = record_find_there(&s->record, s->target);
+        if (s->record.target_fd < 0)
+            break;
+        rc = handoff_close_fd(s->target, s->record.target_fd, RECORD_LINK, s->o->timeout_ms, e);
+    }
     return rc;
 }
 

@@ -32,6 +32,8 @@
 #include "restore/memory/attach.h"
 #include "restore/serve/damage.h"
 
+#define ACCEPT_AGAIN_US 500000
+
 struct listener {
     struct restore_options o; /* as the VMs' processes have them */
     struct front front;
@@ -128,8 +130,13 @@ static _Noreturn void become_peer(struct listener *l, int connection, uint64_t b
 static void accept_one(struct listener *l)
 {
     int connection = accept4(l->front.fd, NULL, NULL, SOCK_CLOEXEC);
-    if (connection < 0)
+    if (connection < 0) {
+        if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
+            log_warn("a VM that connects has to wait: %s", strerror(errno));
+            usleep(ACCEPT_AGAIN_US); /* descriptors or memory: some VM may end */
+        }
         return;
+    }
     uint64_t began_ns = clock_monotonic_ns();
     int place = roll_reserve(l->peers.roll);
     pid_t pid = place < 0 ? -1 : fork();
