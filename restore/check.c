@@ -10,6 +10,7 @@
 #include "common/format.h"
 #include "common/image_reader.h"
 #include "common/json_text.h"
+#include "restore/decode/workset.h"
 #include "restore/launch/image_owner.h"
 #include "restore/launch/qemu/generation_id.h"
 #include "restore/launch/vmm_kind.h"
@@ -153,6 +154,25 @@ static void check_generation_id(struct check *c)
     c->item(c->opaque, &item);
 }
 
+/* What an earlier --learn has left; refuses nothing. */
+static void check_workset(struct check *c)
+{
+    struct workset w = {0};
+    struct error e = {0};
+    char reason[sizeof(e.message) + 32];
+    int rc = workset_read(&w, c->img, &e);
+    if (rc == 0)
+        snprintf(reason, sizeof(reason), "%llu clusters, which come in first",
+                 (unsigned long long)w.n);
+    else if (rc == -ENOENT)
+        snprintf(reason, sizeof(reason), "none beside the image; restore --learn records one");
+    else
+        snprintf(reason, sizeof(reason), "of no use: %s", e.message);
+    workset_free(&w);
+    struct restore_check_item item = {.name = "working-set", .ok = rc == 0, .reason = reason};
+    c->item(c->opaque, &item);
+}
+
 static int check_hazards(struct check *c, struct error *e)
 {
     size_t most, count;
@@ -210,6 +230,7 @@ int restore_check(const char *image_path, char *const *vmm_argv,
     if (check_image(&c, image_path)) {
         check_kernel(&c);
         check_accelerator(&c);
+        check_workset(&c);
         struct error served = {0};
         if (vmm_kind_check_started(c.description, image_path, &served))
             say_served(&c, vmm_argv, &served);

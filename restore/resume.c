@@ -270,6 +270,9 @@ static int take_over(struct session *s, const struct resume_help *help, struct e
     if (help)
         let_run(s, help);
     warn_if_held(s);
+    if (s->o->learn && help && !help->learned)
+        log_warn("what --learn recorded is lost with the server that did it; the working set of an "
+                 "earlier run, if there is one, stays");
     if (s->o->sync_clock) {
         s->clock = clock_sync_inherit(help ? help->clock : NULL);
         s->clock_reported = true;

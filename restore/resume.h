@@ -13,6 +13,7 @@ struct resume_help {
                      */
     int word_fd;    /* detached: where the caller waits to hear that the guest runs; -1 */
     const struct clock_outcome *clock; /* what came of --sync-clock, if it was heard */
+    bool learned;                      /* what --learn recorded is written */
     bool on_terminal;                  /* the VMM has the terminal: no progress line there */
 };
 

@@ -114,8 +114,10 @@ static void hear_of_learning(struct session *s, int timeout_ms)
             "%llu clusters: the working set of an earlier run, %llu, is kept (to begin anew "
             "remove the file beside the image)",
             (unsigned long long)atomic_load(&s->learn.n), (unsigned long long)s->learn.n_before);
-    if (news == LEARN_WRITTEN)
+    if (news == LEARN_WRITTEN) {
         log_info("%llu clusters learned", (unsigned long long)s->learn.n_written);
+        supervised_tell_learned();
+    }
 }
 
 /* Once it is over the file is written, and the rest comes in. */
@@ -156,6 +158,7 @@ static json_t *describe_summary(const struct session *s)
                                            : json_null());
         if (accelerator)
             json_object_set(o, "accelerator", accelerator);
+        json_object_set_new(o, "workset_clusters", json_integer((json_int_t)s->prefetch.n_learned));
         if (s->handed_over)
             json_object_set_new(o, "handed_over", json_true());
         clock_sync_add(s->clock, o);

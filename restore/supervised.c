@@ -75,6 +75,11 @@ void supervised_tell_clock(const struct clock_outcome *outcome)
     tell(&(struct supervised_message){.kind = SUPERVISED_CLOCK, .clock = *outcome}, NULL, 0);
 }
 
+void supervised_tell_learned(void)
+{
+    tell(&(struct supervised_message){.kind = SUPERVISED_LEARNED}, NULL, 0);
+}
+
 void supervised_tell_complete(void)
 {
     tell(&(struct supervised_message){.kind = SUPERVISED_COMPLETE}, NULL, 0);

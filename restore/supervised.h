@@ -24,6 +24,7 @@ enum supervised_kind {
     SUPERVISED_TOLD,     /* detached: our caller knows that it runs */
     SUPERVISED_SERVES,   /* every fault is answered; `n_settled` clusters needed nothing any more */
     SUPERVISED_CLOCK,    /* what came of --sync-clock */
+    SUPERVISED_LEARNED,  /* what --learn recorded is written */
     SUPERVISED_COMPLETE, /* all memory is in, nothing of ours is left in the VMM */
 };
 
@@ -45,6 +46,7 @@ void supervised_tell_runs(void);
 void supervised_tell_told(void);
 void supervised_tell_serves(uint64_t n_settled);
 void supervised_tell_clock(const struct clock_outcome *outcome);
+void supervised_tell_learned(void);
 void supervised_tell_complete(void);
 
 /* Polls as POLLHUP when the supervisor has died; -1: there is none, or its end was noticed. */

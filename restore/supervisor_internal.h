@@ -48,6 +48,7 @@ struct supervisor {
     int vmm_fd;                   /* a pidfd */
     int command_fd;               /* until the guest runs; -1 */
     int vmm_status, child_status; /* of waitpid(); -1: not seen */
+    bool learned;                 /* what --learn recorded is written */
     struct clock_outcome clock;   /* of --sync-clock */
     int first_signal;             /* that was to end us, 0: none */
     uint64_t slow_ns;             /* from then on the VMM takes long to end; 0: not told to */

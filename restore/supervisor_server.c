@@ -82,6 +82,9 @@ static void take_message(struct supervisor *s, const struct supervised_message *
     case SUPERVISED_CLOCK:
         s->clock = m->clock;
         break;
+    case SUPERVISED_LEARNED:
+        s->learned = true;
+        break;
     case SUPERVISED_COMPLETE:
         s->complete = true;
         break;
@@ -135,6 +138,7 @@ _Noreturn void supervisor_run_server(struct supervisor *s)
     struct resume_help help = {.command_fd = s->runs || !s->resumes ? -1 : s->command_fd,
                                .word_fd = s->word_fd,
                                .clock = &s->clock,
+                               .learned = s->learned,
                                .on_terminal = s->on_terminal};
     if (!s->is_first)
         TESTHOOK_SUCCEED(s->n_started);

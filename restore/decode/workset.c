@@ -7,6 +7,8 @@
 #include "common/cleanup.h"
 #include "common/codec.h"
 
+#define READ_MS 2000
+
 int workset_path(const struct image *img, char path[PATH_MAX], struct error *e)
 {
     int rc = whole_file_beside(image_fd(img), WORKSET_SUFFIX, path);
@@ -115,6 +117,21 @@ int workset_take(struct workset *w, struct whole_file *f, int timeout_ms, const 
     else
         rc = workset_parse(w, data, bytes, whole_file_path(f), img, e);
     whole_file_end(f);
+    return rc;
+}
+
+int workset_read(struct workset *w, const struct image *img, struct error *e)
+{
+    struct whole_file f = {0};
+    *w = (struct workset){0};
+    int rc = workset_begin(&f, img);
+    if (rc)
+        return rc == -ENOENT ? rc : error_set(e, VMSNAP_EXIT_FAILED, -rc, "it can't be looked for");
+    rc = workset_take(w, &f, READ_MS, img, e);
+    if (rc == -EINPROGRESS) {
+        whole_file_end(&f);
+        error_set(e, VMSNAP_EXIT_FAILED, 0, "the storage does not answer");
+    }
     return rc;
 }
 

@@ -57,6 +57,9 @@ int workset_begin(struct whole_file *f, const struct image *img);
 int workset_take(struct workset *w, struct whole_file *f, int timeout_ms, const struct image *img,
                  struct error *e);
 
+/* Both, for whoever only wants to tell of it: waits two seconds for a storage that hangs. */
+int workset_read(struct workset *w, const struct image *img, struct error *e);
+
 void workset_free(struct workset *w);
 
 /* The header of a file with these entries. */

@@ -11,10 +11,11 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, main, process_state, wait_until  # noqa: E402
+from case import case, descendants, main, process_state, wait_until  # noqa: E402
+from damage import comm  # noqa: E402
 from minivm import MiniVmPlace, take_image  # noqa: E402
 from slowfile import SlowFile  # noqa: E402
-from vmsnap import Restore, check_no_litter  # noqa: E402
+from vmsnap import Restore, check_no_litter, vmsnap  # noqa: E402
 
 # One vCPU that goes through 24 of 64 MiB again and again, and never touches the rest.
 SIZES = ("--memory", "64M", "--populate", "48M", "--cpus", "1", "--pattern", "hot:24M")
@@ -85,6 +86,11 @@ def next_restore(t):
     t.say(f"{first['demand_faults']} faults, then {summary['demand_faults']}")
     t.check(summary["demand_faults"] <= 0.03 * first["demand_faults"], f"{summary}")
     t.check(summary["pages_prefetched"] >= 4 * 1536, f"{summary}")
+    t.equal(summary["workset_clusters"], len(learned), "the working set that was used")
+    t.equal(vmsnap(t, "info", image).summary["workset_clusters"], len(learned), "info tells of it")
+    t.check(f"{len(learned)} clusters" in vmsnap(t, "info", image, json_=False).out, "in its text, too")
+    items = {o["name"]: o for o in vmsnap(t, "check", image, "--", *place.argv()).of_type("item")}
+    t.check(str(len(learned)) in items["working-set"]["reason"], f"check tells of it: {items['working-set']}")
     t.check(summary["pages_prefetched"] <= 4 * len(learned) + 4 * hot_clusters(image),
             f"no more than was learned and is hot: {summary}")
 
@@ -145,6 +151,22 @@ def too_short(t):
             t.equal(f.read() == whole, kept, f"{args}: the earlier one stays: {result.text()}")
         t.equal("is kept" in result.err, kept, f"{args}: it is said: {result.err}")
         t.equal(result.summary["clusters_learned"] == 0, kept, f"{args}: {result.summary}")
+
+
+@case("minivm.learn.lost", "kernel", 60)
+def lost(t):
+    """The server that records is killed: that this is lost is said, unless the file was there already."""
+    image = image_alone(t)
+    for hooks, words in ((None, True), ({"mask_features": "learn.minute"}, False)):
+        restored = restore(t, image, "--learn", "--bwlimit", "1M", hooks=hooks)
+        if hooks:
+            wait_until(lambda: os.path.exists(image + ".workset"), 20, "the working set")
+            time.sleep(1) # told to the supervisor
+        os.kill(next(p for p in descendants(restored.process.pid) if comm(p).startswith("vmsnap-server")),
+                signal.SIGKILL)
+        wait_until(lambda restored=restored: len(restored.result().of_type("running")) == 2, 20, "a takeover")
+        t.equal("--learn recorded is lost" in restored.result().err, words, restored.result().err)
+        restored.give_up()
 
 
 @case("minivm.learn.never-half", "kernel", 90)

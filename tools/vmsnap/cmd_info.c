@@ -10,6 +10,7 @@
 #include "common/image_reader.h"
 #include "common/log.h"
 #include "common/region.h"
+#include "restore/decode/workset.h"
 #include "restore/launch/qemu/generation_id.h"
 #include "tools/vmsnap/commands.h"
 #include "tools/vmsnap/report.h"
@@ -127,6 +128,16 @@ static json_t *gpa_json(const struct image *img)
     return list;
 }
 
+static json_t *workset_json(const struct image *img)
+{
+    struct workset w = {0};
+    struct error e = {0};
+    int rc = workset_read(&w, img, &e);
+    json_t *n = rc ? json_null() : json_integer((json_int_t)w.n);
+    workset_free(&w);
+    return n;
+}
+
 static json_t *summary_json(const struct image *img, const json_t *description, const char *path)
 {
     static const char *const recorded[] = {"vm_name", "vmm",         "vmm_version",
@@ -154,6 +165,7 @@ static json_t *summary_json(const struct image *img, const json_t *description, 
     add_number(o, "pages_poisoned", t->pages_poisoned);
     add_number(o, "pages_from_faults", t->pages_from_faults);
     add_number(o, "hot_pages", count_hot_pages(img));
+    json_object_set_new(o, "workset_clusters", workset_json(img));
     add_number(o, "device_state_bytes", state_bytes);
     json_object_set_new(o, "base", json_null());
     json_object_set_new(o, "regions", regions_json(img));
@@ -204,6 +216,19 @@ static void print_source(const json_t *description)
         line_of("vmgenid", "%s", generation_id_words(generation_id_of(description, NULL)));
 }
 
+/* What restore --learn has left beside the image, if anything. */
+static void print_workset(const struct image *img)
+{
+    struct workset w = {0};
+    struct error e = {0};
+    int rc = workset_read(&w, img, &e);
+    if (rc == 0)
+        line_of("working set", "%" PRIu64 " clusters", w.n);
+    else if (rc != -ENOENT)
+        line_of("working set", "of no use: %s", e.message);
+    workset_free(&w);
+}
+
 static void print_sizes(const struct image *img)
 {
     const struct image_trailer *t = image_get_trailer(img);
@@ -217,6 +242,7 @@ static void print_sizes(const struct image *img)
     line_of("stored", "%s (%.1f:1)", format_bytes(stored, t->file_bytes),
             (double)ram_bytes / (double)t->file_bytes);
     line_of("hot pages", "%" PRIu64, count_hot_pages(img));
+    print_workset(img);
     line_of("device state", "%s", format_bytes(state, state_bytes));
 }
 

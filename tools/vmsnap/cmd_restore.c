@@ -206,6 +206,17 @@ static void print_all(const json_t *o)
         get_number(o, "vms"), get_number(o, "vms_complete"), get_number(o, "handoffs_refused"));
 }
 
+/* What --learn has recorded, or an earlier run's that was used. */
+static void workset_words(char *out, size_t size, const json_t *o)
+{
+    uint64_t learned = get_number(o, "clusters_learned"), used = get_number(o, "workset_clusters");
+    *out = '\0';
+    if (learned > 0)
+        snprintf(out, size, "; %" PRIu64 " clusters learned", learned);
+    else if (used > 0)
+        snprintf(out, size, "; a working set of %" PRIu64 " clusters was used", used);
+}
+
 static void print_summary(const json_t *o)
 {
     if (json_object_get(o, "vms")) {
@@ -219,13 +230,15 @@ static void print_summary(const json_t *o)
     damaged = poisoned > 0;
     if (damaged)
         report_line("%" PRIu64 " pages are poisoned: the image is damaged there", poisoned);
+    char workset[96];
+    workset_words(workset, sizeof(workset), o);
     report_closing("%s%s; %" PRIu64 " pages prefetched, %" PRIu64 " filled, %" PRIu64
-                   " on demand in %" PRIu64 " fault%s, p99 %s",
+                   " on demand in %" PRIu64 " fault%s, p99 %s%s",
                    whole ? "all memory is in after " : "memory is not all in",
                    whole ? format_duration(complete, get_number(o, "complete_ns")) : "",
                    get_number(o, "pages_prefetched"), get_number(o, "pages_filled"),
                    get_number(o, "pages_on_demand"), faults, faults == 1 ? "" : "s",
-                   format_duration(p99, get_number(o, "fault_p99_ns")));
+                   format_duration(p99, get_number(o, "fault_p99_ns")), workset);
 }
 
 /* To the service manager: texts without anything that came from the image. */
