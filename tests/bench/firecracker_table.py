@@ -10,7 +10,7 @@ sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from case import case, main # noqa: E402
 from figures import Figures # noqa: E402
 from firecracker_experiments import (FAULT_ALL, KINDS, LEARNED, NO_FILL, ON_DEMAND, PLAIN, # noqa: E402
-                                     is_lacking, report, servers, steps)
+                                     report, servers, short, steps)
 from firecracker_runs import Files, served, times_of # noqa: E402
 from measure import NoFigure # noqa: E402
 from side_by_side import SideBySide, markdown # noqa: E402
@@ -83,8 +83,9 @@ def side_by_side(t):
     t.equal(times_of(told, None, [12.0, 11.5])["complete"], 2.0, "told by the clock")
     t.equal(times_of(told, [1.0, 1.5], None)["complete"], 1.5, "told since the handoff")
     t.equal(steps(3000), [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 3000], "steps")
-    t.check(is_lacking(NoFigure("the summary has no 'complete'")) and not is_lacking(NoFigure("it ended"))
-            and not is_lacking([1]), "what is lacking")
+    t.equal([str(short(found, "never")) for found in (NoFigure("the summary has no 'complete'"),
+                                                       NoFigure("it ended"), [1])],
+            ["never", "no figure", "[1]"], "what a cell has room for")
 
 
 if __name__ == "__main__":

@@ -121,8 +121,7 @@ def report(figures, case, results, shown):
 
     def row(name, unit, of, lacking="-"):
         found = {m: values(results, m, of) for m in results}
-        table.add(name, unit, {m: NoFigure(lacking) if is_lacking(v) else v
-                               for m, v in found.items()})
+        table.add(name, unit, {m: short(v, lacking) for m, v in found.items()})
     row("handoff to the first page", "ms", lambda r: r["first"])
     for n in shown:
         row(f"handoff to {n} pages touched", "ms", lambda r, n=n: r["times"][n])
@@ -135,11 +134,16 @@ def report(figures, case, results, shown):
     row("handler's own memory and page cache", "MiB", lambda r: r["own"] + r["cached"])
     row("memory of the VMs", "MiB", lambda r: r["guests"])
     figures.tables.append(table)
+    for method, found in results.items():
+        if isinstance(found, NoFigure):
+            figures.none(method, found, case)
 
 
-def is_lacking(found):
-    """It works, but this one it does not do."""
-    return isinstance(found, NoFigure) and str(found).startswith("the summary has no")
+def short(found, lacking):
+    """What a cell has room for. `lacking`: of what works but does not do this one."""
+    if not isinstance(found, NoFigure):
+        return found
+    return NoFigure(lacking if str(found).startswith("the summary has no") else "no figure")
 
 
 def plot(figures, name, results):

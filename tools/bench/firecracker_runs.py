@@ -67,7 +67,8 @@ def start_vm(files, socket, *options, **more):
         return MiniVm(files.t, "--vmstate", files.state, "--uffd-backend", socket, *options,
                       seconds=RUN_SECONDS, **more)
     except (Failed, QmpError, QmpGone) as why:
-        raise NoFigure(str(why)) from why
+        cause = f" ({why.__cause__})" if why.__cause__ else ""
+        raise NoFigure(str(why).strip().replace("\n", ", ") + cause) from why
 
 
 def end_vm(vm):
