@@ -51,7 +51,9 @@ def check_whole(t, restored, place, what):
     t.equal(summary["clusters_damaged"], 0, f"{what}: damage")
     check_goes_on(place, what)
     result = restored.end()
-    t.equal((result.code, result.of_type("error")), (0, []), f"{what}: {result.text()}")
+    # Where several in a row die within a read that may be said; it is tried again.
+    others = [e for e in result.of_type("error") if "are killed" not in e["message"]]
+    t.equal((result.code, others), (0, []), f"{what}: {result.text()}")
     t.equal(result.of_type("takeover"), [], f"{what}: the server lives on")
 
 
