@@ -11,16 +11,17 @@
 
 /*
  * Whether `fd` is a userfaultfd of this process's, with all blocks registered for missing pages,
- * which must be private memory with pages of the size that the blocks say. Changes nothing but that
- * reading it does not block any more. Exit code 10, 15: no; what is wrong is said. Main thread; a
- * fraction of a millisecond.
+ * which must be private memory with pages of the size that the blocks say, none of them present.
+ * Changes nothing but that reading it does not block any more. Exit code 10, 15: no; what is wrong
+ * is said. Main thread; a fraction of a millisecond.
  */
 int theirs_check(int fd, const struct target *t, const struct blocks *blocks, struct error *e);
 
 /* Whether it has events for what is given back (UFFD_FEATURE_EVENT_REMOVE): the VMM chose. */
 bool theirs_tells_discards(int fd);
 
-/* A copy of it, taken from the process: it is where the blocks are registered. -errno. */
+/* A copy of it, taken from the process: the one that the end of a block is registered with, which
+ * is what a release leaves to the last. -errno. */
 int theirs_find(const struct target *t, const struct blocks *blocks);
 
 #endif

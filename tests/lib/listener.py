@@ -81,13 +81,15 @@ class Listener:
 
 class Memory:
     """Private anonymous memory of this process, registered with a userfaultfd as Firecracker does it;
-    aligned to 2 MiB. `registered`: how many bytes of it."""
+    aligned to 2 MiB. `registered`: how many bytes of it; `touched`: an offset that is written to before."""
 
-    def __init__(self, t, length, registered=None, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS):
+    def __init__(self, t, length, registered=None, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, touched=None):
         self.length = length
         self._map = mmap.mmap(-1, length + HUGE, flags=flags)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self.address = start + -start % HUGE
+        if touched is not None:
+            ctypes.memset(self.address + touched, 1, 1)
         self.fd = new_userfaultfd(t)
         count = length if registered is None else registered
         if count:

@@ -129,6 +129,7 @@ def memory_that_is_not(t):
     good, large = Memory(t, IMAGE_BYTES), Memory(t, IMAGE_BYTES + 4 * MIB)
     half = Memory(t, IMAGE_BYTES, registered=IMAGE_BYTES // 2)
     shared = Memory(t, IMAGE_BYTES, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+    touched = [Memory(t, IMAGE_BYTES, touched=at) for at in (0, 3 * MIB + PAGE, IMAGE_BYTES - 1)]
     for name, message, fd, *words in (
             ("larger than the image", [large.region()], large.fd, "image"),
             ("behind the image", [good.region(offset=MIB)], good.fd, "image"),
@@ -142,6 +143,7 @@ def memory_that_is_not(t):
             ("nothing mapped", [good.region(base_host_virt_addr=1 << 46)], good.fd, "not mapped"),
             ("half of it registered", [half.region()], half.fd, "not registered"),
             ("shared memory", [shared.region()], shared.fd, "no private"),
+            *(("a page that is there", [one.region()], one.fd, "holds something") for one in touched),
             ("another userfaultfd of ours", [good.region()], large.fd, "another userfaultfd")):
         refused(t, listener, name, message, [fd], *words)
     settle(t, listener, fds)

@@ -250,7 +250,8 @@ def empty_first(t):
     vm.hand_over(listener.path, again=True)
     check_content(t, vm, data, "after an empty message")
     listener.wait_for("summary", vm.pid)
-    vm.hand_over(listener.path, again=True) # all is in: it is registered anew
+    vm.discard(0, 4 * MIB) # all is in: it is emptied and registered anew
+    vm.hand_over(listener.path, again=True)
     listener.wait_for("summary", vm.pid, n=2)
     check_content(t, vm, data, "handed over once more")
     listener.check_served(2)
@@ -614,6 +615,27 @@ def resume_by_hand(t):
 def resume_20(t):
     chance = random.Random(20)
     all_killed(t, [chance.random() for _ in range(20)])
+
+
+@case("minivm.listen.releasing", "kernel", 40)
+def releasing(t):
+    """All are killed while the server lets go of the memory: --resume finds the userfaultfd by what is still
+    registered, registers nothing else, and lets go of the rest."""
+    data, image = random_memory(t, 40 * MIB)
+    listener = Listener(t, image, hooks={"kill_at": "serve-releasing:2", "kill_again": 9,
+                                         "pause_log": t.path("log")})
+    vm = RawVm(t, len(data))
+    vm.hand_over(listener.path)
+    wait_until(lambda: os.path.exists(t.path("log")), 10, "a piece is let go")
+    wait_until(lambda: any("vmsnap-restore" in link for link in links(vm.pid)), 5, "it has the record")
+    listener.kill_all()
+    wait_until(lambda: not listener.processes(), 10, "all are gone")
+    vm.discard(0, 4 * PAGE)
+    by_hand = vmsnap(t, "restore", "--resume", str(vm.pid))
+    t.equal(by_hand.code, 0, by_hand.text())
+    check_left(t, vm.pid, "let go by hand")
+    vm.discard(len(data) - 4 * PAGE, 4 * PAGE)
+    check_content(t, vm, data, "let go by hand", zero=[(0, 4 * PAGE), (len(data) - 4 * PAGE, 4 * PAGE)])
 
 
 @case("minivm.listen.lost", "kernel", 40)
