@@ -42,21 +42,6 @@ static void report_stray(struct answerer *a, uint64_t hva)
     trouble_add_once(a->troubles, &e, SAID_STRAY);
 }
 
-/* The damage was told before; now somebody has come to it. */
-static void report_wait(struct answerer *a, const struct block *b, uint64_t offset)
-{
-    struct error e = {.guest = GUEST_WAITING};
-    if (a->said_wait)
-        return;
-    a->said_wait = a->guest_waits = true;
-    error_set(&e, VMSNAP_EXIT_IMAGE, 0,
-              "the guest waits for memory block '%s' at offset 0x%" PRIx64
-              ", which can't be restored",
-              b->region.name, offset);
-    damage_hint(a, &e);
-    trouble_add(a->troubles, &e);
-}
-
 static void report_no_room(struct answerer *a, const struct block *b, int err)
 {
     struct error e = {.guest = GUEST_WAITING};
@@ -207,6 +192,34 @@ static bool is_poisoned(const struct answerer *a, const struct block *b, uint64_
     return image_cluster_poison(a->img, block_cluster_at(b, offset)) & bit;
 }
 
+static enum answer answer_discarded(struct answerer *a, const struct block *b, uint64_t offset)
+{
+    uint64_t present = 0;
+    int rc = install_discarded(&a->installer, b, offset, &present);
+    enum answer answer = answer_from(a, b, rc);
+    if (answer == ANSWERED && present > 0)
+        wake_page(a, b, offset);
+    return answer;
+}
+
+/* Neither content nor a poison marker. */
+static bool is_absent(const struct answerer *a, const struct block *b, uint64_t offset)
+{
+    enum page_presence there;
+    return target_presence(a->target, b->region.hva + offset, 1, &there) == 0 &&
+           there == PAGE_ABSENT;
+}
+
+/* Its message was read late, and nothing may be put there: that would replace the poison. But who
+ * gives the page back takes the poison away, and may tell nobody of it. */
+static enum answer answer_poisoned(struct answerer *a, const struct block *b, uint64_t offset)
+{
+    if (a->untold && is_absent(a, b, offset))
+        return answer_discarded(a, b, offset);
+    wake_page(a, b, offset);
+    return ANSWERED;
+}
+
 /*
  * A fault in a unit that is done. Mostly its message was read late: the page is there. If not, in
  * shared memory it was unmapped only, and the file still holds it; or a hole was punched (the guest
@@ -217,26 +230,13 @@ static bool is_poisoned(const struct answerer *a, const struct block *b, uint64_
  */
 static enum answer answer_done(struct answerer *a, const struct block *b, uint64_t offset)
 {
-    uint64_t present = 0;
-    if (is_poisoned(a, b, offset)) { /* nothing may be put there: it would replace the poison */
-        wake_page(a, b, offset);
-        return ANSWERED;
-    }
-    if (b->region.kind == REGION_SHARED) {
-        int rc = install_discarded(&a->installer, b, offset, &present);
-        if (present > 0)
-            wake_page(a, b, offset);
-        return answer_from(a, b, rc);
-    }
-    enum page_presence there;
-    int rc = target_presence(a->target, b->region.hva + offset, 1, &there);
-    if (rc == 0 && there == PAGE_ABSENT && a->untold) {
-        rc = install_discarded(&a->installer, b, offset, &present);
-        if (present > 0)
-            wake_page(a, b, offset);
-        return answer_from(a, b, rc);
-    }
-    if (rc == 0 && there == PAGE_ABSENT) {
+    if (is_poisoned(a, b, offset))
+        return answer_poisoned(a, b, offset);
+    if (b->region.kind == REGION_SHARED)
+        return answer_discarded(a, b, offset);
+    if (is_absent(a, b, offset)) {
+        if (a->untold)
+            return answer_discarded(a, b, offset);
         struct error e = {.guest = GUEST_WAITING};
         a->guest_waits = true;
         error_set(&e, VMSNAP_EXIT_FAILED, 0,
@@ -249,12 +249,12 @@ static enum answer answer_done(struct answerer *a, const struct block *b, uint64
     return ANSWERED;
 }
 
-static enum answer answer_discarded(struct answerer *a, const struct block *b, uint64_t offset)
+/* What was there when the content came was unmapped; since it is asked for, something else has
+ * been mapped and registered in its place, which is empty. */
+static enum answer answer_gone(struct answerer *a, const struct block *b, uint64_t offset)
 {
-    uint64_t present = 0;
-    int rc = install_discarded(&a->installer, b, offset, &present);
-    enum answer answer = answer_from(a, b, rc);
-    if (answer == ANSWERED && present > 0)
+    enum answer answer = answer_discarded(a, b, offset);
+    if (answer == ANSWERED) /* ENOENT, if it is not one mapping or gone again: nobody was woken */
         wake_page(a, b, offset);
     return answer;
 }
@@ -281,16 +281,15 @@ enum answer answer_fault(struct answerer *a, uint64_t hva, bool write)
         return answer_pending(a, b, offset, write);
     case CLUSTER_DONE:
         return answer_done(a, b, offset);
-    case CLUSTER_POISONED: /* read late, like one in a unit that is done */
-        wake_page(a, b, offset);
-        return ANSWERED;
+    case CLUSTER_POISONED:
+        return answer_poisoned(a, b, offset);
     case CLUSTER_GONE:
-        return ANSWERED;
+        return answer_gone(a, b, offset);
     case CLUSTER_FILLING:
         return AGAIN_JOB;
     case CLUSTER_DAMAGED:
         if (!a->poisons)
-            report_wait(a, b, offset);
+            damage_report_wait(a, b, offset);
         return answer_damaged(a, b, offset);
     }
     return NEVER;

@@ -70,6 +70,20 @@ void damage_report(struct answerer *a, const struct block *b, uint64_t cluster, 
     trouble_add(a->troubles, &e);
 }
 
+void damage_report_wait(struct answerer *a, const struct block *b, uint64_t offset)
+{
+    struct error e = {.guest = GUEST_WAITING};
+    if (a->said_wait)
+        return;
+    a->said_wait = a->guest_waits = true;
+    error_set(&e, VMSNAP_EXIT_IMAGE, 0,
+              "the guest waits for memory block '%s' at offset 0x%" PRIx64
+              ", which can't be restored",
+              b->region.name, offset);
+    damage_hint(a, &e);
+    trouble_add(a->troubles, &e);
+}
+
 /* Notes that it is named. False: it has been, or too many were. */
 static bool name_unread(struct answerer *a, uint64_t cluster)
 {

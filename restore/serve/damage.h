@@ -20,6 +20,9 @@ int damage_check_kernel(bool poison, struct error *e);
 void damage_report(struct answerer *a, const struct block *b, uint64_t cluster, int err,
                    const char *cause, bool guest_waits);
 
+/* The damage was told before; now somebody has come to it: once. */
+void damage_report_wait(struct answerer *a, const struct block *b, uint64_t offset);
+
 /* A cluster that could not be read but may yet, since that was an I/O error: says so, once for each
  * of the first DAMAGE_NAMED_MAX, and for the first that the guest waits for whatever was said. Such
  * a one counts as damaged, where that is poisoned, when a demand thread has failed with it

@@ -711,6 +711,20 @@ def damage(t):
     t.equal((summary["pages_poisoned"], summary["complete_ns"] is None), (4, False), f"{summary}")
     for page in range(cluster * 4 - 4, cluster * 4 + 8):
         t.equal(readable(vm.pid, vm.at(), page), page // 4 != cluster, f"page {page} can be read")
+    poison_untold(t, bad, data, cluster * CLUSTER)
+
+
+def poison_untold(t, image, data, at):
+    """Poison that is given back, and the VMM does not tell: zeros."""
+    listener = Listener(t, image, "--on-damage", "poison", "--bwlimit", "1M")
+    vm = RawVm(t, len(data))
+    vm.hand_over(listener.path, features=0)
+    listener.wait_for("error")
+    time.sleep(0.05)
+    vm.discard(at, CLUSTER)
+    t.equal(vm.digest(at, CLUSTER), hashlib.sha256(bytes(CLUSTER)).hexdigest(), "poison that was given back")
+    t.equal(listener.of_type("summary", vm.pid), [], "it has waited until all was in")
+    check_content(t, vm, data, "poison that was given back", zero=[(at, CLUSTER)])
 
 
 def readable(pid, at, page):
