@@ -279,12 +279,9 @@ static int take_over(struct session *s, const struct resume_help *help, struct e
     }
     report_running(s, help ? help->word_fd : -1);
     session_accompany(s);
-    if (!s->handed_over)
-        return 0;
-    e->guest = guest_of(s);
-    error_set(e, VMSNAP_EXIT_BUSY, 0, "another vmsnap has taken over process %d",
-              (int)s->target->pid);
-    return -EBUSY;
+    if (s->handed_over)
+        e->guest = guest_of(s);
+    return session_explain_end(s, e);
 }
 
 /* The image is opened, which may hang or fail, before the lock is taken, or asked for. */

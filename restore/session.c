@@ -333,10 +333,15 @@ static void serve_again(struct session *s)
             server_begin_fill(s->server);
         return;
     }
+    if (supervised_tell_unserved()) {
+        log_warn("process %d: %s: another server is due", (int)s->target->pid, e.message);
+        _exit(VMSNAP_EXIT_FAILED); /* as if killed: the next one finds all it needs */
+    }
     error_hint(&e, "'vmsnap restore --resume %d [IMAGE]' goes on", (int)s->target->pid);
     s->o->trouble(s->o->opaque, &e);
     server_stop(s->server);
     s->server = NULL;
+    s->unserved = true;
     record_close(&s->record); /* whoever comes can have it */
 }
 
@@ -443,6 +448,20 @@ void session_accompany(struct session *s)
         learn_write(&s->learn); /* unless it was over */
     progress_finish(&s->progress.line);
     session_summarize(s);
+}
+
+int session_explain_end(const struct session *s, struct error *e)
+{
+    int pid = (int)s->target->pid;
+    if (s->handed_over) {
+        error_set(e, VMSNAP_EXIT_BUSY, 0, "another vmsnap has taken over process %d", pid);
+        return -EBUSY;
+    }
+    if (!s->unserved)
+        return 0;
+    error_set(e, VMSNAP_EXIT_FAILED, 0, "process %d is served no more", pid);
+    error_hint(e, "'vmsnap restore --resume %d [IMAGE]' goes on", pid);
+    return -EIO;
 }
 
 void session_close(struct session *s)

@@ -53,7 +53,8 @@ struct session {
     uint64_t complete_ns; /* since began_ns; 0: not yet */
     bool learns;          /* and so nothing is filled yet */
     bool handed_off, summarized;
-    bool handed_over;         /* another vmsnap serves the guest, as somebody asked */
+    bool handed_over; /* another vmsnap serves the guest, as somebody asked */
+    bool unserved;    /* nobody does: who asked did not come, and we can't go on. It is said */
     struct server_stats last; /* of a server that was ended */
 };
 
@@ -74,6 +75,10 @@ void session_begin(struct session *s);
 /* Lets the fill go on, and returns when the VMM has ended, or (not `stays`) all is done. Reports.
  */
 void session_accompany(struct session *s);
+
+/* After that: 0, or why it is not over for the guest: exit code 11, another vmsnap has taken it
+ * over; 1, nobody serves it any more. */
+int session_explain_end(const struct session *s, struct error *e);
 
 /* Reports the summary, once. Without a server there has been, it is all zeros. */
 void session_summarize(struct session *s);

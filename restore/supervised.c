@@ -22,7 +22,8 @@ void supervised_begin(int line, pid_t supervisor)
     supervisor_pid = supervisor;
 }
 
-static void tell(const struct supervised_message *m, const int *fds, size_t n_fds)
+/* False: nobody hears it. */
+static bool tell(const struct supervised_message *m, const int *fds, size_t n_fds)
 {
     union {
         struct cmsghdr align;
@@ -31,7 +32,7 @@ static void tell(const struct supervised_message *m, const int *fds, size_t n_fd
     struct iovec data = {.iov_base = (void *)m, .iov_len = sizeof(*m)};
     struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1};
     if (line_fd < 0)
-        return;
+        return false;
     if (n_fds > 0) {
         message.msg_control = control.bytes;
         message.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
@@ -41,8 +42,8 @@ static void tell(const struct supervised_message *m, const int *fds, size_t n_fd
         head->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
         memcpy(CMSG_DATA(head), fds, n_fds * sizeof(int));
     }
-    ssize_t n = sendmsg(line_fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-    (void)n; /* a dead supervisor shows as POLLHUP */
+    /* A dead supervisor shows as POLLHUP too. */
+    return sendmsg(line_fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)sizeof(*m);
 }
 
 void supervised_tell_lives(const struct vmm *v, int command_fd, bool resumes, bool on_terminal)
@@ -83,6 +84,11 @@ void supervised_tell_learned(void)
 void supervised_tell_complete(void)
 {
     tell(&(struct supervised_message){.kind = SUPERVISED_COMPLETE}, NULL, 0);
+}
+
+bool supervised_tell_unserved(void)
+{
+    return tell(&(struct supervised_message){.kind = SUPERVISED_UNSERVED}, NULL, 0);
 }
 
 int supervised_line(void)

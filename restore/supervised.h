@@ -26,6 +26,7 @@ enum supervised_kind {
     SUPERVISED_CLOCK,    /* what came of --sync-clock */
     SUPERVISED_LEARNED,  /* what --learn recorded is written */
     SUPERVISED_COMPLETE, /* all memory is in, nothing of ours is left in the VMM */
+    SUPERVISED_UNSERVED, /* we can't serve it any more, and end: as if we had been killed */
 };
 
 struct supervised_message {
@@ -48,6 +49,7 @@ void supervised_tell_serves(uint64_t n_settled);
 void supervised_tell_clock(const struct clock_outcome *outcome);
 void supervised_tell_learned(void);
 void supervised_tell_complete(void);
+bool supervised_tell_unserved(void); /* false: nobody has heard it */
 
 /* Polls as POLLHUP when the supervisor has died; -1: there is none, or its end was noticed. */
 int supervised_line(void);

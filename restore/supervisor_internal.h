@@ -34,6 +34,7 @@ struct supervisor {
 
     pid_t server;       /* 0: none runs */
     bool is_first;      /* `server` is, or was, the one that started the VMM, or the takeover */
+    bool is_unserved;   /* `server` has said that it can't go on */
     uint64_t began_ns;  /* the server */
     uint64_t next_ns;   /* not before that another one */
     unsigned n_started; /* successors */

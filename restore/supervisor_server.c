@@ -88,6 +88,9 @@ static void take_message(struct supervisor *s, const struct supervised_message *
     case SUPERVISED_COMPLETE:
         s->complete = true;
         break;
+    case SUPERVISED_UNSERVED:
+        s->is_unserved = true;
+        break;
     }
 }
 
@@ -173,6 +176,7 @@ int supervisor_fork(struct supervisor *s)
         return -err;
     }
     s->server = pid;
+    s->is_unserved = false;
     s->line = line[0];
     s->began_ns = clock_monotonic_ns();
     return 0;
@@ -248,7 +252,9 @@ static void judge_killed(struct supervisor *s, int status)
 
 static void judge_exited(struct supervisor *s, int code)
 {
-    if (s->is_first && !s->charge) {
+    if (s->is_unserved) {
+        note_failure(s);
+    } else if (s->is_first && !s->charge) {
         s->end = END_SERVER;
         s->end_status = code;
     } else if (code == VMSNAP_EXIT_DONE) {

@@ -93,14 +93,9 @@ static int serve_to_the_end(struct session *s, struct peer *p, struct error *e)
     TESTHOOK_POINT("listen-serving");
     report_running(s, !is_new);
     session_accompany(s);
-    if (!s->handed_over) {
-        if (s->complete_ns)
-            atomic_fetch_add(&p->c->roll->n_complete, 1);
-        return 0;
-    }
-    error_set(e, VMSNAP_EXIT_BUSY, 0, "another vmsnap has taken over process %d",
-              (int)s->target->pid);
-    return -EBUSY;
+    if (s->complete_ns && !s->handed_over)
+        atomic_fetch_add(&p->c->roll->n_complete, 1);
+    return session_explain_end(s, e);
 }
 
 int peer_serve(void *opaque, struct error *e)

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -725,6 +726,36 @@ def poison_untold(t, image, data, at):
     t.equal(vm.digest(at, CLUSTER), hashlib.sha256(bytes(CLUSTER)).hexdigest(), "poison that was given back")
     t.equal(listener.of_type("summary", vm.pid), [], "it has waited until all was in")
     check_content(t, vm, data, "poison that was given back", zero=[(at, CLUSTER)])
+
+
+@case("minivm.listen.asked-in-vain", "kernel", 40)
+def asked_in_vain(t):
+    """Who asks for a guest vanishes, and the server that gave it up can't serve it any more: another one does."""
+    t.need(damage_cluster, "no xxhash module for Python")
+    data, image = random_memory(t, 4 * MIB)
+    bad = image + ".bad"
+    shutil.copyfile(image, bad)
+    with open(image, "rb") as f:
+        cluster = sorted(stored_clusters(f.read()))[40]
+    damage_cluster(bad, cluster)
+    listener = Listener(t, bad)
+    vm = RawVm(t, 4 * MIB)
+    vm.hand_over(listener.path)
+    listener.wait_for("error")
+    vm.begin("digest", cluster * CLUSTER, PAGE)
+    first, = listener.servers()
+    wait_until(lambda: any("vmsnap-restore" in link for link in links(vm.pid)), 5, "it has the record")
+    resource.prlimit(first, resource.RLIMIT_NOFILE, (3, 3)) # no descriptor more
+    vain = vmsnap(t, "restore", "--resume", str(vm.pid), image,
+                  hooks={"kill_at": "asked-for-guest", "pause_log": t.path("log"), "break": "not-supervised"})
+    t.equal(vain.code, -signal.SIGKILL, f"killed: {vain.text()}")
+    listener.wait_for("running", vm.pid, n=2)
+    t.check(listener.servers() and first not in listener.servers(), "another server")
+    by_hand = resume(t, vm, image)
+    t.check(vm.is_done(10), "goes on with a sound copy")
+    vm.end()
+    check_content(t, vm, data, "with a sound copy")
+    t.equal(by_hand.wait(10), 0, "--resume with a copy")
 
 
 def readable(pid, at, page):
