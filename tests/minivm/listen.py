@@ -11,12 +11,13 @@ import shutil
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import Failed, case, descendants, end_process, is_alive, main, wait_until  # noqa: E402
+from case import Failed, case, descendants, end_process, is_alive, main, tool, wait_until  # noqa: E402
 from launcher import Manager, need_library  # noqa: E402
 from minivm import PAGE, MiniVm, end_and_wait, kvm_works, need_huge_pages  # noqa: E402
 from rawvm import HUGE, RawVm  # noqa: E402
@@ -494,6 +495,29 @@ def detached(t):
     wait_until(lambda: len(told("summary")) == 2, 10, "the last summary")
     wait_until(lambda: not is_alive(pid), 10, "its end")
     t.check(not os.path.exists(path) and not os.path.exists(pidfile), "nothing is left")
+
+
+@case("minivm.listen.closed", "kernel", 40)
+def closed(t):
+    """Started with its standard descriptors closed: nothing of it takes their numbers."""
+    data, image = random_memory(t, 4 * MIB)
+    path, report, pidfile = t.path("l.sock"), t.path("report"), t.path("pid")
+    started = subprocess.run(["/bin/sh", "-c", 'exec "$@" <&- 2>&-', "sh", tool("vmsnap"), "restore", "--listen", path,
+                              "--detach", "--pidfile", pidfile, "--report", report, image], timeout=20, check=False,
+                             stdout=subprocess.DEVNULL)
+    t.equal(started.returncode, 0, "exit status")
+    with open(pidfile, encoding="ascii") as f:
+        t.defer(kill, int(f.read()))
+
+    def told(kind):
+        with open(report, encoding="utf-8") as f:
+            return [o for o in json_lines(f.read()) if o["type"] == kind]
+    vm = RawVm(t, 4 * MIB)
+    vm.hand_over(path)
+    check_content(t, vm, data, "with closed descriptors")
+    wait_until(lambda: told("summary"), 10, "the summary")
+    t.equal(told("error"), [], "errors")
+    vm.kill()
 
 
 @case("minivm.listen.ready", "kernel", 40)

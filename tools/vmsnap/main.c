@@ -1,8 +1,10 @@
 /* main.c - finds the command, parses its options, runs it, reports its error. */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/log.h"
 #include "common/progress.h"
@@ -89,6 +91,15 @@ static int run_command(const struct command *command, int argc, char **argv)
     return fail(&e, command->has_guest);
 }
 
+/* What we open must not become one of the three: an image as standard input would be lost where a
+ * detached server leaves the terminal. Reading and writing there fail as if they were closed. */
+static void fill_standard_fds(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0)
+            (void)!open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+}
+
 static void do_nothing(int number)
 {
     (void)number;
@@ -107,6 +118,7 @@ static void setup_signals(void)
 
 int main(int argc, char **argv)
 {
+    fill_standard_fds();
     setup_signals();
     report_setup(asks_for_json(argv), false);
     struct error e = {0};
