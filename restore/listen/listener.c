@@ -84,6 +84,7 @@ static int take_signals(struct listener *l, struct error *e)
     if (l->signal_fd < 0)
         return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't take signals");
     sigprocmask(SIG_BLOCK, &set, &l->peers.mask);
+    peer_add_ends(&l->peers.mask);
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); /* a VM may be a child's child */
     return 0;
 }
@@ -123,7 +124,6 @@ static _Noreturn void become_peer(struct listener *l, int connection, uint64_t b
     close(l->signal_fd);
     front_forget(&l->front);
     setsid(); /* what a terminal sends is for the listener */
-    sigprocmask(SIG_SETMASK, &l->peers.mask, NULL);
     peer_run(&l->peers, connection, began_ns);
 }
 

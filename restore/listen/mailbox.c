@@ -22,7 +22,7 @@ int mailbox_open(struct mailbox *in, int connection, struct error *e)
     return in->bytes ? 0 : error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory for a message");
 }
 
-static void close_fds(struct mailbox *in)
+void mailbox_drop_fds(struct mailbox *in)
 {
     while (in->n_fds > 0)
         close(in->fds[--in->n_fds]);
@@ -30,7 +30,7 @@ static void close_fds(struct mailbox *in)
 
 void mailbox_close(struct mailbox *in)
 {
-    close_fds(in);
+    mailbox_drop_fds(in);
     free(in->bytes);
     if (in->connection >= 0)
         close(in->connection);
@@ -108,18 +108,24 @@ static int look(struct mailbox *in, struct peer_message *m, int *fd, struct erro
     }
 }
 
+static bool is_empty(const struct mailbox *in)
+{
+    return in->n_bytes == 0 && in->n_fds == 0;
+}
+
 static int explain_end(const struct mailbox *in, struct error *e)
 {
-    if (in->n_bytes == 0 && in->n_fds == 0)
+    if (is_empty(in))
         return -ENODATA;
     return error_set(e, VMSNAP_EXIT_TARGET, EPROTO,
                      in->n_fds ? "the connection was closed in the middle of a handoff message"
                                : "a handoff message came without a userfaultfd");
 }
 
-int mailbox_take(struct mailbox *in, struct peer_message *m, int *fd, uint64_t until_ns,
+int mailbox_take(struct mailbox *in, struct peer_message *m, int *fd, int end_fd, uint64_t until_ns,
                  struct error *e)
 {
+    bool ends = false;
     for (;;) {
         bool more = receive(in);
         int rc = look(in, m, fd, e);
@@ -127,14 +133,16 @@ int mailbox_take(struct mailbox *in, struct peer_message *m, int *fd, uint64_t u
             return rc;
         if (more)
             continue;
-        if (in->ended)
+        if (in->ended || (ends && is_empty(in)))
             return explain_end(in, e);
-        struct pollfd p = {.fd = in->connection, .events = POLLIN};
+        struct pollfd p[2] = {{.fd = in->connection, .events = POLLIN},
+                              {.fd = ends ? -1 : end_fd, .events = POLLIN}};
         int left_ms = clock_ms_until(until_ns);
         if (left_ms == 0)
             return error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT, "no whole handoff message came%s",
                              in->n_bytes && in->n_fds == 0 ? ", nor a userfaultfd" : "");
-        poll(&p, 1, left_ms);
+        poll(p, 2, left_ms);
+        ends |= p[1].revents != 0;
     }
 }
 

@@ -27,11 +27,15 @@ void mailbox_close(struct mailbox *in);
 
 /*
  * The next handoff: its regions, and the userfaultfd that came with it (*fd, the caller's). Waits
- * until `until_ns`. -ENODATA: it was closed without a word. Exit code 10: what came is none; 17: no
- * more came.
+ * until `until_ns`, or (for the first byte) until `end_fd` (-1: none) can be read. -ENODATA: it was
+ * closed, or we are to end, without a word of it. Exit code 10: what came is none; 17: no more
+ * came.
  */
-int mailbox_take(struct mailbox *in, struct peer_message *m, int *fd, uint64_t until_ns,
+int mailbox_take(struct mailbox *in, struct peer_message *m, int *fd, int end_fd, uint64_t until_ns,
                  struct error *e);
+
+/* Descriptors that came and that nobody has taken. */
+void mailbox_drop_fds(struct mailbox *in);
 
 /* Something has come, or the end: false, and nothing is known to come any more. */
 bool mailbox_look(struct mailbox *in);

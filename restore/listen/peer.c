@@ -24,10 +24,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/testhook.h"
@@ -67,26 +69,34 @@ static int place_blocks(struct peer *p, const struct peer_message *m, struct err
     return rc;
 }
 
-/* From here on a guest waits for us: the supervisor hears what is to end it. */
-static void hold_signals(void)
+void peer_add_ends(sigset_t *set)
 {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGHUP);
-    sigaddset(&set, SIGQUIT);
-    sigprocmask(SIG_BLOCK, &set, NULL);
+    sigaddset(set, SIGINT);
+    sigaddset(set, SIGTERM);
+    sigaddset(set, SIGHUP);
+    sigaddset(set, SIGQUIT);
 }
 
-/* Hears it, and believes it once it is checked. */
+/* Hears it. Told to end before anything has come we do; the signal is not taken away, so that the
+ * supervisor hears it as well. */
+static int hear_handoff(struct peer *p, struct peer_message *m, struct error *e)
+{
+    sigset_t ends;
+    sigemptyset(&ends);
+    peer_add_ends(&ends);
+    CLEANUP_FD int end_fd = signalfd(-1, &ends, SFD_CLOEXEC);
+    uint64_t until_ns = p->began_ns + (uint64_t)p->o.timeout_ms * 1000000u;
+    int rc = mailbox_take(&p->mailbox, m, &p->uffd, end_fd, until_ns, e);
+    mailbox_drop_fds(&p->mailbox); /* more than one came with it */
+    return rc;
+}
+
+/* Believes it once it is checked. */
 static int take_handoff(struct peer *p, struct error *e)
 {
     struct peer_message m;
-    uint64_t until_ns = p->began_ns + (uint64_t)p->o.timeout_ms * 1000000u;
-    int rc = mailbox_take(&p->mailbox, &m, &p->uffd, until_ns, e);
+    int rc = hear_handoff(p, &m, e);
     if (rc == 0) {
-        hold_signals();
         TESTHOOK_POINT("listen-heard");
         rc = find_process(p, e);
     }
@@ -150,8 +160,6 @@ static int connection_of(void *opaque)
 static _Noreturn void begin_next(struct peer *p)
 {
     int connection = p->mailbox.connection;
-    sigset_t mask = p->c->mask;
-    sigprocmask(SIG_SETMASK, &mask, NULL);
     let_go(p);
     target_close(&p->target);
     peer_run(p->c, connection, clock_monotonic_ns());
@@ -204,6 +212,7 @@ _Noreturn void peer_run(const struct peer_config *c, int connection, uint64_t be
                      .record_fd = -1};
     struct error e = {0};
     prctl(PR_SET_NAME, "vmsnap-peer");
+    sigprocmask(SIG_SETMASK, &c->mask, NULL);
     int rc = mailbox_open(&p.mailbox, connection, &e);
     if (rc == 0)
         rc = take_handoff(&p, &e);

@@ -17,10 +17,15 @@ struct peer_config {
     struct image *img;
     const char *image_path; /* absolute; empty: it has no name */
     struct roll *roll;
-    sigset_t mask; /* before the listener took signals */
+    sigset_t mask; /* before the listener took signals, but for those that are to end it */
 };
 
-/* The process of a connection, accepted at `began_ns`, to its end. `connection` is its own. */
+/* The signals that are to end it. From its fork on they are heard where it looks for them only: an
+ * unread handoff is a guest that waits. */
+void peer_add_ends(sigset_t *set);
+
+/* The process of a connection, accepted at `began_ns`, to its end. `connection` is its own.
+ * What the listener takes is blocked. */
 _Noreturn void peer_run(const struct peer_config *c, int connection, uint64_t began_ns);
 
 #endif
