@@ -304,6 +304,15 @@ int supervisor_resume(const struct restore_options *o, pid_t vmm, struct error *
     return supervisor_finish(&s, &ignored, e);
 }
 
+static struct supervisor *attending; /* of this process */
+
+void supervisor_forget(void)
+{
+    supervisor_close_fd(&attending->signal_fd);
+    supervisor_close_fd(&attending->line);
+    attending = NULL;
+}
+
 void supervisor_attend(const struct restore_options *o, const struct supervisor_charge *charge)
 {
     struct supervisor s = {.o = o,
@@ -323,6 +332,7 @@ void supervisor_attend(const struct restore_options *o, const struct supervisor_
     }
     if (!s.server)
         supervisor_run_server(&s);
+    attending = &s;
     supervise(&s);
     supervisor_finish(&s, &ignored, &e);
 }

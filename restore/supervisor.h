@@ -53,4 +53,8 @@ struct supervisor_charge {
  */
 void supervisor_attend(const struct restore_options *o, const struct supervisor_charge *charge);
 
+/* In a process forked by `heard`, which has nothing to do with that VM: closes what is the
+ * supervisor's alone. */
+void supervisor_forget(void);
+
 #endif

@@ -23,6 +23,7 @@
 #include "common/clock.h"
 #include "common/kernel.h"
 #include "common/log.h"
+#include "common/testhook.h"
 #include "restore/decode/learn.h"
 #include "restore/launch/detach.h"
 #include "restore/launch/pidfile.h"
@@ -32,7 +33,8 @@
 #include "restore/memory/attach.h"
 #include "restore/serve/damage.h"
 
-#define ACCEPT_AGAIN_US 500000
+#define ACCEPT_AGAIN_NS 500000000ull
+#define MAX_WAITING 1024 /* connections that are taken yet when we end; the socket holds fewer */
 
 struct listener {
     struct restore_options o; /* as the VMs' processes have them */
@@ -41,8 +43,10 @@ struct listener {
     struct pidfile pidfile;
     char image_path[PATH_MAX];
     int signal_fd;
-    int word_fd;      /* detached: where our caller waits; -1 */
-    unsigned n_asked; /* signals that are to end us */
+    int word_fd;       /* detached: where our caller waits; -1 */
+    int kept;          /* accepted, and there was no process for it yet; -1 */
+    uint64_t again_ns; /* not before that another one is accepted; 0: at once */
+    unsigned n_asked;  /* signals that are to end us */
     int last_signal;
 };
 
@@ -119,50 +123,91 @@ static int begin(struct listener *l, const struct restore_options *o, const char
 
 /* ---- VMs ---- */
 
-static _Noreturn void become_peer(struct listener *l, int connection, uint64_t began_ns)
+static _Noreturn void become_peer(struct listener *l, int place, int connection, uint64_t began_ns)
 {
     close(l->signal_fd);
     front_forget(&l->front);
     setsid(); /* what a terminal sends is for the listener */
-    peer_run(&l->peers, connection, began_ns);
+    peer_run(&l->peers, place, connection, began_ns);
 }
 
-static void accept_one(struct listener *l)
+/* For want of something that some VM's end may give back. The connections wait in the socket, with
+ * all that was sent over them. */
+static void pause_accepting(struct listener *l, const char *why)
 {
-    int connection = accept4(l->front.fd, NULL, NULL, SOCK_CLOEXEC);
-    if (connection < 0) {
-        if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
-            log_warn("a VM that connects has to wait: %s", strerror(errno));
-            usleep(ACCEPT_AGAIN_US); /* descriptors or memory: some VM may end */
-        }
-        return;
-    }
-    uint64_t began_ns = clock_monotonic_ns();
+    if (l->again_ns == 0)
+        log_warn("a VM that connects has to wait: %s", why);
+    l->again_ns = clock_monotonic_ns() + ACCEPT_AGAIN_NS;
+}
+
+/* 0 or -errno. */
+static int start_peer(struct listener *l, int connection)
+{
     int place = roll_reserve(l->peers.roll);
-    pid_t pid = place < 0 ? -1 : fork();
+    if (place < 0)
+        return -EUSERS;
+    pid_t pid = TESTHOOK_FAIL("listen-fork") ? -1 : fork();
+    int err = errno;
     if (pid == 0)
-        become_peer(l, connection, began_ns);
-    if (pid < 0) {
-        log_warn("a VM that connected is not served: %s",
-                 place < 0 ? "there are too many already" : strerror(errno));
-        atomic_fetch_add(&l->peers.roll->n_refused, 1);
+        become_peer(l, place, connection, clock_monotonic_ns());
+    roll_set(l->peers.roll, place, pid < 0 ? 0 : pid);
+    return pid < 0 ? -err : 0;
+}
+
+/* True: there may be another one. */
+static bool accept_one(struct listener *l)
+{
+    if (l->kept < 0)
+        l->kept = accept4(l->front.fd, NULL, NULL, SOCK_CLOEXEC);
+    int rc = l->kept < 0 ? -errno : start_peer(l, l->kept);
+    if (rc == 0) {
+        close(l->kept);
+        l->kept = -1;
+        l->again_ns = 0;
+    } else if (rc != -EAGAIN || l->kept >= 0) {
+        if (rc == -EINTR || rc == -ECONNABORTED)
+            return true;
+        pause_accepting(l, rc == -EUSERS ? "there are too many already" : strerror(-rc));
     }
-    if (place >= 0)
-        roll_set(l->peers.roll, place, pid < 0 ? 0 : pid);
-    close(connection);
+    return rc == 0;
+}
+
+/* A process that was killed before its VM was served has taken the handoff with it. */
+static void note_killed(struct listener *l, pid_t pid, int number, bool served)
+{
+    log_warn("process %d, which %s a VM, was ended by signal %d (%s)%s", (int)pid,
+             served ? "looked after the server of" : "was about to serve", number,
+             strsignal(number),
+             served ? "" : ": that one waits for its memory, and is to be loaded again");
+    if (!served)
+        atomic_fetch_add(&l->peers.roll->n_refused, 1);
 }
 
 static void reap(struct listener *l)
 {
+    int status;
     pid_t pid;
-    while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
-        roll_remove(l->peers.roll, pid);
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        bool served = false;
+        if (roll_remove(l->peers.roll, pid, &served) && WIFSIGNALED(status))
+            note_killed(l, pid, WTERMSIG(status), served);
+        if (l->again_ns)
+            l->again_ns = 1; /* there is room */
+    }
 }
 
 /* ---- the end ---- */
 
 static void stop_listening(struct listener *l)
 {
+    for (int i = 0; i < MAX_WAITING && accept_one(l); i++) /* they may have sent it all */
+        ;
+    if (l->kept >= 0) {
+        log_warn("a VM that connected is not served, for want of a process");
+        atomic_fetch_add(&l->peers.roll->n_refused, 1);
+        close(l->kept);
+        l->kept = -1;
+    }
     front_close(&l->front);
     unsigned n = roll_signal(l->peers.roll, SIGTERM);
     if (n > 0)
@@ -193,13 +238,17 @@ static void listen_to_the_end(struct listener *l)
         reap(l);
         if (l->n_asked > 1 || (l->n_asked == 1 && roll_signal(l->peers.roll, 0) == 0))
             return;
+        int wait_ms = l->again_ns && l->front.fd >= 0 ? clock_ms_until(l->again_ns) : -1;
+        bool pauses = wait_ms > 0;
         struct pollfd fds[2] = {{.fd = l->signal_fd, .events = POLLIN},
-                                {.fd = l->front.fd, .events = POLLIN}};
-        poll(fds, 2, -1);
+                                {.fd = pauses ? -1 : l->front.fd, .events = POLLIN}};
+        poll(fds, 2, wait_ms);
         if (fds[0].revents)
             take_signal(l);
-        else if (fds[1].revents)
+        else if (fds[1].revents || (l->kept >= 0 && wait_ms == 0))
             accept_one(l);
+        else if (wait_ms == 0)
+            l->again_ns = 0; /* and nobody waits */
     }
 }
 
@@ -251,7 +300,7 @@ static int run(struct listener *l, const struct restore_options *o, const char *
 
 int listen_run(const struct restore_options *o, const char *socket_path, struct error *e)
 {
-    struct listener l = {.o = *o, .front = {.fd = -1}, .signal_fd = -1, .word_fd = -1};
+    struct listener l = {.o = *o, .front = {.fd = -1}, .signal_fd = -1, .word_fd = -1, .kept = -1};
     json_t *listening;
     int rc = 0;
     if (o->detach && !detach_fork(&l.word_fd, &listening, &rc, e)) {

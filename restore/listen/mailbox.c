@@ -108,14 +108,9 @@ static int look(struct mailbox *in, struct peer_message *m, int *fd, struct erro
     }
 }
 
-static bool is_empty(const struct mailbox *in)
-{
-    return in->n_bytes == 0 && in->n_fds == 0;
-}
-
 static int explain_end(const struct mailbox *in, struct error *e)
 {
-    if (is_empty(in))
+    if (mailbox_is_empty(in))
         return -ENODATA;
     return error_set(e, VMSNAP_EXIT_TARGET, EPROTO,
                      in->n_fds ? "the connection was closed in the middle of a handoff message"
@@ -133,7 +128,7 @@ int mailbox_take(struct mailbox *in, struct peer_message *m, int *fd, int end_fd
             return rc;
         if (more)
             continue;
-        if (in->ended || (ends && is_empty(in)))
+        if (in->ended || (ends && mailbox_is_empty(in)))
             return explain_end(in, e);
         struct pollfd p[2] = {{.fd = in->connection, .events = POLLIN},
                               {.fd = ends ? -1 : end_fd, .events = POLLIN}};
@@ -153,4 +148,9 @@ bool mailbox_look(struct mailbox *in)
     if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
         in->ended = true;
     return n > 0;
+}
+
+bool mailbox_is_empty(const struct mailbox *in)
+{
+    return in->n_bytes == 0 && in->n_fds == 0;
 }

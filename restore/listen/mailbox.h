@@ -34,6 +34,9 @@ void mailbox_close(struct mailbox *in);
 int mailbox_take(struct mailbox *in, struct peer_message *m, int *fd, int end_fd, uint64_t until_ns,
                  struct error *e);
 
+/* Nothing has come that is not taken yet. */
+bool mailbox_is_empty(const struct mailbox *in);
+
 /* Descriptors that came and that nobody has taken. */
 void mailbox_drop_fds(struct mailbox *in);
 

@@ -38,6 +38,9 @@
 #include "restore/record.h"
 #include "restore/supervisor.h"
 
+/* A VMM connects in order to send: who says nothing for so long must not hold a process. */
+#define SILENT_NS 5000000000ull
+
 /* ---- what was handed over ---- */
 
 static int find_process(struct peer *p, struct error *e)
@@ -86,7 +89,10 @@ static int hear_handoff(struct peer *p, struct peer_message *m, struct error *e)
     peer_add_ends(&ends);
     CLEANUP_FD int end_fd = signalfd(-1, &ends, SFD_CLOEXEC);
     uint64_t until_ns = p->began_ns + (uint64_t)p->o.timeout_ms * 1000000u;
-    int rc = mailbox_take(&p->mailbox, m, &p->uffd, end_fd, until_ns, e);
+    uint64_t first_ns = p->began_ns + SILENT_NS < until_ns ? p->began_ns + SILENT_NS : until_ns;
+    int rc = mailbox_take(&p->mailbox, m, &p->uffd, end_fd, first_ns, e);
+    if (rc == -ETIMEDOUT && !mailbox_is_empty(&p->mailbox))
+        rc = mailbox_take(&p->mailbox, m, &p->uffd, end_fd, until_ns, e);
     mailbox_drop_fds(&p->mailbox); /* more than one came with it */
     return rc;
 }
@@ -157,12 +163,21 @@ static int connection_of(void *opaque)
 }
 
 /* In the process of the next VM. */
-static _Noreturn void begin_next(struct peer *p)
+static _Noreturn void begin_next(struct peer *p, int place)
 {
     int connection = p->mailbox.connection;
     let_go(p);
     target_close(&p->target);
-    peer_run(p->c, connection, clock_monotonic_ns());
+    supervisor_forget();
+    peer_run(p->c, place, connection, clock_monotonic_ns());
+}
+
+static bool ended_well(pid_t child)
+{
+    int status = -1;
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR)
+        ;
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
 /* Something has come over the connection, or its end. */
@@ -173,16 +188,17 @@ static void heard(void *opaque)
         int place = roll_reserve(p->c->roll);
         pid_t between = place < 0 ? -1 : fork();
         if (between == 0) {
-            pid_t next = fork();
+            pid_t next = TESTHOOK_FAIL("listen-fork-next") ? -1 : fork();
             if (next == 0)
-                begin_next(p);
-            roll_set(p->c->roll, place, next > 0 ? next : 0);
-            _exit(0);
+                begin_next(p, place);
+            _exit(next < 0);
         }
-        if (between < 0)
+        if (between < 0 || !ended_well(between)) {
             log_warn("no process for a further VM of process %d", (int)p->target.pid);
-        else
-            waitpid(between, NULL, 0);
+            atomic_fetch_add(&p->c->roll->n_refused, 1);
+            if (place >= 0)
+                roll_give_up(p->c->roll, place);
+        }
     }
     /* The next one has it, or there is nothing more to hear. */
     close_fd(&p->mailbox.connection);
@@ -202,7 +218,7 @@ static void attend(struct peer *p)
     supervisor_attend(&p->o, &charge);
 }
 
-_Noreturn void peer_run(const struct peer_config *c, int connection, uint64_t began_ns)
+_Noreturn void peer_run(const struct peer_config *c, int place, int connection, uint64_t began_ns)
 {
     struct peer p = {.c = c,
                      .o = *c->o,
@@ -212,6 +228,7 @@ _Noreturn void peer_run(const struct peer_config *c, int connection, uint64_t be
                      .record_fd = -1};
     struct error e = {0};
     prctl(PR_SET_NAME, "vmsnap-peer");
+    roll_set(c->roll, place, getpid());
     sigprocmask(SIG_SETMASK, &c->mask, NULL);
     int rc = mailbox_open(&p.mailbox, connection, &e);
     if (rc == 0)
@@ -221,7 +238,7 @@ _Noreturn void peer_run(const struct peer_config *c, int connection, uint64_t be
     if (rc)
         refuse(&p, &e);
     TESTHOOK_POINT("listen-checked");
-    atomic_fetch_add(&c->roll->n_served, 1);
+    roll_note_served(c->roll, place);
     attend(&p);
     _exit(0);
 }

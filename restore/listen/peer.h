@@ -24,8 +24,9 @@ struct peer_config {
  * unread handoff is a guest that waits. */
 void peer_add_ends(sigset_t *set);
 
-/* The process of a connection, accepted at `began_ns`, to its end. `connection` is its own.
+/* The process of a connection, accepted at `began_ns`, to its end. `connection` is its own. `place`
+ * was reserved for it.
  * What the listener takes is blocked. */
-_Noreturn void peer_run(const struct peer_config *c, int connection, uint64_t began_ns);
+_Noreturn void peer_run(const struct peer_config *c, int place, int connection, uint64_t began_ns);
 
 #endif

@@ -2,6 +2,10 @@
 
 #include <signal.h>
 #include <sys/mman.h>
+#include <unistd.h>
+
+#define BEGIN_LOOKS 100
+#define BEGIN_LOOK_US 1000
 
 struct roll *roll_new(void)
 {
@@ -20,20 +24,34 @@ int roll_reserve(struct roll *r)
     return -1;
 }
 
-void roll_remove(struct roll *r, pid_t pid)
+bool roll_remove(struct roll *r, pid_t pid, bool *served)
 {
     for (unsigned i = 0; i < ROLL_MAX; i++) {
         int held = pid;
-        if (atomic_compare_exchange_strong(&r->pids[i], &held, 0))
-            return;
+        if (atomic_load(&r->pids[i]) != pid)
+            continue;
+        *served = atomic_exchange(&r->served[i], false);
+        return atomic_compare_exchange_strong(&r->pids[i], &held, 0);
     }
+    return false;
+}
+
+/* Who is about to begin says so in a moment. */
+static pid_t settled(const atomic_int *place)
+{
+    pid_t pid = atomic_load(place);
+    for (int i = 0; pid == -1 && i < BEGIN_LOOKS; i++) {
+        usleep(BEGIN_LOOK_US);
+        pid = atomic_load(place);
+    }
+    return pid;
 }
 
 unsigned roll_signal(const struct roll *r, int number)
 {
     unsigned n = 0;
     for (unsigned i = 0; i < ROLL_MAX; i++) {
-        pid_t pid = atomic_load(&r->pids[i]);
+        pid_t pid = number ? settled(&r->pids[i]) : atomic_load(&r->pids[i]);
         n += pid != 0;
         if (pid > 0 && number)
             kill(pid, number);

@@ -10,10 +10,11 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#define ROLL_MAX 1024u /* connections at a time */
+#define ROLL_MAX 32768u /* VMs at a time, those that have all their memory included */
 
 struct roll {
-    atomic_int pids[ROLL_MAX]; /* 0: free; -1: taken by one that is about to begin */
+    atomic_int pids[ROLL_MAX];    /* 0: free; -1: taken by one that is about to begin */
+    atomic_bool served[ROLL_MAX]; /* its handoff was taken, and found to be good */
     atomic_ullong n_served, n_complete, n_refused;
     atomic_bool learner; /* one of them learns, or has learned (--learn) */
 };
@@ -28,8 +29,20 @@ static inline void roll_set(struct roll *r, int place, pid_t pid)
     atomic_store(&r->pids[place], pid);
 }
 
-/* That process has ended, or (-1 in its place) never began. */
-void roll_remove(struct roll *r, pid_t pid);
+/* In that process, or instead of it if it never began and has not said so. */
+static inline void roll_note_served(struct roll *r, int place)
+{
+    atomic_fetch_add(&r->n_served, 1);
+    atomic_store(&r->served[place], true);
+}
+static inline void roll_give_up(struct roll *r, int place)
+{
+    int reserved = -1;
+    atomic_compare_exchange_strong(&r->pids[place], &reserved, 0);
+}
+
+/* That process has ended. False: it had no place. */
+bool roll_remove(struct roll *r, pid_t pid, bool *served);
 
 /* Sends it to all of them; returns how many there are. 0 only counts. */
 unsigned roll_signal(const struct roll *r, int number);

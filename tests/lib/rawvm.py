@@ -76,7 +76,7 @@ class _Child:
         self.kept, self.connection, self.threads = [], None, []
 
     def hand_over(self, path, text=None, features=EVENT_REMOVE, register=True, mode=MODE_MISSING, fds=None,
-                  again=False, pieces=1, close=False):
+                  again=False, pieces=1, pause=0.01, close=False):
         """`text` with @AT@ and @SIZE@ in the place of numbers; fds: what to send, by name."""
         text = text or json.dumps([{"base_host_virt_addr": self.memory.at, "size": self.memory.size,
                                     "offset": 0, "page_size": self.page, "page_size_kib": self.page}])
@@ -93,7 +93,7 @@ class _Child:
             else:
                 self.connection.send(sent)
             if pieces > 1:
-                time.sleep(0.01)
+                time.sleep(pause)
         if close:
             self.connection.close()
             self.connection = None

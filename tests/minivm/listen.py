@@ -470,6 +470,52 @@ def signals(t):
         vm.kill()
 
 
+@case("minivm.listen.in-flight", "kernel", 40)
+def in_flight(t):
+    """Told to end while a handoff is half read, or lies in the socket: that VM is served."""
+    data, image = random_memory(t, 4 * MIB)
+    listener = Listener(t, image)
+    vm = RawVm(t, 4 * MIB)
+    vm.begin("hand_over", listener.path, pieces=2, pause=0.5)
+    wait_until(lambda: listener.processes(), 5, "its process", every=0.01)
+    time.sleep(0.2)
+    for pid in [listener.process.pid, *listener.processes()]:
+        kill(pid, signal.SIGTERM)
+    vm.end()
+    check_content(t, vm, data, "half read")
+    t.equal(listener.process.wait(10), 0, "exit status")
+    t.equal(listener.of_type("summary")[-1]["vms"], 1, "vms")
+    listener = Listener(t, image)
+    kill(listener.process.pid, signal.SIGSTOP)
+    second = RawVm(t, 4 * MIB)
+    second.hand_over(listener.path)
+    kill(listener.process.pid, signal.SIGTERM)
+    kill(listener.process.pid, signal.SIGCONT)
+    check_content(t, second, data, "not yet accepted")
+    t.equal(listener.process.wait(10), 0, "exit status")
+
+
+@case("minivm.listen.no-process", "kernel", 40)
+def no_process(t):
+    """No process can be had: a VM that connects waits for one; one on another's connection is counted, and the
+    listener ends all the same."""
+    data, image = random_memory(t, 4 * MIB)
+    listener = Listener(t, image, hooks={"fail_at": "listen-fork"})
+    vm = RawVm(t, 4 * MIB)
+    vm.hand_over(listener.path)
+    check_content(t, vm, data, "it had to wait")
+    t.check("has to wait" in listener.text(), f"it is said: {listener.text()}")
+    listener.wait_for("summary", vm.pid)
+    listener.check_served(1)
+    listener = Listener(t, image, hooks={"fail_at": "listen-fork-next"})
+    vm = RawVm(t, 4 * MIB)
+    vm.hand_over(listener.path)
+    listener.wait_for("summary", vm.pid)
+    vm.hand_over(listener.path, again=True)
+    t.check(vm.closed(5), "the connection is closed")
+    listener.check_served(1, refused=1)
+
+
 @case("minivm.listen.detached", "kernel", 40)
 def detached(t):
     """Returns once it listens; the rest is in the report."""
@@ -677,7 +723,8 @@ def lost(t):
     by_hand = vmsnap(t, "restore", "--resume", str(vm.pid))
     t.equal((by_hand.code, "not being restored" in by_hand.error["message"]), (10, True), by_hand.text())
     vm.kill()
-    listener.check_served(0)
+    t.check("was about to serve a VM" in listener.text(), f"it is said: {listener.text()}")
+    listener.check_served(0, refused=1)
 
 
 @case("minivm.listen.traced", "kernel", 40)
