@@ -4,7 +4,7 @@
  * Facts from Firecracker's source (src/vmm/src/arch/x86_64, vstate/memory.rs):
  *   - a region is one mmap(): private and anonymous, or of hugetlbfs; readable and writable. Before
  *     1.12 it has a page without access on both sides; later ones may lie side by side, and then
- *     the kernel joins them.
+ *     the kernel joins them; since it looks for room from above, the second lies below the first.
  *   - guest memory goes from address 0 to a gap below 4 GiB, of 768 MiB up to version 1.12 and of
  *     1 GiB since PCI came; goes on at 4 GiB up to a gap from 256 GiB on, of 256 GiB (since then);
  *     and goes on behind that. So there are one to three regions, whose lengths the size tells.
@@ -25,6 +25,7 @@
 #define REGIONS_MAX 64u
 #define CANDIDATES_TOLD 6u
 #define USER_END (1ull << 47)
+#define ONE_REGION_MAX (3 * GIB) /* what is longer may be two regions that were joined */
 
 /* The lengths of regions in the order of their offsets. */
 struct layout {
@@ -133,16 +134,24 @@ static bool same_layout(const struct layout *a, const struct layout *b)
     return a->n == b->n && memcmp(a->bytes, b->bytes, a->n * sizeof(a->bytes[0])) == 0;
 }
 
-/* The number of layouts that fit; *n stretches of the last that does. */
+/* The layouts that memory of that size may have: their number. */
+static unsigned list_layouts(struct layout out[2], uint64_t bytes)
+{
+    out[0] = lay_out(bytes, ONE_REGION_MAX, 252 * GIB);
+    out[1] = lay_out(bytes, 4 * GIB - 768 * MIB, UINT64_MAX);
+    return same_layout(&out[0], &out[1]) ? 1 : 2;
+}
+
+/* The number of layouts that fit; *n stretches of the last that does. One stretch of more than 3
+ * GiB is not certain: a newer version has two regions there, which the kernel may have joined. */
 static unsigned choose(const struct stretch_list *s, uint64_t bytes, const struct stretch **out,
                        unsigned *n)
 {
-    const struct layout layouts[] = {lay_out(bytes, 3 * GIB, 252 * GIB),
-                                     lay_out(bytes, 4 * GIB - 768 * MIB, UINT64_MAX)};
-    unsigned n_fit = 0;
-    for (unsigned i = 0; i < sizeof(layouts) / sizeof(*layouts); i++) {
+    struct layout layouts[2];
+    unsigned n_fit = 0, n_layouts = list_layouts(layouts, bytes);
+    for (unsigned i = 0; i < n_layouts; i++) {
         const struct stretch *found[3];
-        if ((i > 0 && same_layout(&layouts[i], &layouts[0])) || !fits(&layouts[i], s, found))
+        if ((layouts[i].n == 1 && bytes > ONE_REGION_MAX) || !fits(&layouts[i], s, found))
             continue;
         memcpy(out, found, layouts[i].n * sizeof(found[0]));
         *n = layouts[i].n;
@@ -156,6 +165,33 @@ static int compare_size(const void *a, const void *b)
     const struct stretch *x = a, *y = b;
     uint64_t xs = x->end - x->start, ys = y->end - y->start;
     return xs < ys ? 1 : xs > ys ? -1 : 0;
+}
+
+/* What to say of a stretch that is all of memory: its regions, the first at its upper end. */
+static void hint_joined(const struct stretch *s, uint64_t bytes, struct error *e)
+{
+    char maps[2][160] = {"", ""};
+    struct layout layouts[2];
+    unsigned n = list_layouts(layouts, bytes);
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t end = s->end;
+        size_t at = 0;
+        for (unsigned k = 0; k < layouts[i].n; k++) {
+            end -= layouts[i].bytes[k];
+            at += (size_t)snprintf(maps[i] + at, sizeof(maps[i]) - at,
+                                   " --map 0x%" PRIx64 ":0x%" PRIx64, end, layouts[i].bytes[k]);
+        }
+    }
+    error_hint(e,
+               "the kernel has joined its regions, most likely the second before the first:%s from "
+               "Firecracker 1.13 on;%s before",
+               maps[0], maps[n - 1]);
+}
+
+static const struct stretch *find_joined(const struct stretch_list *s, uint64_t bytes)
+{
+    const struct stretch *one = NULL;
+    return bytes > ONE_REGION_MAX && count_fits(s, bytes, &one) == 1 ? one : NULL;
 }
 
 /* Nothing is certain: tells the largest, for the user to choose from. */
@@ -174,6 +210,9 @@ static int tell_candidates(struct stretch_list *s, const struct target *t, uint6
               " MiB of guest memory for certain; its largest are (address:length) %s",
               (int)t->pid, several ? "more than one choice of" : "no", bytes / MIB,
               list[0] ? list : "none");
+    const struct stretch *joined = find_joined(s, bytes);
+    if (joined)
+        hint_joined(joined, bytes, e);
     error_hint(e,
                "name them with --map ADDR:LEN[:NAME], repeated, from the lowest guest address on");
     return -EINVAL;
@@ -240,6 +279,29 @@ static void name_region(struct region *r, uint32_t i, uint32_t n)
         snprintf(r->name, sizeof(r->name), "%s%" PRIu32, FIRECRACKER_REGION_NAME, i);
 }
 
+/* The order of what is longer can't be seen from its sum alone. */
+static int check_layout(const struct region_set *s, uint32_t n, uint64_t bytes, struct error *e)
+{
+    struct layout layouts[2];
+    unsigned n_layouts = list_layouts(layouts, bytes);
+    if (bytes <= ONE_REGION_MAX)
+        return 0;
+    for (unsigned i = 0; i < n_layouts; i++) {
+        bool same = layouts[i].n == n;
+        for (uint32_t k = 0; same && k < n; k++)
+            same = s->items[k].bytes == layouts[i].bytes[k];
+        if (same)
+            return 0;
+    }
+    error_set(e, VMSNAP_EXIT_USAGE, 0,
+              "--map: %" PRIu64 " MiB of guest memory begin with a region of %" PRIu64
+              " MiB (up to Firecracker 1.12: %" PRIu64 " MiB), and the rest follows",
+              bytes / MIB, layouts[0].bytes[0] / MIB, layouts[n_layouts - 1].bytes[0] / MIB);
+    error_hint(e, "one --map for each, from the lowest guest address on; where the kernel has "
+                  "joined them, the second usually lies before the first");
+    return -EINVAL;
+}
+
 static int take_maps(struct region_set *out, const char *const *maps, uint32_t n, uint64_t bytes,
                      struct error *e)
 {
@@ -256,7 +318,7 @@ static int take_maps(struct region_set *out, const char *const *maps, uint32_t n
         sum += r->bytes;
     }
     if (sum == bytes)
-        return 0;
+        return check_layout(out, n, bytes, e);
     error_set(e, VMSNAP_EXIT_USAGE, 0,
               "--map: %" PRIu64 " MiB in all, but the VM has %" PRIu64 " MiB of memory", sum / MIB,
               bytes / MIB);

@@ -105,9 +105,42 @@ Test(firecracker_memory, never_guesses)
 
 Test(firecracker_memory, side_by_side)
 {
-    map_guarded(5120 * MIB); /* two regions that the kernel has joined: which comes first? */
+    /* two regions that the kernel has joined: which comes first? */
+    uint64_t at = map_guarded(5120 * MIB);
+    char wanted[128];
     cr_assert_lt(look(5120), 0);
     cr_assert_eq(err.exit_code, VMSNAP_EXIT_USAGE);
+    snprintf(wanted, sizeof(wanted), "--map %#llx:0xc0000000 --map %#llx:0x80000000",
+             (unsigned long long)(at + 2048 * MIB), (unsigned long long)at);
+    cr_assert_neq(strstr(err.hint, wanted), NULL, "%s: %s", wanted, err.hint);
+    map_guarded(3200 * MIB); /* or one region of an older version */
+    cr_assert_lt(look(3200), 0);
+}
+
+static int look_at(const char *first, const char *second, uint64_t mib)
+{
+    const char *maps[] = {first, second, NULL};
+    region_set_free(&found);
+    err = (struct error){0};
+    return firecracker_find_memory(&found, &t, mib * MIB, maps, &err);
+}
+
+/* Named as one, or in the wrong order: another guest's memory. */
+Test(firecracker_memory, joined_as_named)
+{
+    uint64_t at = map_guarded(5120 * MIB);
+    char all[64], first[64], second[64];
+    snprintf(all, sizeof(all), "%#llx:%llu", (unsigned long long)at, 5120 * MIB + 0ull);
+    snprintf(first, sizeof(first), "%#llx:%llu", (unsigned long long)(at + 2048 * MIB),
+             3072 * MIB + 0ull);
+    snprintf(second, sizeof(second), "%#llx:%llu", (unsigned long long)at, 2048 * MIB + 0ull);
+    cr_assert_lt(look_at(all, NULL, 5120), 0);
+    cr_assert_eq(err.exit_code, VMSNAP_EXIT_USAGE);
+    cr_assert_lt(look_at(second, first, 5120), 0);
+    cr_assert_eq(err.exit_code, VMSNAP_EXIT_USAGE);
+    cr_assert_neq(strstr(err.message, "3072 MiB"), NULL, "%s", err.message);
+    cr_assert_eq(look_at(first, second, 5120), 0, "%s", err.message);
+    cr_assert_eq(found.items[0].hva, at + 2048 * MIB);
 }
 
 Test(firecracker_memory, as_named)
