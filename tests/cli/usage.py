@@ -96,6 +96,7 @@ def files_named_twice(t):
                       ["restore", "--detach", "--report", other, im, "--", "false"],
                       ["restore", "--listen", new, "--pidfile", other, im],
                       ["export", "--format", "raw", "--overwrite", im, other],
+                      ["snapshot", "--api", new, "--overwrite", "--vmstate", im, other],
                       ["import", "firecracker", "--overwrite", im, other],
                       ["import", "firecracker", "--overwrite", "--vmstate", im, new, other]):
             refused(t, words, 2, "name the same file")

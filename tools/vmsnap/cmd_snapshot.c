@@ -56,6 +56,7 @@ static const struct option_spec options[] = {
      .kind = OPTION_STRING,
      .to.string = &args.state_path,
      .argument = "FILE",
+     .file = FILE_WRITTEN,
      .help = "with --api: write the VM's state to FILE as well, for PUT /snapshot/load; it is in "
              "the image in any case"},
     {.name = "map",
