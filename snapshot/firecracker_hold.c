@@ -19,23 +19,34 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/clock.h"
 #include "common/crc64.h"
 #include "common/log.h"
+#include "common/testhook.h"
 #include "common/vmm/firecracker.h"
 
 #define STATE "state"
 #define MEMORY "memory"
+#define GONE ".gone" /* the directory's name ends so once it is being removed */
+#define NAME_ROOM 64
+#define REMOVE_TRIES 5
 #define LEFT_OVER_S 10
 #define LET_GO_US 20000u /* for a thread that is about to open the FIFO */
 
-void firecracker_hold_init(struct firecracker_hold *h)
+/* A name that nobody can know before something of that name is there. */
+static void choose_name(char *name, size_t size)
 {
     unsigned long long number = 0;
     if (getrandom(&number, sizeof(number), 0) != (ssize_t)sizeof(number))
-        number = (unsigned long long)getpid();
+        number = (unsigned long long)clock_monotonic_ns();
+    snprintf(name, size, ".vmsnap-%d-%016llx", (int)getpid(), number);
+}
+
+void firecracker_hold_init(struct firecracker_hold *h)
+{
     *h =
         (struct firecracker_hold){.parent_fd = -1, .dir_fd = -1, .inotify_fd = -1, .reader_fd = -1};
-    snprintf(h->name, sizeof(h->name), ".vmsnap-%d-%016llx", (int)getpid(), number);
+    choose_name(h->name, sizeof(h->name));
 }
 
 /* ---- the place ---- */
@@ -55,9 +66,12 @@ static bool is_tmpfs(int fd)
     return fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
 }
 
-/* True: something can be made there. It is left as it was. */
-static bool is_writable(int fd, const char *name)
+/* True: something can be made there. It is left as it was. The name is not the one that is used
+ * later: who owns that place is not to know it beforehand. */
+static bool is_writable(int fd)
 {
+    char name[NAME_ROOM];
+    choose_name(name, sizeof(name));
     return mkdirat(fd, name, 0700) == 0 && unlinkat(fd, name, AT_REMOVEDIR) == 0;
 }
 
@@ -72,7 +86,7 @@ int firecracker_hold_find_place(struct firecracker_hold *h, const struct target 
     for (unsigned i = 0; i < 2u * N; i++) { /* first those in memory */
         const char *place = places[i % N];
         CLEANUP_FD int fd = open_in_root(root_fd, place);
-        if (fd < 0 || is_tmpfs(fd) != (i < N) || !is_writable(fd, h->name))
+        if (fd < 0 || is_tmpfs(fd) != (i < N) || !is_writable(fd))
             continue;
         snprintf(h->path, sizeof(h->path), "%s/%s", i % N == N - 1 ? "" : place, h->name);
         h->parent_fd = take_fd(&fd);
@@ -85,37 +99,71 @@ int firecracker_hold_find_place(struct firecracker_hold *h, const struct target 
     return -EROFS;
 }
 
+/* Whether `name` is exactly one of ours, of whatever process, and whether of one being removed. */
+static bool parse_name(const char *name, int *pid, bool *gone)
+{
+    int at = 0;
+    if (sscanf(name, ".vmsnap-%9d-%n", pid, &at) != 1 || at == 0 || *pid <= 0)
+        return false;
+    const char *end = name + at + strspn(name + at, "0123456789abcdef");
+    *gone = strcmp(end, GONE) == 0;
+    return end - (name + at) == 16 && (*gone || *end == '\0');
+}
+
 /* True for a directory that a vmsnap which is dead has left: it holds its VMM for good. One that is
  * young may be of another pid namespace. */
-static bool is_left_over(int parent_fd, const char *name)
+static bool is_left_over(int parent_fd, const char *name, bool *gone)
 {
     int pid;
     struct stat st;
-    return sscanf(name, ".vmsnap-%d-%*16[0-9a-f]", &pid) == 1 && pid > 0 && kill(pid, 0) < 0 &&
-           errno == ESRCH && fstatat(parent_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-           S_ISDIR(st.st_mode) && time(NULL) - st.st_mtime > LEFT_OVER_S;
+    return parse_name(name, &pid, gone) && kill(pid, 0) < 0 && errno == ESRCH &&
+           fstatat(parent_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode) &&
+           time(NULL) - st.st_mtime > LEFT_OVER_S;
 }
 
-void firecracker_hold_clear_up(const struct firecracker_hold *h)
+static bool has_fifo(int dir_fd)
 {
+    struct stat st;
+    return fstatat(dir_fd, MEMORY, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISFIFO(st.st_mode);
+}
+
+/* Without the FIFO, which is removed last, the directory is empty or none of ours. */
+static bool let_go_left_over(const struct firecracker_hold *h, const char *name, bool gone)
+{
+    struct firecracker_hold left;
+    firecracker_hold_init(&left);
+    snprintf(left.name, sizeof(left.name), "%s", name);
+    if (gone)
+        left.name[strlen(name) - strlen(GONE)] = '\0';
+    CLEANUP_FD int fd = openat(h->parent_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 || !has_fifo(fd)) {
+        unlinkat(h->parent_fd, name, AT_REMOVEDIR);
+        return false;
+    }
+    left.parent_fd = fcntl(h->parent_fd, F_DUPFD_CLOEXEC, 0);
+    left.dir_fd = take_fd(&fd);
+    log_info("%s was left by a vmsnap that was killed: its VMM is let go", name);
+    firecracker_hold_release(&left);
+    usleep(LET_GO_US);
+    firecracker_hold_close(&left);
+    return true;
+}
+
+unsigned firecracker_hold_clear_up(const struct firecracker_hold *h)
+{
+    unsigned n = 0;
     int copy = fcntl(h->parent_fd, F_DUPFD_CLOEXEC, 0);
     DIR *d = copy >= 0 ? fdopendir(copy) : NULL;
     if (!d && copy >= 0)
         close(copy);
     for (const struct dirent *entry; d && (entry = readdir(d));) {
-        struct firecracker_hold left;
-        if (!is_left_over(h->parent_fd, entry->d_name))
-            continue;
-        firecracker_hold_init(&left);
-        snprintf(left.name, sizeof(left.name), "%s", entry->d_name);
-        left.parent_fd = fcntl(h->parent_fd, F_DUPFD_CLOEXEC, 0);
-        log_info("%s was left by a vmsnap that was killed: its VMM is let go", entry->d_name);
-        firecracker_hold_release(&left);
-        usleep(LET_GO_US);
-        firecracker_hold_close(&left);
+        bool gone;
+        if (is_left_over(h->parent_fd, entry->d_name, &gone))
+            n += let_go_left_over(h, entry->d_name, gone);
     }
     if (d)
         closedir(d);
+    return n;
 }
 
 /* The ids with which the VMM opens files. */
@@ -138,6 +186,23 @@ static int find_owner(const struct target *t, uid_t *uid, gid_t *gid)
     return found == 2 ? 0 : -ESRCH;
 }
 
+/* Whether it is the directory that was just made: who owns the place may have put another there. It
+ * is given away only if nobody else can have put anything in. */
+static bool is_fresh(int fd)
+{
+    struct stat st;
+    unsigned n = 0;
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    DIR *d = copy >= 0 ? fdopendir(copy) : NULL;
+    if (!d && copy >= 0)
+        close(copy);
+    while (d && readdir(d))
+        n++;
+    if (d)
+        closedir(d);
+    return n == 2 && fstat(fd, &st) == 0 && st.st_uid == geteuid() && (st.st_mode & 0777) == 0700;
+}
+
 static int make_all(struct firecracker_hold *h, const struct target *t)
 {
     uid_t uid = 0;
@@ -148,12 +213,16 @@ static int make_all(struct firecracker_hold *h, const struct target *t)
         return ret;
     if (mkdirat(h->parent_fd, h->name, 0700))
         return -errno;
+    TESTHOOK_POINT("source-place-made");
     h->dir_fd = openat(h->parent_fd, h->name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     h->inotify_fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
     if (h->dir_fd < 0 || h->inotify_fd < 0)
         return -errno;
+    if (!is_fresh(h->dir_fd))
+        return -EPERM;
     snprintf(name, sizeof(name), "/proc/self/fd/%d", h->dir_fd);
-    if (mkfifoat(h->dir_fd, MEMORY, 0600) || fchownat(h->dir_fd, MEMORY, uid, gid, 0) ||
+    if (mkfifoat(h->dir_fd, MEMORY, 0600) ||
+        fchownat(h->dir_fd, MEMORY, uid, gid, AT_SYMLINK_NOFOLLOW) ||
         inotify_add_watch(h->inotify_fd, name, IN_CLOSE_WRITE) < 0 || fchown(h->dir_fd, uid, gid))
         return -errno;
     return 0;
@@ -229,24 +298,40 @@ int firecracker_hold_read_state(const struct firecracker_hold *h, void **buf, si
 
 /* ---- afterwards ---- */
 
-/* Another process may have made it. */
-static void open_made(struct firecracker_hold *h)
+/* Another process may have made it, and may have died while it removed it. */
+static void open_made(struct firecracker_hold *h, const char *gone)
 {
-    if (h->dir_fd < 0 && h->parent_fd >= 0)
-        h->dir_fd = openat(h->parent_fd, h->name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    const char *names[] = {h->name, gone};
+    for (unsigned i = 0; i < 2 && h->dir_fd < 0 && h->parent_fd >= 0; i++)
+        h->dir_fd = openat(h->parent_fd, names[i], O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 }
 
-/* The reader comes first: who has found the FIFO already is let go, who looks for it finds none. */
+/* The reader comes first: who has found the FIFO already is let go. Then the directory loses its
+ * name, and with it everything in it: who looks for the FIFO finds none, and makes no file of the
+ * size of all memory in its place. The FIFO goes last, so that one that is there tells of a VMM
+ * that may be held. */
 void firecracker_hold_release(struct firecracker_hold *h)
 {
-    open_made(h);
+    char gone[NAME_ROOM];
+    snprintf(gone, sizeof(gone), "%s" GONE, h->name);
+    open_made(h, gone);
     if (h->dir_fd < 0)
         return;
-    if (h->reader_fd < 0)
+    bool ours = has_fifo(h->dir_fd);
+    if (ours && h->reader_fd < 0)
         h->reader_fd = openat(h->dir_fd, MEMORY, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-    unlinkat(h->dir_fd, MEMORY, 0);
-    unlinkat(h->dir_fd, STATE, 0);
-    unlinkat(h->parent_fd, h->name, AT_REMOVEDIR);
+    if (ours)
+        renameat(h->parent_fd, h->name, h->parent_fd, gone);
+    TESTHOOK_POINT("source-releasing");
+    for (int i = 0; ours && i < REMOVE_TRIES;
+         i++) { /* who was just about to make a file may have done */
+        unlinkat(h->dir_fd, STATE, 0);
+        unlinkat(h->dir_fd, MEMORY, 0);
+        if (unlinkat(h->parent_fd, gone, AT_REMOVEDIR) == 0 || errno != ENOTEMPTY)
+            break;
+    }
+    unlinkat(h->parent_fd, gone, AT_REMOVEDIR);
+    unlinkat(h->parent_fd, h->name, AT_REMOVEDIR); /* where it could not be renamed */
 }
 
 void firecracker_hold_close(struct firecracker_hold *h)

@@ -41,8 +41,8 @@ int firecracker_hold_find_place(struct firecracker_hold *h, const struct target 
                                 struct error *e);
 
 /* Lets go what a vmsnap holds there that was killed with its guardian more than ten seconds ago:
- * its VMM would answer nobody. */
-void firecracker_hold_clear_up(const struct firecracker_hold *h);
+ * its VMM would answer nobody. The number of VMMs that were let go. */
+unsigned firecracker_hold_clear_up(const struct firecracker_hold *h);
 
 /* Makes the directory and the FIFO, owned by the VMM's user. */
 int firecracker_hold_make(struct firecracker_hold *h, const struct target *t, struct error *e);

@@ -3,6 +3,7 @@
 --listen`, and taken again from that; and whatever may go wrong in between. minivm stands for Firecracker."""
 
 import os
+import shutil
 import signal
 import sys
 
@@ -250,6 +251,81 @@ def all_killed(t):
 
 def held():
     return {os.path.join("/dev/shm", n) for n in os.listdir("/dev/shm") if n.startswith(".vmsnap-")}
+
+
+@case("minivm.firecracker.litter", "kernel", 60)
+def litter(t):
+    """What only looks like ours is left alone; what a vmsnap left that was killed while it removed it is not."""
+    vm = started(t)
+    number = int(t.run(["sh", "-c", "echo $$"]).stdout) # of a process that has ended
+    base = f"/dev/shm/.vmsnap-{number}-"
+    alike = [base + "0" * 16 + "0", base + "0" * 15, base + "notes", base + "1" * 16]
+    left = [base + "a" * 16, base + "b" * 16 + ".gone", base + "c" * 16]
+    for path in (*alike, *left):
+        os.mkdir(path)
+        t.defer(lambda path=path: shutil.rmtree(path, ignore_errors=True))
+        with open(os.path.join(path, "state"), "wb"):
+            pass
+        if path in left:
+            os.mkfifo(os.path.join(path, "memory"))
+        os.utime(path, (0, 0))
+    for name in ("state", "memory"):
+        os.unlink(os.path.join(left[2], name)) # killed just before the last step
+    os.utime(left[2], (0, 0))
+    take(t, vm, "one")
+    t.equal([p for p in alike if not os.path.exists(os.path.join(p, "state"))], [], "not ours, and removed")
+    t.equal([p for p in left if os.path.exists(p)], [], "ours, and left")
+
+
+@case("minivm.firecracker.late", "kernel", 60)
+def late(t):
+    """A request that the VMM comes to when it is given up finds no place to make a file as long as all memory."""
+    vm = started(t)
+    asked = []
+
+    def rule(method, _target, body):
+        if method == "PUT":
+            asked.append(body)
+            return "hang"
+        return None
+    proxy = ApiProxy(t, vm.api, rule)
+    log, reached, go = pause_log(t)
+    process = start_vmsnap(t, "snapshot", "--api", proxy.path, "--pid", str(vm.pid), "--timeout", "600ms", t.path("none"),
+                           hooks={"pause_at": "source-releasing", "pause_log": log})
+    reached("source-releasing")
+    for key in ("snapshot_path", "mem_file_path"):
+        try:
+            os.open(asked[0][key], os.O_CREAT | os.O_WRONLY | os.O_NONBLOCK)
+            t.check(False, f"{key} could be made")
+        except FileNotFoundError:
+            pass
+    go()
+    t.equal(finish(t, process).code, 17, "given up")
+    check_runs(t, vm, "given up")
+    check_no_litter(t)
+
+
+@case("minivm.firecracker.place-taken", "kernel", 60)
+def place_taken(t):
+    """Who owns the place exchanges our directory for another: nothing in there changes its owner."""
+    vm = started(t)
+    before = held()
+    log, reached, go = pause_log(t)
+    process = start_vmsnap(t, "snapshot", "--api", vm.api, t.path("none"),
+                           hooks={"pause_at": "source-place-made", "pause_log": log})
+    reached("source-place-made")
+    made = (held() - before).pop()
+    os.rmdir(made)
+    os.mkdir(made, 0o700)
+    t.defer(lambda: shutil.rmtree(made, ignore_errors=True))
+    with open(os.path.join(made, "keys"), "wb"):
+        pass
+    go()
+    ended = finish(t, process)
+    t.equal(ended.code, 10, ended.text())
+    t.check("cannot make a place" in ended.error["message"], f"{ended.error}")
+    t.equal(os.listdir(made), ["keys"], "what lay there")
+    check_runs(t, vm, "refused")
 
 
 @case("minivm.firecracker.hangs", "kernel", 60)
