@@ -22,11 +22,13 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/clock.h"
@@ -45,6 +47,8 @@
 #define RETRY_EVENT_NS 30000u
 #define SERVER_NICE (-10)
 #define QUEUE_BYTES (4u << 20)
+#define NUDGE SIGUSR2
+#define NUDGE_AFTER_NS 50000000
 
 struct server {
     struct server_config config;
@@ -250,9 +254,28 @@ static void turn_without_message(struct server *s)
         sleep_until_work(s);
 }
 
+static void do_nothing(int number)
+{
+    (void)number;
+}
+
+/* Whether a read of the userfaultfd waits is the VMM's to say as well, if that one is its own: the
+ * flag lies in what both have open. Then only a signal ends it. */
+static void take_nudges(void)
+{
+    struct sigaction action = {.sa_handler = do_nothing};
+    sigset_t nudge;
+    sigemptyset(&action.sa_mask);
+    sigaction(NUDGE, &action, NULL);
+    sigemptyset(&nudge);
+    sigaddset(&nudge, NUDGE);
+    pthread_sigmask(SIG_UNBLOCK, &nudge, NULL);
+}
+
 static void *run_server(void *opaque)
 {
     struct server *s = opaque;
+    take_nudges();
     setpriority(PRIO_PROCESS, 0, SERVER_NICE); /* without the right to it: as it is */
     prctl(PR_SET_TIMERSLACK, 1000);            /* ns: short sleeps are to be short */
     if (s->config.takes_over)
@@ -433,6 +456,20 @@ void server_get_stats(const struct server *s, struct server_stats *stats)
                                    .fill = s->fill ? fill_stages(s->fill) : NULL};
 }
 
+static void join_server(struct server *s)
+{
+    for (;;) {
+        struct timespec until;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += NUDGE_AFTER_NS;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        if (pthread_clockjoin_np(s->thread, NULL, CLOCK_MONOTONIC, &until) != ETIMEDOUT)
+            return;
+        pthread_kill(s->thread, NUDGE);
+    }
+}
+
 void server_stop(struct server *s)
 {
     if (!s)
@@ -441,7 +478,7 @@ void server_stop(struct server *s)
     if (s->thread_started) {
         atomic_store(&s->stop, true);
         queue_wake(&s->queue);
-        pthread_join(s->thread, NULL);
+        join_server(s);
     }
     fill_stop(s->fill); /* now that nobody hurries them */
     fetched_stop(&s->fetched);
