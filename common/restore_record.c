@@ -23,7 +23,14 @@
 #define HAND_OFF_WAIT_NS 1000000000ull
 #define HAND_OFF_LOOK_US 10000u
 
-int restore_record_find(const struct target *t)
+static bool is_record_link(int dir, const char *name)
+{
+    char link[64];
+    ssize_t n = readlinkat(dir, name, link, sizeof(link));
+    return n == (ssize_t)strlen(RECORD_LINK) && memcmp(link, RECORD_LINK, (size_t)n) == 0;
+}
+
+int restore_record_next(const struct target *t, int after)
 {
     int dir = openat(t->proc_fd, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (dir < 0)
@@ -34,14 +41,18 @@ int restore_record_find(const struct target *t)
         return -ENOMEM;
     }
     int found = -ENOENT;
-    for (const struct dirent *entry; found < 0 && (entry = readdir(d));) {
-        char link[64];
-        ssize_t n = readlinkat(dirfd(d), entry->d_name, link, sizeof(link));
-        if (n == (ssize_t)strlen(RECORD_LINK) && memcmp(link, RECORD_LINK, (size_t)n) == 0)
-            found = atoi(entry->d_name);
+    for (const struct dirent *entry; (entry = readdir(d));) {
+        int number = entry->d_name[0] == '.' ? -1 : atoi(entry->d_name);
+        if (number > after && (found < 0 || number < found) && is_record_link(dir, entry->d_name))
+            found = number;
     }
     closedir(d);
     return found;
+}
+
+int restore_record_find(const struct target *t)
+{
+    return restore_record_next(t, -1);
 }
 
 bool restore_record_is(int fd)
@@ -58,11 +69,8 @@ bool restore_record_is(int fd)
 
 /* An opening of our own, which a lock belongs to. The VMM may put any file there at any time, so
  * what is looked at, and then opened, is our duplicate of its descriptor. -errno. */
-static int open_record(const struct target *t)
+static int open_record(const struct target *t, int there)
 {
-    int there = restore_record_find(t);
-    if (there < 0)
-        return there;
     CLEANUP_FD int copy = target_get_fd(t, there);
     if (copy < 0)
         return copy == -EBADF ? -ENOENT : copy;
@@ -108,12 +116,12 @@ static bool is_served(int fd)
     return false;
 }
 
-int restore_look(const struct target *t, struct restore_look *look)
+static int look_at(const struct target *t, int there, struct restore_look *look)
 {
     struct record_head head;
     struct stat st;
     *look = (struct restore_look){0};
-    CLEANUP_FD int fd = open_record(t);
+    CLEANUP_FD int fd = open_record(t, there);
     if (fd < 0)
         return fd == -ENOENT ? 0 : fd;
     if (pread(fd, &head, sizeof(head), 0) != (ssize_t)sizeof(head) || fstat(fd, &st) ||
@@ -123,6 +131,28 @@ int restore_look(const struct target *t, struct restore_look *look)
     look->served = is_served(fd);
     count_states(fd, &head.facts, look);
     return 0;
+}
+
+/* What stands more against using its memory. */
+static bool is_worse(const struct restore_look *a, const struct restore_look *b)
+{
+    if (a->under_way != b->under_way)
+        return a->under_way;
+    return a->under_way && b->served && (!a->served || a->n_damaged > b->n_damaged);
+}
+
+int restore_look(const struct target *t, struct restore_look *look)
+{
+    int rc = 0, there = -1;
+    *look = (struct restore_look){0};
+    for (bool first = true; rc == 0 && (there = restore_record_next(t, there)) >= 0;
+         first = false) {
+        struct restore_look one;
+        rc = look_at(t, there, &one);
+        if (rc == 0 && (first || is_worse(&one, look)))
+            *look = one;
+    }
+    return rc || there == -ENOENT ? rc : there;
 }
 
 void restore_look_words(const struct restore_look *look, char *text, size_t size)

@@ -60,17 +60,21 @@ struct restore_look {
     uint64_t n_done, n_damaged; /* clusters; those that are all zeros need not be brought in */
 };
 
-/* The number of the VMM's descriptor of a record, or -errno; -ENOENT: it has none. */
+/* The number of the VMM's descriptor of a record, or -errno; -ENOENT: it has none. The first; and
+ * the next after `after`: a process with the memory of two VMs has two, one that a try has left a
+ * copy in the same twice. */
 int restore_record_find(const struct target *t);
+int restore_record_next(const struct target *t, int after);
 
 /* True: `fd` is a descriptor of a memfd named as records are, not of a file that is only called so.
  */
 bool restore_record_is(int fd);
 
 /*
- * Looks at the record of a process, if it has one. What makes no sense counts as none: then what
- * the kernel says of its memory (VmFlags of smaps) has to do. Holds nobody up but a server that is
- * just about to take the record's lock, which tries again. 0, or -errno when /proc can't be read.
+ * Looks at the record of a process, if it has one; of several at that with the most to be said.
+ * What makes no sense counts as none: then what the kernel says of its memory (VmFlags of smaps)
+ * has to do. Holds nobody up but a server that is just about to take the record's lock, which tries
+ * again. 0, or -errno when /proc can't be read.
  */
 int restore_look(const struct target *t, struct restore_look *look);
 

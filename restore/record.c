@@ -317,19 +317,9 @@ static int check(struct record *r, const struct target *t, struct error *e)
     return is_sound(r) ? 0 : refuse(t, "makes no sense", e);
 }
 
-int record_open(struct record *r, const struct target *t, struct error *e)
+static int open_number(struct record *r, const struct target *t, int number, struct error *e)
 {
-    *r = (struct record){.lock_fd = -1, .target_fd = restore_record_find(t)};
-    if (r->target_fd == -ENOENT) {
-        error_set(e, VMSNAP_EXIT_TARGET, 0, "process %d is not being restored by vmsnap",
-                  (int)t->pid);
-        error_hint(e,
-                   "either all of its memory is in, or it was never started by 'vmsnap restore'");
-        return -ENOENT;
-    }
-    if (r->target_fd < 0)
-        return error_set(e, VMSNAP_EXIT_TARGET, -r->target_fd,
-                         "can't look at the descriptors of process %d", (int)t->pid);
+    *r = (struct record){.lock_fd = -1, .target_fd = number};
     int rc = open_there(r, t, record_is_sealed, e);
     if (rc == 0)
         rc = learn_length(r, e);
@@ -340,6 +330,51 @@ int record_open(struct record *r, const struct target *t, struct error *e)
     if (rc)
         record_close(r);
     return rc;
+}
+
+/* How much it needs somebody. */
+static int need_of(const struct record *r)
+{
+    if (record_is_released(r))
+        return 0;
+    return record_is_served(r) ? 1 : 2;
+}
+
+static int refuse_none(const struct target *t, int rc, struct error *e)
+{
+    if (rc != -ENOENT)
+        return error_set(e, VMSNAP_EXIT_TARGET, -rc, "can't look at the descriptors of process %d",
+                         (int)t->pid);
+    error_set(e, VMSNAP_EXIT_TARGET, 0, "process %d is not being restored by vmsnap", (int)t->pid);
+    error_hint(e, "either all of its memory is in, or it was never started by 'vmsnap restore'");
+    return rc;
+}
+
+/* With the memory of two VMs in one process there are two: the one that needs it most. */
+int record_open(struct record *r, const struct target *t, struct error *e)
+{
+    int number = -1, rc = 0, need = -1;
+    const struct error before = *e;
+    struct error ignored;
+    *r = (struct record){.lock_fd = -1, .target_fd = -1};
+    while (need < 2 && (number = restore_record_next(t, number)) >= 0) {
+        struct record one;
+        int failed = open_number(&one, t, number, rc ? &ignored : e);
+        int its_need = failed ? -1 : need_of(&one);
+        rc = rc ? rc : failed;
+        if (its_need > need) {
+            record_close(r);
+            *r = one;
+            need = its_need;
+        } else {
+            record_close(&one);
+        }
+    }
+    if (need >= 0) {
+        *e = before;
+        return 0;
+    }
+    return rc ? rc : refuse_none(t, number, e);
 }
 
 int record_lock(struct record *r, const struct target *t, bool asks, struct error *e)

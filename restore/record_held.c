@@ -91,11 +91,14 @@ struct record_leaving {
 static int find_there(const struct target *t, int fd)
 {
     struct stat ours, theirs;
-    int number = restore_record_find(t);
-    CLEANUP_FD int copy = number < 0 ? -1 : target_get_fd(t, number);
-    bool same = copy >= 0 && fstat(copy, &theirs) == 0 && fstat(fd, &ours) == 0 &&
-                ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
-    return same ? number : -1;
+    int number = -1;
+    while (fstat(fd, &ours) == 0 && (number = restore_record_next(t, number)) >= 0) {
+        CLEANUP_FD int copy = target_get_fd(t, number);
+        if (copy >= 0 && fstat(copy, &theirs) == 0 && ours.st_dev == theirs.st_dev &&
+            ours.st_ino == theirs.st_ino)
+            return number;
+    }
+    return -1;
 }
 
 int record_find_there(const struct record *r, const struct target *t)

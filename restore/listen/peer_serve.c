@@ -62,11 +62,9 @@ static int serve(struct session *s, const struct peer *p, bool is_new, struct er
 }
 
 /* All memory was in already: only the record is left. */
-static int clear_up(struct session *s, const struct peer *p, struct error *e)
+static int clear_up(struct session *s, struct error *e)
 {
-    int rc = record_leave(&s->leaving, s->target, p->record_fd, e); /* finds it */
-    if (rc == 0)
-        rc = session_close_there(s, e);
+    int rc = session_close_there(s, e); /* finds it */
     s->complete_ns = clock_monotonic_ns() - s->began_ns;
     if (rc == 0)
         session_summarize(s);
@@ -79,7 +77,7 @@ static int serve_to_the_end(struct session *s, struct peer *p, struct error *e)
     if (rc)
         return rc;
     if (record_is_released(&s->record))
-        return clear_up(s, p, e);
+        return clear_up(s, e);
     bool is_new = record_is_new(&s->record);
     if (!is_new)
         s->began_ns = clock_monotonic_ns();

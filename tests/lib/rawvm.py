@@ -3,6 +3,7 @@ what it is told to, so that a test knows each byte that has to be there."""
 
 import ctypes
 import ctypes.util
+import fcntl
 import hashlib
 import json
 import mmap
@@ -73,7 +74,7 @@ class _Child:
     def __init__(self, size, huge, shared):
         self.memory = _Memory(size, huge, shared)
         self.page = HUGE if huge else PAGE
-        self.kept, self.connection, self.threads = [], None, []
+        self.kept, self.others, self.connection, self.threads = [], [], None, []
 
     def hand_over(self, path, text=None, features=EVENT_REMOVE, register=True, mode=MODE_MISSING, fds=None,
                   again=False, pieces=1, pause=0.01, close=False):
@@ -109,6 +110,16 @@ class _Child:
             fd = os.open(name, os.O_RDONLY)
         self.kept.append(fd)
         return fd
+
+    def make_blocking(self):
+        """What it has handed over last, which the other side shares."""
+        fcntl.fcntl(self.kept[-1], fcntl.F_SETFL, 0)
+
+    def change_memory(self):
+        """To one more, and back to the one before."""
+        self.others.append(self.memory)
+        size = self.memory.size
+        self.memory = self.others.pop(0) if len(self.others) > 1 else _Memory(size, False, False)
 
     def at(self):
         return self.memory.at

@@ -604,6 +604,24 @@ def ended(t):
     listener.check_served(2)
 
 
+@case("minivm.listen.immortal", "kernel", 40)
+def immortal(t):
+    """A VMM that makes the server's read of its userfaultfd wait, and ends: so does its session."""
+    _, image = random_memory(t, 4 * MIB)
+    listener = Listener(t, image, "--no-fill", "--prefetch", "none")
+    vm = RawVm(t, 4 * MIB)
+    vm.hand_over(listener.path)
+    listener.wait_for("running", vm.pid)
+    vm.make_blocking()
+    vm.begin("digest", 0, 4 * MIB) # which is its own harm
+    time.sleep(0.3)
+    dead = vm.pid
+    vm.kill()
+    listener.wait_for("exit", dead)
+    wait_until(lambda: not listener.processes(), 5, "its processes end")
+    listener.check_served(1)
+
+
 # ---- killed
 
 POINTS = ("listen-recorded", "listen-serving", "listen-left", "restore-prefetched", "restore-filled", "restore-released",
@@ -707,6 +725,37 @@ def releasing(t):
     check_left(t, vm.pid, "let go by hand")
     vm.discard(len(data) - 4 * PAGE, 4 * PAGE)
     check_content(t, vm, data, "let go by hand", zero=[(0, 4 * PAGE), (len(data) - 4 * PAGE, 4 * PAGE)])
+
+
+def records(pid):
+    return sum("vmsnap-restore" in link for link in links(pid))
+
+
+@case("minivm.listen.two-in-one", "kernel", 40)
+def two_in_one(t):
+    """A process with the memory of two VMs: each has its record, once, however often its server dies, and --resume
+    finds one after the other."""
+    data, image = random_memory(t, 4 * MIB)
+    listener = Listener(t, image, "--no-fill", "--prefetch", "none")
+    vm = RawVm(t, 4 * MIB)
+    for n in (1, 2):
+        vm.hand_over(listener.path)
+        wait_until(lambda wanted=n: records(vm.pid) == wanted, 5, "its record")
+        vm.change_memory()
+    for n in range(3, 9):
+        kill(listener.servers()[n % 2])
+        listener.wait_for("running", vm.pid, n=n)
+        time.sleep(0.05)
+    t.equal(records(vm.pid), 2, "records")
+    listener.kill_all()
+    wait_until(lambda: not listener.processes(), 10, "all are gone")
+    for left in (1, 0):
+        by_hand = vmsnap(t, "restore", "--resume", str(vm.pid))
+        t.equal(by_hand.code, 0, f"--resume: {by_hand.text()}")
+        t.equal(records(vm.pid), left, "records that are left")
+    for _ in range(2):
+        check_content(t, vm, data, "one of two")
+        vm.change_memory()
 
 
 @case("minivm.listen.lost", "kernel", 40)
