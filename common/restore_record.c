@@ -19,6 +19,7 @@
 
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 #define STATES_AT_ONCE 65536u
+#define CLUSTERS_MAX (1ull << 30) /* 16 TiB: a VMM can make a record of any size, with holes */
 /* The hand-off closes two descriptors by injection: some milliseconds, more on a busy host. */
 #define HAND_OFF_WAIT_NS 1000000000ull
 #define HAND_OFF_LOOK_US 10000u
@@ -87,7 +88,7 @@ static bool is_sound(const struct record_facts *f, uint64_t file_bytes)
 {
     return memcmp(f->magic, RECORD_MAGIC, sizeof(f->magic)) == 0 && f->version == RECORD_VERSION &&
            f->total_bytes == file_bytes && f->states_at <= file_bytes &&
-           f->n_clusters == file_bytes - f->states_at;
+           f->n_clusters == file_bytes - f->states_at && f->n_clusters <= CLUSTERS_MAX;
 }
 
 /* The record is sealed: it can't get shorter meanwhile. */
