@@ -21,6 +21,7 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/crc64.h"
 #include "common/format.h"
 #include "common/image_writer.h"
 #include "common/log.h"
@@ -44,6 +45,7 @@ struct import {
     struct memory_file file;
     void *state;
     size_t state_bytes;
+    bool state_doubtful; /* it does not end with its own check sum */
     struct sink *sink;
     struct image_writer *writer;
     struct pool pool;
@@ -89,6 +91,7 @@ static int read_state(struct import *im, struct error *e)
             return error_set(e, VMSNAP_EXIT_FAILED, n ? errno : EIO, "can't read %s", path);
         im->state_bytes += (size_t)n;
     }
+    im->state_doubtful = crc64(0, im->state, im->state_bytes) != 0;
     return 0;
 }
 
@@ -280,6 +283,12 @@ static json_t *summarize(const struct import *im)
     add_number(o, "read_bytes", im->file.read_bytes);
     add_number(o, "device_state_bytes", im->state_bytes);
     add_number(o, "buffer_peak_bytes", pool_peak_bytes(&im->pool) + sink_buffer_bytes(im->sink));
+    json_t *warnings = json_array();
+    if (im->state_doubtful)
+        json_array_append_new(warnings,
+                              json_string("the vmstate file does not end with its own check sum: "
+                                          "cut off, or of another version?"));
+    json_object_set_new(o, "warnings", warnings);
     json_object_set_new(o, "image_id", json_string(id));
     json_object_set_new(o, "instant", json_string(format_instant(instant, im->instant_ns)));
     return o;

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/log.h"
 #include "common/sink.h"
 #include "snapshot/import.h"
 #include "tools/vmsnap/closing.h"
@@ -84,6 +85,19 @@ static int check_args(const struct command_line *line, struct error *e)
     return 0;
 }
 
+static bool print_warnings(const json_t *summary)
+{
+    json_t *warnings = json_object_get(summary, "warnings");
+    size_t i;
+    json_t *text;
+    json_array_foreach(warnings, i, text)
+    {
+        if (!report_is_json())
+            log_warn("%s", json_string_value(text));
+    }
+    return json_array_size(warnings) > 0;
+}
+
 static int run(const struct command_line *line, struct error *e)
 {
     int rc = check_args(line, e);
@@ -109,10 +123,10 @@ static int run(const struct command_line *line, struct error *e)
     json_object_set_new(summary, "memory_file", report_string(o.memory_path));
     json_object_set_new(summary, "vmstate",
                         o.state_path ? report_string(o.state_path) : json_null());
-    json_object_set_new(summary, "warnings", json_array());
+    bool warned = print_warnings(summary);
     closing_import(summary);
     report_object("summary", summary);
-    return VMSNAP_EXIT_DONE;
+    return warned ? VMSNAP_EXIT_WARNINGS : VMSNAP_EXIT_DONE;
 }
 
 const struct command command_import = {
