@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <jansson.h>
 #include <linux/magic.h>
 #include <linux/openat2.h>
@@ -263,6 +264,55 @@ bool firecracker_hold_is_held(struct firecracker_hold *h)
         if (u.event.len && strcmp(u.event.name, STATE) == 0)
             return true;
     return false;
+}
+
+/* The path in the call that a line of /proc/PID/task/TID/syscall tells of; 0: it opens nothing. */
+static uint64_t opened_path(const char *line)
+{
+    long number;
+    uint64_t first, second;
+    if (sscanf(line, "%ld %" SCNx64 " %" SCNx64, &number, &first, &second) != 3)
+        return 0;
+#ifdef SYS_open
+    if (number == SYS_open)
+        return first;
+#endif
+    return number == SYS_openat || number == SYS_openat2 ? second : 0;
+}
+
+/* 1: the thread opens `path`; 0: it does not; -errno: nobody tells. */
+static int thread_opens(const struct target *t, int task_fd, const char *tid, const char *path)
+{
+    char name[NAME_MAX + 16], line[256], there[PATH_MAX + 16];
+    size_t len = strlen(path) + 1;
+    snprintf(name, sizeof(name), "%s/syscall", tid);
+    CLEANUP_FD int fd = openat(task_fd, name, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, line, sizeof(line) - 1);
+    if (n < 0)
+        return errno == ESRCH ? 0 : -errno;
+    line[n] = '\0';
+    uint64_t at = opened_path(line);
+    return at != 0 && pread(t->mem_fd, there, len, (off_t)at) == (ssize_t)len &&
+           memcmp(there, path, len) == 0;
+}
+
+bool firecracker_hold_holds(const struct firecracker_hold *h, const struct target *t)
+{
+    char path[PATH_MAX + 16];
+    int found = 0;
+    snprintf(path, sizeof(path), "%s/" MEMORY, h->path);
+    int task_fd = openat(t->proc_fd, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = task_fd >= 0 ? fdopendir(task_fd) : NULL;
+    if (!d) {
+        if (task_fd >= 0)
+            close(task_fd);
+        return false;
+    }
+    for (const struct dirent *entry; !found && (entry = readdir(d));)
+        if (entry->d_name[0] != '.')
+            found = thread_opens(t, dirfd(d), entry->d_name, path);
+    closedir(d);
+    return found != 0;
 }
 
 static int bad_state(struct error *e, const char *what)

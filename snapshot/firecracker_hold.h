@@ -54,6 +54,10 @@ char *firecracker_hold_request(const struct firecracker_hold *h);
  * not block; wait for inotify_fd. */
 bool firecracker_hold_is_held(struct firecracker_hold *h);
 
+/* Whether a thread of the process waits where the FIFO is opened. True also where the kernel does
+ * not tell (/proc/PID/task/TID/syscall). Some 10 us for each thread, up to the one that does. */
+bool firecracker_hold_holds(const struct firecracker_hold *h, const struct target *t);
+
 /* The state file, checked: *buf is malloc()ed. Exit code 16. */
 int firecracker_hold_read_state(const struct firecracker_hold *h, void **buf, size_t *len,
                                 struct error *e);

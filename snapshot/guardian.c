@@ -134,7 +134,9 @@ static int clean_up_after(struct guardian *g, int status, int interrupted_by, in
         if (resumed < 0) {
             guest = problem.guest == GUEST_ENDED ? GUEST_ENDED : GUEST_UNKNOWN;
             error_wrap(e, "the VM could not be resumed (%s)", problem.message);
-            error_hint(e, "give \"cont\" to the VM's monitor");
+            e->hint[0] = '\0'; /* the worker's is older than this */
+            error_hint(e, "%s",
+                       problem.hint[0] ? problem.hint : "give \"cont\" to the VM's monitor");
         }
     }
     if (b->temporary[0])

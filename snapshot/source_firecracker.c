@@ -34,6 +34,11 @@ static int fc_describe(struct source *base, json_t **description, json_t *warnin
 {
     struct source_firecracker *s = source_firecracker_of(base);
     int ret = find_hazards(s, warnings, e);
+    if (s->was_left)
+        json_array_append_new(
+            warnings,
+            json_string("the VM is paused, and a vmsnap that was killed has left one so: "
+                        "if it is this one, PATCH /vm {\"state\": \"Resumed\"} lets it run"));
     json_t *o = ret ? NULL : firecracker_describe();
     if (!ret && !o)
         ret = error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot describe the VM");
@@ -91,8 +96,9 @@ static int find_vm(struct source_firecracker *s, const char *const *maps, struct
     int ret = firecracker_hold_find_place(&s->hold, &s->c.base.target, e);
     if (ret)
         return ret;
-    firecracker_hold_clear_up(&s->hold);
+    unsigned n_left = firecracker_hold_clear_up(&s->hold);
     ret = firecracker_get_info(s->http, s->c.base.timeout_ms, &s->info, e);
+    s->was_left = !ret && n_left && s->info.state == FIRECRACKER_PAUSED;
     if (!ret)
         ret = firecracker_check_state(&s->info, e);
     return ret ? ret : find_memory(s, maps, e);

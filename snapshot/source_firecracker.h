@@ -14,6 +14,7 @@ struct source_firecracker {
     struct firecracker_info info;
     json_t *machine; /* GET /machine-config */
     struct firecracker_hold hold;
+    bool was_left; /* it was paused when we came, and one that a killed vmsnap held was let go */
 };
 
 static inline struct source_firecracker *source_firecracker_of(struct source *s)

@@ -19,6 +19,8 @@
 /* A request of a worker that has just died may still be on its way through the API thread. */
 #define SETTLE_MS 50
 #define LET_GO_MS 2000
+#define ASK_AGAIN_MS 100
+#define HELD_MS 5000 /* from the state file's end to the open of the memory file */
 
 static int patience_ms(const struct source *base)
 {
@@ -81,6 +83,30 @@ static int wait_until_held(struct source_firecracker *s, struct error *e)
     return 0;
 }
 
+/* Who waits in our FIFO is the process whose memory is saved: else the socket is another's. The
+ * state file is there just before the VMM comes to the FIFO, so it is waited for. */
+static int check_held(struct source_firecracker *s, struct error *e)
+{
+    const struct target *t = &s->c.base.target;
+    int timeout_ms = s->c.base.timeout_ms < HELD_MS ? s->c.base.timeout_ms : HELD_MS;
+    uint64_t until_ns = clock_monotonic_ns() + (uint64_t)timeout_ms * 1000000u;
+    for (;;) {
+        if (firecracker_hold_holds(&s->hold, t))
+            return 0;
+        int ret = http_step(s->http, -1, 1, e);
+        if (ret)
+            return ret < 0 ? ret : refused(s, e);
+        if (clock_monotonic_ns() < until_ns)
+            continue;
+        error_set(e, VMSNAP_EXIT_TARGET, 0,
+                  "the VM behind the API socket has saved its state, but process %d is not the one "
+                  "that waits for its memory file",
+                  (int)t->pid);
+        error_hint(e, "look which VM --pid names, and which --api");
+        return -ESRCH;
+    }
+}
+
 int source_firecracker_save_state(struct source *base, void **buf, size_t *len, struct error *e)
 {
     struct source_firecracker *s = source_firecracker_of(base);
@@ -91,6 +117,8 @@ int source_firecracker_save_state(struct source *base, void **buf, size_t *len, 
         ret = wait_until_held(s, e);
     if (!ret)
         ret = firecracker_hold_read_state(&s->hold, buf, len, e);
+    if (!ret)
+        ret = check_held(s, e);
     TESTHOOK_POINT("source-after-state");
     if (ret)
         error_wrap(e, "saving the device state");
@@ -113,13 +141,16 @@ static int finish_call(struct source_firecracker *s, struct error *e)
 {
     uint64_t until_ns = clock_monotonic_ns() + (uint64_t)s->c.base.timeout_ms * 1000000u;
     struct http_reply reply;
-    int ret;
-    while ((ret = http_step(s->http, s->hold.reader_fd, clock_ms_until(until_ns), e)) == 0) {
+    int ret, watched = s->hold.reader_fd;
+    while ((ret = http_step(s->http, watched, clock_ms_until(until_ns), e)) == 0) {
         char byte;
-        if (s->hold.reader_fd >= 0 && read(s->hold.reader_fd, &byte, 1) > 0) {
+        ssize_t n = watched >= 0 ? read(watched, &byte, 1) : -1;
+        if (n > 0) {
             close(s->hold.reader_fd);
             s->hold.reader_fd = -1;
         }
+        if (n >= 0) /* 0: the VMM has closed it, which a poll would tell again and again */
+            watched = -1;
         if (clock_monotonic_ns() < until_ns)
             continue;
         error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT, "PUT /snapshot/create: no reply");
@@ -133,13 +164,24 @@ static int finish_call(struct source_firecracker *s, struct error *e)
     return 0;
 }
 
-/* Lets the VMM go, whatever became of the call. */
+/* Lets the VMM go, whatever became of the call. One that was cut off tells nothing of whether the
+ * VMM was held until now. */
 static int release(struct source_firecracker *s, struct error *e)
 {
-    bool early = http_is_busy(s->http) && http_step(s->http, -1, 0, NULL) > 0;
+    int early = http_is_busy(s->http) ? http_step(s->http, -1, 0, e) : 0;
     firecracker_hold_release(&s->hold);
+    if (early < 0) {
+        error_wrap(e, "PUT /snapshot/create");
+        return early;
+    }
     int ret = http_is_busy(s->http) ? finish_call(s, e) : 0;
     return !ret && early ? not_held(e) : ret;
+}
+
+static void hint_paused(struct error *e)
+{
+    error_hint(e, "the guest may be paused: look with GET / and send PATCH /vm "
+                  "{\"state\": \"Resumed\"} to the API socket");
 }
 
 static int continue_vm(struct source_firecracker *s, struct error *e)
@@ -152,8 +194,7 @@ static int continue_vm(struct source_firecracker *s, struct error *e)
     int ret = firecracker_set_state(s->http, "Resumed", c->base.timeout_ms, e);
     if (ret) {
         error_wrap(e, "resuming the guest");
-        error_hint(e, "the guest may be paused: look with GET / and send PATCH /vm "
-                      "{\"state\": \"Resumed\"} to the API socket");
+        hint_paused(e);
         return ret;
     }
     c->running_ns = clock_monotonic_ns();
@@ -181,8 +222,8 @@ int source_firecracker_resume(struct source *base, struct error *e)
 
 /* ---- after the worker's death ---- */
 
-/* Asks until `state` is what is so, at most for the patience that a guest has earned. */
-static int make_run(struct source_firecracker *s, uint64_t until_ns, struct error *e)
+/* The state is asked for again, since one that is told may be that of before a late request. */
+static int try_to_run(struct source_firecracker *s, uint64_t until_ns, struct error *e)
 {
     struct firecracker_info info;
     int ret = firecracker_get_info(s->http, clock_ms_until(until_ns), &info, e);
@@ -200,6 +241,20 @@ static int make_run(struct source_firecracker *s, uint64_t until_ns, struct erro
     return ret;
 }
 
+/* An answer that makes no sense, or none, need not be the last: asks for as long as the guest's
+ * patience goes, and the VMM lives. */
+static int make_run(struct source_firecracker *s, uint64_t until_ns, struct error *e)
+{
+    for (;;) {
+        *e = (struct error){.guest = e->guest};
+        int ret = try_to_run(s, until_ns, e);
+        if (!ret || !target_alive(&s->c.base.target) || clock_monotonic_ns() >= until_ns)
+            return ret;
+        log_debug("the guest does not run yet: %s", e->message);
+        usleep(ASK_AGAIN_MS * 1000);
+    }
+}
+
 int source_firecracker_resume_after_death(struct source *base, struct error *e)
 {
     struct source_firecracker *s = source_firecracker_of(base);
@@ -208,9 +263,10 @@ int source_firecracker_resume_after_death(struct source *base, struct error *e)
     if (!atomic_load(&s->c.shared->stopped_by_us))
         return 1;
     int ret = make_run(s, until_ns, e);
-    if (ret)
+    if (ret) {
         error_wrap(e, "resuming the guest after vmsnap's death");
-    else
+        hint_paused(e);
+    } else
         atomic_store(&s->c.shared->stopped_by_us, false);
     return ret;
 }

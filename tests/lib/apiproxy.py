@@ -14,6 +14,7 @@ class ApiProxy:
     def __init__(self, t, behind, rule):
         self.path = t.path(t.unique("proxy") + ".sock")
         self.seen = []
+        self.n_cut = 0
         self._behind, self._rule = behind, rule
         self._held = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -51,6 +52,7 @@ class ApiProxy:
                 return
             if found == "cut":
                 connection.close()
+                self.n_cut += 1
                 return
             if isinstance(found, tuple):
                 connection.sendall(_answer(*found))

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
@@ -242,7 +243,8 @@ def all_killed(t):
     t.equal(len(left), 1, f"what holds the VM: {left}")
     take(t, vm, "young", "--timeout", "500ms", expect=17)
     os.utime(left.pop(), (0, 0))
-    take(t, vm, "old")
+    result, _, _ = take(t, vm, "old", expect=3)
+    t.check("a vmsnap that was killed" in result.summary["warnings"][0], f"{result.summary}")
     t.equal(Api(t, vm.api).get("/")["state"], "Paused", "as it was left")
     Api(t, vm.api).request("PATCH", "/vm", {"state": "Resumed"})
     check_whole(t, vm, "afterwards")
@@ -326,6 +328,70 @@ def place_taken(t):
     t.check("cannot make a place" in ended.error["message"], f"{ended.error}")
     t.equal(os.listdir(made), ["keys"], "what lay there")
     check_runs(t, vm, "refused")
+
+
+@case("minivm.firecracker.asked-again", "kernel", 60)
+def asked_again(t):
+    """The worker dies in the pause, and what the guardian asks gets no good answer at first: it asks again."""
+    vm = started(t)
+    left = []
+
+    def rule(_method, _target, body):
+        if body == {"state": "Paused"}:
+            left.extend([(503, {"fault_message": "busy"}), "cut", (200, [1])] * 2)
+            return None
+        return left.pop() if left else None
+    proxy = ApiProxy(t, vm.api, rule)
+    process = start_vmsnap(t, "snapshot", "--api", proxy.path, "--pid", str(vm.pid), t.path("none"),
+                           hooks={"kill_at": "source-after-stop", "pause_log": t.path("log")})
+    t.equal(finish(t, process).code, 1, "killed")
+    t.equal(left, [], "answers that are no good")
+    check_runs(t, vm, "killed")
+
+
+@case("minivm.firecracker.cut-off", "kernel", 60)
+def cut_off(t):
+    """The connection of the request ends while the VMM is held: nobody knows whether it was until the end."""
+    vm = started(t)
+    cut = threading.Event()
+
+    def rule(method, target, body):
+        if method != "PUT":
+            return None
+        threading.Thread(target=pass_on, args=(t, vm, target, body), daemon=True).start()
+        cut.wait(20)
+        return "cut"
+    proxy = ApiProxy(t, vm.api, rule)
+    log, reached, go = pause_log(t)
+    process = start_vmsnap(t, "snapshot", "--api", proxy.path, "--pid", str(vm.pid), t.path("none"),
+                           hooks={"pause_at": "source-after-state", "pause_log": log})
+    reached("source-after-state")
+    cut.set()
+    wait_until(lambda: proxy.n_cut, 5, "the connection is cut")
+    go()
+    ended = finish(t, process)
+    t.equal(ended.code, 10, ended.text())
+    t.check("PUT /snapshot/create" in ended.error["message"], f"{ended.error}")
+    check_runs(t, vm, "cut off")
+    check_no_litter(t)
+
+
+def pass_on(t, vm, target, body):
+    try:
+        Api(t, vm.api).request("PUT", target, body)
+    except (OSError, AssertionError):
+        pass # it fails, as it is to
+
+
+@case("minivm.firecracker.other-pid", "kernel", 60)
+def other_pid(t):
+    """The state of one VM and the memory of another are no snapshot."""
+    vm, other = started(t), started(t)
+    refused, _, _ = take(t, vm, "mixed", "--pid", str(other.pid), "--timeout", "2s", expect=10)
+    t.check(f"process {other.pid} is not" in refused.error["message"], f"{refused.error}")
+    for one in (vm, other):
+        check_runs(t, one, "refused")
+    check_no_litter(t)
 
 
 @case("minivm.firecracker.hangs", "kernel", 60)
