@@ -27,6 +27,7 @@
 #include "restore/decode/learn.h"
 #include "restore/launch/detach.h"
 #include "restore/launch/pidfile.h"
+#include "restore/listen/claim.h"
 #include "restore/listen/front.h"
 #include "restore/listen/listen.h"
 #include "restore/listen/peer.h"
@@ -113,6 +114,9 @@ static int begin(struct listener *l, const struct restore_options *o, const char
     l->peers.roll = roll_new();
     if (!l->peers.roll)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory");
+    l->peers.claims = claim_file();
+    if (l->peers.claims < 0)
+        return error_set(e, VMSNAP_EXIT_FAILED, -l->peers.claims, "no descriptor");
     rc = take_signals(l, e);
     if (rc == 0)
         rc = front_open(&l->front, socket_path, e);
@@ -310,12 +314,14 @@ int listen_run(const struct restore_options *o, const char *socket_path, struct 
     }
     l.o.detach = false;
     l.o.pidfile = NULL;
-    l.peers = (struct peer_config){.o = &l.o, .image_path = l.image_path};
+    l.peers = (struct peer_config){.o = &l.o, .image_path = l.image_path, .claims = -1};
     rc = run(&l, o, socket_path, e);
     front_close(&l.front);
     pidfile_remove(&l.pidfile);
     if (l.word_fd >= 0)
         detach_tell_error(l.word_fd, e);
+    if (l.peers.claims >= 0)
+        close(l.peers.claims);
     if (l.peers.img)
         image_close(l.peers.img);
     if (o->detach)

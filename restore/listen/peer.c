@@ -33,6 +33,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/testhook.h"
+#include "restore/listen/claim.h"
 #include "restore/listen/peer_internal.h"
 #include "restore/memory/theirs.h"
 #include "restore/record.h"
@@ -109,6 +110,8 @@ static int take_handoff(struct peer *p, struct error *e)
     if (rc == 0)
         rc = place_blocks(p, &m, e);
     if (rc == 0)
+        rc = claim_take(p->c->claims, p->target.pid, &p->blocks, &p->claim, e);
+    if (rc == 0)
         rc = theirs_check(p->uffd, &p->target, &p->blocks, e);
     if (rc)
         return rc;
@@ -129,7 +132,7 @@ static _Noreturn void refuse(struct peer *p, struct error *e)
     error_hint(e,
                "it keeps its userfaultfd, and waits at the first touch of its memory: end it and "
                "load its snapshot again");
-    e->guest = GUEST_WAITING;
+    e->guest = e->err == EALREADY ? GUEST_RUNNING : GUEST_WAITING;
     if (p->uffd >= 0)
         close(p->uffd);
     mailbox_close(&p->mailbox);
@@ -154,6 +157,7 @@ static void let_go(void *opaque)
     struct peer *p = opaque;
     close_fd(&p->uffd);
     close_fd(&p->record_fd);
+    close_fd(&p->claim);
 }
 
 static int connection_of(void *opaque)
@@ -225,7 +229,8 @@ _Noreturn void peer_run(const struct peer_config *c, int place, int connection, 
                      .began_ns = began_ns,
                      .uffd = -1,
                      .target = {.pidfd = -1, .proc_fd = -1, .pagemap_fd = -1, .mem_fd = -1},
-                     .record_fd = -1};
+                     .record_fd = -1,
+                     .claim = -1};
     struct error e = {0};
     prctl(PR_SET_NAME, "vmsnap-peer");
     roll_set(c->roll, place, getpid());

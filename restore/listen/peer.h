@@ -17,6 +17,7 @@ struct peer_config {
     struct image *img;
     const char *image_path; /* absolute; empty: it has no name */
     struct roll *roll;
+    int claims; /* claim_file() */
     sigset_t mask; /* before the listener took signals, but for those that are to end it */
 };
 

@@ -19,6 +19,7 @@ struct peer {
     struct target target;
     struct blocks blocks;
     int record_fd;
+    int claim; /* on its memory; -1: all is in */
 };
 
 /* In a server's process: serves it until all is in or it has ended (supervisor.h). */

@@ -103,6 +103,8 @@ class _Child:
     def _make(self, name, features, register, mode):
         if name == "uffd":
             fd = self.memory.uffd(features, register, mode)
+        elif name == "uffd-again": # the first one
+            return self.kept[0]
         elif name == "other": # of memory that is not handed over
             self.kept.append(_Memory(self.memory.size, False, False))
             fd = self.kept[-1].uffd(features)

@@ -393,6 +393,25 @@ def refused(t):
     listener.check_served(1, refused=len(BAD))
 
 
+@case("minivm.listen.twice", "kernel", 40)
+def twice(t):
+    """The same memory handed over again before its first page is in: refused, and served on. What is given
+    back stays zero."""
+    data, image = random_memory(t, 4 * MIB)
+    listener = Listener(t, image, "--no-fill", "--prefetch", "none")
+    vm = RawVm(t, 4 * MIB)
+    vm.hand_over(listener.path)
+    listener.wait_for("running", vm.pid)
+    vm.hand_over(listener.path, fds=["uffd-again"])
+    error = listener.wait_for("error")
+    t.equal((error["exit_code"], error["guest_state"]), (11, "running"), f"{error}")
+    vm.discard(MIB, MIB)
+    check_content(t, vm, data, "handed over twice", zero=[(MIB, MIB)])
+    t.equal(len(listener.of_type("running")), 1, "servers")
+    vm.kill()
+    listener.check_served(1, refused=1)
+
+
 @case("minivm.listen.silent", "kernel", 40)
 def silent(t):
     """Who connects and says nothing is sent away; who shares his memory is refused."""
@@ -843,8 +862,9 @@ def poison_untold(t, image, data, at):
     listener.wait_for("error")
     time.sleep(0.05)
     vm.discard(at, CLUSTER)
-    t.equal(vm.digest(at, CLUSTER), hashlib.sha256(bytes(CLUSTER)).hexdigest(), "poison that was given back")
-    t.equal(listener.of_type("summary", vm.pid), [], "it has waited until all was in")
+    vm.begin("digest", at, CLUSTER)
+    t.check(vm.is_done(1.5), "it waits until all is in")
+    t.equal(vm.end(), hashlib.sha256(bytes(CLUSTER)).hexdigest(), "poison that was given back")
     check_content(t, vm, data, "poison that was given back", zero=[(at, CLUSTER)])
 
 
