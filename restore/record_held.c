@@ -5,10 +5,14 @@
  * VMM all of whose threads wait for memory can't take one before it is served. What --resume by
  * hand needs is left in the VMM by a thread of its own while faults are answered already: usually
  * within a millisecond.
+ *
+ * It is ours alone, and the VMM is given an opening for reading: one that runs as another user
+ * can't write to it, so that what it says of the image is what we wrote.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -42,6 +46,8 @@ int record_hold(int *fd, const struct target *t, const struct image *img, uint32
     if (made < 0 && errno == EINVAL)
         made = memfd_create(RECORD_NAME, flags);
     if (made < 0)
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't make the record of the restore");
+    if (fchmod(made, S_IRUSR | S_IWUSR))
         return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't make the record of the restore");
     r.lock_fd = made;
     int rc = record_size_and_seal(&r, t, e);
@@ -80,7 +86,7 @@ bool record_is_new(const struct record *r)
 
 struct record_leaving {
     const struct target *target;
-    int fd;
+    int fd; /* reads only */
     pthread_t thread;
     atomic_int there; /* its number in the VMM; -1: not yet */
     atomic_uint stop;
@@ -141,17 +147,29 @@ static void *leave(void *opaque)
     return NULL;
 }
 
+static int open_for_reading(int fd)
+{
+    char name[32];
+    snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
+    int reading = open(name, O_RDONLY | O_CLOEXEC);
+    return reading < 0 ? -errno : reading;
+}
+
 int record_leave(struct record_leaving **out, const struct target *t, int fd, struct error *e)
 {
+    CLEANUP_FD int reading = open_for_reading(fd);
+    if (reading < 0)
+        return error_set(e, VMSNAP_EXIT_FAILED, -reading, "can't open the record");
     struct record_leaving *l = calloc(1, sizeof(*l));
     if (!l)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "no memory");
-    *l = (struct record_leaving){.target = t, .fd = fd, .there = -1};
+    *l = (struct record_leaving){.target = t, .fd = reading, .there = -1};
     int rc = thread_start(&l->thread, leave, l);
     if (rc) {
         free(l);
         return error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't start a thread");
     }
+    (void)take_fd(&reading);
     *out = l;
     return 0;
 }
@@ -162,6 +180,7 @@ int record_end_leaving(struct record_leaving *l)
     futex_wake(&l->stop, 1);
     pthread_join(l->thread, NULL);
     int there = atomic_load(&l->there);
+    close(l->fd);
     free(l);
     return there;
 }

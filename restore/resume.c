@@ -25,6 +25,31 @@
 #include "restore/signals.h"
 #include "restore/supervised.h"
 
+/*
+ * Which image, says the record in the VMM's process. One that a listener has made is ours, and
+ * nobody else can write to it (record_held.c): what only says so of itself is not believed, since
+ * its VMM could name any image that we may read. Any other record the VMM itself has made, for us:
+ * where that is another user than we are, it is said what is believed.
+ */
+static int check_recorder(const struct session *s, struct error *e)
+{
+    struct stat st;
+    int pid = s->target->pid;
+    if (fstat(s->record.lock_fd, &st))
+        return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't look at the record");
+    bool ours = st.st_uid == geteuid();
+    if (record_is_theirs(&s->record) && (!ours || st.st_mode & (S_IWGRP | S_IWOTH))) {
+        error_set(e, VMSNAP_EXIT_TARGET, EPERM,
+                  "process %d could have written itself which image its memory is in", pid);
+        error_hint(e, "name the image: vmsnap restore --resume %d IMAGE", pid);
+        return -EPERM;
+    }
+    if (!ours)
+        log_warn("that it is image %s says process %d, which runs as user %u",
+                 record_image_path(&s->record), pid, (unsigned)st.st_uid);
+    return 0;
+}
+
 /* The path comes out of the VMM's process: whatever lies there must not be opened before it is
  * known to be a file, since opening a device may do something. */
 static int open_recorded_image(struct session *s, struct error *e)
@@ -32,6 +57,9 @@ static int open_recorded_image(struct session *s, struct error *e)
     const char *path = record_image_path(&s->record);
     if (!path[0])
         return error_set(e, VMSNAP_EXIT_FAILED, 0, "the image's place is not recorded");
+    int rc = check_recorder(s, e);
+    if (rc)
+        return rc;
     CLEANUP_FD int place = open(path, O_PATH | O_CLOEXEC);
     struct stat st;
     if (place < 0 || fstat(place, &st))

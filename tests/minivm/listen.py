@@ -2,6 +2,7 @@
 """`vmsnap restore --listen`: VMs that hand their memory over as Firecracker does; each gets every byte right, or
 is refused by name, and none of them harms another."""
 
+import fcntl
 import glob
 import hashlib
 import os
@@ -747,7 +748,8 @@ def releasing(t):
 
 
 def records(pid):
-    return sum("vmsnap-restore" in link for link in links(pid))
+    """The /proc paths of the records in a process."""
+    return [fd for fd in glob.glob(f"/proc/{pid}/fd/*") if "vmsnap-restore" in os.readlink(fd)]
 
 
 @case("minivm.listen.two-in-one", "kernel", 40)
@@ -759,22 +761,65 @@ def two_in_one(t):
     vm = RawVm(t, 4 * MIB)
     for n in (1, 2):
         vm.hand_over(listener.path)
-        wait_until(lambda wanted=n: records(vm.pid) == wanted, 5, "its record")
+        wait_until(lambda wanted=n: len(records(vm.pid)) == wanted, 5, "its record")
         vm.change_memory()
     for n in range(3, 9):
         kill(listener.servers()[n % 2])
         listener.wait_for("running", vm.pid, n=n)
         time.sleep(0.05)
-    t.equal(records(vm.pid), 2, "records")
+    t.equal(len(records(vm.pid)), 2, "records")
     listener.kill_all()
     wait_until(lambda: not listener.processes(), 10, "all are gone")
     for left in (1, 0):
         by_hand = vmsnap(t, "restore", "--resume", str(vm.pid))
         t.equal(by_hand.code, 0, f"--resume: {by_hand.text()}")
-        t.equal(records(vm.pid), left, "records that are left")
+        t.equal(len(records(vm.pid)), left, "records that are left")
     for _ in range(2):
         check_content(t, vm, data, "one of two")
         vm.change_memory()
+
+
+def pretend(t, content):
+    """A process of another user, with a record that it has made itself. Its pid."""
+    ready, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setresuid(65534, 65534, 65534)
+            fd = os.memfd_create("vmsnap-restore", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.write(fd, content)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+            os.write(told, b"x")
+            time.sleep(60)
+        finally:
+            os._exit(1)
+    t.defer(lambda: (os.kill(pid, signal.SIGKILL), os.waitpid(pid, 0)))
+    os.close(told)
+    t.equal(os.read(ready, 1), b"x", "it has made its record")
+    os.close(ready)
+    return pid
+
+
+@case("minivm.listen.record", "kernel", 40)
+def record(t):
+    """A VMM can only read its record; one that another user has made does not choose the image."""
+    _, image = random_memory(t, 4 * MIB)
+    listener = Listener(t, image, "--no-fill", "--prefetch", "none")
+    vm = RawVm(t, 4 * MIB)
+    vm.hand_over(listener.path)
+    there = wait_until(lambda: records(vm.pid), 5, "it has the record")[0]
+    t.equal((stat.S_IMODE(os.stat(there).st_mode), os.stat(there).st_uid), (0o600, os.geteuid()), "whose it is")
+    with open(there.replace("/fd/", "/fdinfo/"), encoding="ascii") as f:
+        flags = int(next(line.split()[1] for line in f if line.startswith("flags")), 8)
+    t.equal(flags & os.O_ACCMODE, os.O_RDONLY, "how the VMM has it open")
+    with open(there, "rb") as f:
+        content = f.read()
+    pid = pretend(t, content)
+    by_hand = vmsnap(t, "restore", "--resume", str(pid))
+    t.equal((by_hand.code, "IMAGE" in by_hand.error["hint"]), (10, True), by_hand.text())
+    t.check("could have written" in by_hand.error["message"], by_hand.text())
+    vm.kill()
+    listener.check_served(1)
 
 
 @case("minivm.listen.lost", "kernel", 40)
