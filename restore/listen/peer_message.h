@@ -26,7 +26,7 @@ struct peer_region {
     uint64_t hva;        /* a multiple of page_bytes, not 0 */
     uint64_t bytes;      /* likewise; hva + bytes and offset + bytes stay below 2^63 */
     uint64_t offset;     /* in the memory file; a multiple of page_bytes */
-    uint64_t page_bytes; /* 4 KiB, 2 MiB or 1 GiB */
+    uint64_t page_bytes; /* 4 KiB or 2 MiB */
 };
 
 /* No two regions overlap, neither in the VMM nor in the memory file. In the order of the message.

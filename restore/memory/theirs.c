@@ -38,7 +38,7 @@ static bool is_userfaultfd(int fd)
 }
 
 /* What fdinfo says: "API: VERSION:FEATURES:IOCTLS". */
-bool theirs_tells_discards(int fd)
+static uint64_t features_of(int fd)
 {
     char name[48], line[128];
     snprintf(name, sizeof(name), "/proc/self/fdinfo/%d", fd);
@@ -47,7 +47,12 @@ bool theirs_tells_discards(int fd)
     while (f && fgets(line, sizeof(line), f))
         if (sscanf(line, "API: %" SCNx64 ":%" SCNx64, &api, &features) == 2)
             break;
-    return features & UFFD_FEATURE_EVENT_REMOVE;
+    return features;
+}
+
+bool theirs_tells_discards(int fd)
+{
+    return features_of(fd) & UFFD_FEATURE_EVENT_REMOVE;
 }
 
 static int refuse_block(const struct block *b, struct error *e, const char *why)
@@ -145,6 +150,10 @@ int theirs_check(int fd, const struct target *t, const struct blocks *blocks, st
     if (!is_userfaultfd(fd))
         return error_set(e, VMSNAP_EXIT_TARGET, EINVAL,
                          "the descriptor handed over is no userfaultfd");
+    if (features_of(fd) & UFFD_FEATURE_EVENT_FORK) /* each would put a descriptor into ours */
+        return error_set(e, VMSNAP_EXIT_TARGET, EINVAL,
+                         "the userfaultfd handed over tells of forks (EVENT_FORK), and of the "
+                         "memory of the VMM's children with them");
     int rc = target_mappings_brief(t, &maps, e);
     for (uint32_t i = 0; i < blocks->count && rc == 0; i++) {
         rc = check_mappings(fd, &blocks->items[i], &maps, e);

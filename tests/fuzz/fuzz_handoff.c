@@ -31,7 +31,7 @@ static int is_apart(uint64_t a, uint64_t b, uint64_t a_bytes, uint64_t b_bytes)
 static void check_region(const struct peer_message *m, uint32_t i)
 {
     const struct peer_region *r = &m->regions[i];
-    require(r->page_bytes == 4096 || r->page_bytes == 2u << 20 || r->page_bytes == 1u << 30);
+    require(r->page_bytes == 4096 || r->page_bytes == 2u << 20);
     require(((r->hva | r->bytes | r->offset) & (r->page_bytes - 1)) == 0);
     require(r->hva != 0 && r->bytes != 0);
     require(r->hva + r->bytes <= INT64_MAX && r->offset + r->bytes <= INT64_MAX);

@@ -15,7 +15,7 @@ from vmsnap import environment, json_lines
 NR_USERFAULTFD = 323 # x86-64
 UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER = 0xc018aa3f, 0xc020aa00, 0x8010aa01
 MADV_DONTNEED = 4
-EVENT_REMOVE_FEATURE = 1 << 3
+EVENT_FORK_FEATURE, EVENT_REMOVE_FEATURE = 1 << 1, 1 << 3
 HUGE = 2 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -116,14 +116,14 @@ class Memory:
         return {**whole, **changes}
 
 
-def new_userfaultfd(t):
+def new_userfaultfd(t, features=EVENT_REMOVE_FEATURE):
     """Closed at the end of the case; t None: of a process that has none."""
     fd = _libc.syscall(NR_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
     if fd < 0:
         raise Failed(f"userfaultfd(2): {os.strerror(ctypes.get_errno())}")
     if t:
         t.defer(os.close, fd)
-    fcntl.ioctl(fd, UFFDIO_API, bytearray(struct.pack("<3Q", 0xaa, EVENT_REMOVE_FEATURE, 0)))
+    fcntl.ioctl(fd, UFFDIO_API, bytearray(struct.pack("<3Q", 0xaa, features, 0)))
     return fd
 
 

@@ -14,7 +14,7 @@ import traceback
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from case import case, main, wait_until  # noqa: E402
-from listener import HUGE, Listener, Memory, new_userfaultfd, send_handoff  # noqa: E402
+from listener import EVENT_FORK_FEATURE, HUGE, Listener, Memory, new_userfaultfd, send_handoff  # noqa: E402
 from minivm import MiniVm, end_and_wait  # noqa: E402
 from vmsnap import vmsnap  # noqa: E402
 
@@ -105,9 +105,9 @@ def messages(t):
             ("misaligned", [region(base_host_virt_addr=base + 1)], "no multiple"),
             ("a misaligned offset", [region(offset=12)], "no multiple"),
             ("no bytes", [region(size=0)], "no bytes"),
-            ("odd pages", [region(page_size=12288, page_size_kib=12288)], "4 KiB, 2 MiB"),
-            ("pages in KiB", [region(page_size=4, page_size_kib=4)], "4 KiB, 2 MiB"),
-            ("pages of no bytes", [region(page_size=0)], "4 KiB, 2 MiB"),
+            ("odd pages", [region(page_size=12288, page_size_kib=12288)], "4 KiB or 2 MiB"),
+            ("pages in KiB", [region(page_size=4, page_size_kib=4)], "4 KiB or 2 MiB"),
+            ("pages of no bytes", [region(page_size=0)], "4 KiB or 2 MiB"),
             ("page sizes that differ", [region(page_size_kib=2 << 20)], "differ"),
             ("overlap", [region(size=MIB), region(base_host_virt_addr=base + PAGE, size=MIB, offset=MIB)],
              "overlaps region 0 in the VMM"),
@@ -171,6 +171,8 @@ def descriptors(t):
         theirs.close()
     refused(t, listener, "one that is not registered", [good.region()], [new_userfaultfd(t)],
             "another userfaultfd")
+    refused(t, listener, "one that tells of forks", [good.region()], [new_userfaultfd(t, EVENT_FORK_FEATURE)],
+            "tells of forks")
     refused(t, listener, "memory of another process", [good.region(
         base_host_virt_addr=others.ram["hva"])], [good.fd], "not mapped", "not registered",
             "no private")

@@ -63,12 +63,12 @@ Test(peer_message, several_regions_unknown_keys_and_what_follows)
         "\"page_size\":2097152,\"page_size_kib\":2097152,\"new\":{\"a\":[1.5,true,null,\"]\\\"}\"]}"
         "},"
         "{\"base_host_virt_addr\":139630000001024,\"size\":4096,\"offset\":3489660928},"
-        "{\"offset\":4294967296,\"size\":1073741824,\"page_size\":1073741824,"
+        "{\"offset\":4294967296,\"size\":1073741824,\"page_size\":2097152,"
         "\"base_host_virt_addr\":107374182400}]more";
     cr_assert_eq(parse(good), 0, "%s", e.message);
     cr_assert_eq(m.n_regions, 3);
     check_region(0, 139637976727552, 3489660928, 0, 2097152);
-    check_region(2, 107374182400, 1073741824, 4294967296, 1073741824);
+    check_region(2, 107374182400, 1073741824, 4294967296, 2097152);
     cr_assert_str_eq(good + m.used_bytes, "more");
 }
 
@@ -146,7 +146,8 @@ Test(peer_message, numbers_that_make_no_region)
         {"4096", "9223372036854771712", "0", "4096", "wraps around"},
         {"4096", "8192", "9223372036854767616", "4096", "behind any memory file"},
         {"4096", "4096", "0", "0", "page_size 0"},
-        {"4096", "4096", "0", "4", "page_size 4, which is not 4 KiB, 2 MiB or 1 GiB"},
+        {"4096", "4096", "0", "4", "page_size 4, which is not 4 KiB or 2 MiB"},
+        {"1073741824", "1073741824", "0", "1073741824", "which is not 4 KiB or 2 MiB"},
         {"4096", "4096", "0", "4097", "page_size 4097"},
         {"65536", "65536", "0", "65536", "page_size 65536"},
         {"4096", "4096", "0", "4611686018427387904", "page_size 4611686018427387904"},
