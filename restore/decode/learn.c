@@ -51,7 +51,7 @@ static uint64_t count_learned(const struct image *img)
 int learn_begin(struct learn *l, const struct image *img, struct error *e)
 {
     char path[PATH_MAX];
-    *l = (struct learn){.n_max = image_get_trailer(img)->n_clusters, .writer_fd = -1};
+    *l = (struct learn){.writer_fd = -1};
     int rc = workset_path(img, path, e);
     if (rc == 0)
         rc = try_to_write(path, e);
@@ -59,6 +59,13 @@ int learn_begin(struct learn *l, const struct image *img, struct error *e)
         error_wrap(e, "--learn");
         return rc;
     }
+    return learn_begin_asked(l, img, count_learned(img), e);
+}
+
+int learn_begin_asked(struct learn *l, const struct image *img, uint64_t n_before, struct error *e)
+{
+    *l = (struct learn){
+        .n_max = image_get_trailer(img)->n_clusters, .n_before = n_before, .writer_fd = -1};
     /* Not touched before it is needed: costs what is noted. */
     void *entries = mmap(NULL, entries_bytes(l), PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -66,7 +73,6 @@ int learn_begin(struct learn *l, const struct image *img, struct error *e)
         return error_set(e, VMSNAP_EXIT_FAILED, errno, "no memory for what is learned");
     l->entries = entries;
     l->img = img;
-    l->n_before = count_learned(img);
     return 0;
 }
 

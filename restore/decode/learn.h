@@ -52,6 +52,10 @@ struct learn {
 /* Makes ready to note; refuses if the file could not be written. Before anything is started. */
 int learn_begin(struct learn *l, const struct image *img, struct error *e);
 
+/* The same where a guest may wait already: nothing is asked of the file system. `n_before`: as one
+ * that asked has found. */
+int learn_begin_asked(struct learn *l, const struct image *img, uint64_t n_before, struct error *e);
+
 /* The server's thread: the unit that begins with this cluster was just brought in because somebody
  * touched it. NULL, or over: nothing happens. Never waits. */
 void learn_note(struct learn *l, uint64_t cluster, bool write);

@@ -53,10 +53,11 @@ struct listener {
 
 /* ---- before anybody may connect ---- */
 
-static int check_learning(const struct listener *l, struct error *e)
+static int check_learning(struct listener *l, struct error *e)
 {
     struct learn learn = {0};
     int rc = l->o.learn ? learn_begin(&learn, l->peers.img, e) : 0;
+    l->peers.n_learned_before = learn.n_before;
     learn_free(&learn);
     return rc;
 }

@@ -37,13 +37,13 @@ static int enter_record(struct session *s, const struct peer *p, struct error *e
     return rc;
 }
 
-/* The first VM to learn does it for all. */
+/* The first VM to learn does it for all. Its guest may wait: the listener has tried the file. */
 static void begin_learning(struct session *s, const struct peer *p)
 {
     struct error e = {0};
     if (!p->o.learn || atomic_exchange(&p->c->roll->learner, true))
         return;
-    if (learn_begin(&s->learn, s->img, &e))
+    if (learn_begin_asked(&s->learn, s->img, p->c->n_learned_before, &e))
         s->o->trouble(s->o->opaque, &e);
 }
 
