@@ -36,6 +36,8 @@ struct restore_options {
     void (*report)(void *opaque, const char *type, json_t *object);
     void (*trouble)(void *opaque, const struct error *e);
     void (*detached)(void *opaque);
+    void (*vm_process)(
+        void *opaque); /* NULL, or: in each process of a VM of --listen, first thing */
     void *opaque;
 };
 

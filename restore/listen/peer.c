@@ -233,6 +233,8 @@ _Noreturn void peer_run(const struct peer_config *c, int place, int connection, 
                      .claim = -1};
     struct error e = {0};
     prctl(PR_SET_NAME, "vmsnap-peer");
+    if (p.o.vm_process)
+        p.o.vm_process(p.o.opaque);
     roll_set(c->roll, place, getpid());
     sigprocmask(SIG_SETMASK, &c->mask, NULL);
     int rc = mailbox_open(&p.mailbox, connection, &e);

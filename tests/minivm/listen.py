@@ -563,6 +563,39 @@ def detached(t):
     t.check(not os.path.exists(path) and not os.path.exists(pidfile), "nothing is left")
 
 
+@case("minivm.listen.report-again", "kernel", 40)
+def report_again(t):
+    """A listener that was killed is started again with the same report, while its VMs live; these go on there."""
+    data, image = random_memory(t, 4 * MIB)
+    path, pidfile, report = t.path("l.sock"), t.path("pid"), t.path("report")
+    argv = ("restore", "--listen", path, "--detach", "--pidfile", pidfile, "--report", report, image)
+
+    def started():
+        result = vmsnap(t, *argv)
+        t.equal(result.code, 0, result.text())
+        pid = result.of_type("listening")[0]["listener_pid"]
+        t.defer(kill, pid)
+        return pid
+
+    def told(kind, pid):
+        with open(report, encoding="utf-8") as f:
+            return [o for o in json_lines(f.read()) if o["type"] == kind and o.get("vmm_pid") == pid]
+    first, vms = started(), [RawVm(t, 4 * MIB), RawVm(t, 4 * MIB)]
+    vms[0].hand_over(path)
+    wait_until(lambda: told("summary", vms[0].pid), 10, "the summary")
+    t.equal(vmsnap(t, *argv[:2], path + "2", *argv[3:]).code, 11, "while it lives")
+    kill(first)
+    wait_until(lambda: not is_alive(first), 5, "its end")
+    os.unlink(pidfile)
+    started()
+    vms[1].hand_over(path)
+    check_content(t, vms[1], data, "of the second listener")
+    for vm in vms:
+        dead = vm.pid
+        vm.kill()
+        wait_until(lambda pid=dead: told("exit", pid), 10, "its end")
+
+
 @case("minivm.listen.closed", "kernel", 40)
 def closed(t):
     """Started with its standard descriptors closed: nothing of it takes their numbers."""

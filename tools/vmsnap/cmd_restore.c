@@ -349,6 +349,13 @@ static void on_detached(void *opaque)
     report_to_stream(report_file());
 }
 
+/* A VM may live for days after a listener that was killed: another one must have the file. */
+static void on_vm_process(void *opaque)
+{
+    (void)opaque;
+    report_file_unlock_here();
+}
+
 /* The first of what is only for a VMM that vmsnap starts; NULL: nothing of it was given.
  * `taken_over`: and what a server has from the start. */
 static const char *find_for_start(const struct command_line *line, bool taken_over)
@@ -456,6 +463,7 @@ static int run(const struct command_line *line, struct error *e)
         .report = on_report,
         .trouble = on_trouble,
         .detached = on_detached,
+        .vm_process = on_vm_process,
     };
     if (args.resume_pid) {
         rc = supervisor_resume(&o, args.resume_pid, e);
