@@ -2,6 +2,7 @@
 #include "snapshot/job.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -56,22 +57,29 @@ static int write_file(int fd, const void *data, size_t len)
 }
 
 /* The device state in a file of its own as well. The image holds it and has its name by now, so
- * what goes wrong is a warning. */
+ * what goes wrong is a warning. Its storage may hang: a signal ends the worker there, and the
+ * guardian removes what has no name yet. */
 static void publish_state(struct job *j)
 {
     struct publish file;
     struct error e = {0};
     if (!j->options->state_path)
         return;
+    atomic_store(&j->board->finishing, true);
     int ret = publish_open(&file, j->options->state_path, j->options->overwrite, &e);
     if (!ret) {
+        if (!file.unnamed)
+            snprintf(j->board->temporary, sizeof(j->board->temporary), "%s", file.temporary);
+        TESTHOOK_POINT("snapshot-state-file");
         ret = write_file(file.fd, j->device_state, j->device_state_bytes);
         if (ret)
             error_set(&e, VMSNAP_EXIT_FAILED, -ret, "cannot write %s", j->options->state_path);
         else
             ret = publish_commit(&file, &e);
         publish_close(&file);
+        j->board->temporary[0] = '\0';
     }
+    atomic_store(&j->board->finishing, false);
     if (ret)
         json_array_append_new(
             j->warnings,

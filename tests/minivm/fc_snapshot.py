@@ -473,6 +473,25 @@ def bad_state(t):
     check_whole(t, vm, "afterwards")
 
 
+@case("minivm.firecracker.state-hangs", "kernel", 60)
+def state_hangs(t):
+    """The storage of the state file hangs: a signal ends vmsnap there; the image is whole, of the other is nothing."""
+    vm = started(t)
+    os.mkdir(t.path("out"))
+    image, state = t.path("out/image"), t.path("out/state")
+    for mask, number, code in (("", signal.SIGTERM, 143), ("file.tmpfile", signal.SIGINT, 130)):
+        log, reached, _ = pause_log(t)
+        process = start_vmsnap(t, "snapshot", "--api", vm.api, "--overwrite", "--vmstate", state, image,
+                               hooks={"pause_at": "snapshot-state-file", "pause_log": log, "mask_features": mask})
+        reached("snapshot-state-file")
+        process.send_signal(number)
+        ended = finish(t, process)
+        t.equal(ended.code, code, ended.text())
+        t.equal(os.listdir(t.path("out")), ["image"], f"files, masked: {mask}")
+        t.equal(vmsnap(t, "verify", image).code, 0, "the image")
+        check_runs(t, vm, "interrupted")
+
+
 @case("minivm.firecracker.ends", "kernel", 60)
 def ends(t):
     """The VMM dies in the pause: exit 10, nothing published. Nobody listens: the same."""
