@@ -63,6 +63,7 @@ struct mapping {
     bool uffd_missing, uffd_wp, uffd_minor; /* um, uw, ui: a userfaultfd has it already */
     bool io, pfnmap;                        /* io, pf: device memory */
     bool hugetlb;                           /* ht */
+    bool noreserve;                         /* nr: MAP_NORESERVE */
     char name[256]; /* file name or [anon...] as the kernel prints it, cut */
 };
 

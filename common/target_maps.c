@@ -41,7 +41,7 @@ static void parse_flag(const char *flag, struct mapping *m)
     } flags[] = {
         {"dc", &m->dontfork},     {"mg", &m->mergeable}, {"hg", &m->hugepage},   {"lo", &m->locked},
         {"um", &m->uffd_missing}, {"uw", &m->uffd_wp},   {"ui", &m->uffd_minor}, {"io", &m->io},
-        {"pf", &m->pfnmap},       {"ht", &m->hugetlb},
+        {"pf", &m->pfnmap},       {"ht", &m->hugetlb},   {"nr", &m->noreserve},
     };
     for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
         if (strcmp(flag, flags[i].name) == 0)

@@ -2,7 +2,8 @@
  * firecracker_memory.c - see firecracker_memory.h.
  *
  * Facts from Firecracker's source (src/vmm/src/arch/x86_64, vstate/memory.rs):
- *   - a region is one mmap(): private and anonymous, or of hugetlbfs; readable and writable. Before
+ *   - a region is one mmap(): private and anonymous, of hugetlbfs, or of the memory file (of type
+ *     File); without a reservation of swap; readable and writable. Before
  *     1.12 it has a page without access on both sides; later ones may lie side by side, and then
  *     the kernel joins them; since it looks for room from above, the second lies below the first.
  *   - guest memory goes from address 0 to a gap below 4 GiB, of 768 MiB up to version 1.12 and of
@@ -45,17 +46,23 @@ struct stretch_list {
 
 /* ---- which mappings could be guest memory ---- */
 
+/* A private file too: whether it can be saved is another question, with an answer of its own. */
 static bool is_candidate(const struct mapping *m)
 {
     bool nameless = m->inode == 0 && m->name[0] == '\0';
     return m->readable && m->writable && !m->executable && !m->shared && !m->io && !m->pfnmap &&
-           (nameless || m->hugetlb);
+           (nameless || m->inode != 0 || m->hugetlb);
 }
 
+/* Guest memory is mapped without a reservation, thread stacks and heaps are not: what lies beside
+ * it is kept apart. */
 static bool goes_on(const struct mapping *m, const struct mapping *next)
 {
     return next->start == m->end && next->page_bytes == m->page_bytes &&
-           next->hugetlb == m->hugetlb && next->inode == m->inode;
+           next->hugetlb == m->hugetlb && next->noreserve == m->noreserve &&
+           next->inode == m->inode && next->dev_major == m->dev_major &&
+           next->dev_minor == m->dev_minor &&
+           (m->inode == 0 || m->hugetlb || next->offset == m->offset + (m->end - m->start));
 }
 
 static int list_stretches(struct stretch_list *out, const struct mapping_list *maps,

@@ -3,9 +3,12 @@
  * test wants. Lengths are Firecracker's; nothing of it is touched.
  */
 #include <criterion/criterion.h>
+#include <fcntl.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "common/vmm/firecracker_memory.h"
@@ -115,6 +118,51 @@ Test(firecracker_memory, side_by_side)
     cr_assert_neq(strstr(err.hint, wanted), NULL, "%s: %s", wanted, err.hint);
     map_guarded(3200 * MIB); /* or one region of an older version */
     cr_assert_lt(look(3200), 0);
+}
+
+/* A stack of a thread, say, that lies directly below or above. */
+Test(firecracker_memory, beside_other_memory)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    uint64_t at = map_guarded(777 * MIB);
+    char *guest = (char *)(uintptr_t)at;
+    cr_assert_neq(mmap(guest - MIB, MIB, PROT_READ | PROT_WRITE, flags, -1, 0), MAP_FAILED);
+    cr_assert_neq(mmap(guest + 777 * MIB, MIB, PROT_READ | PROT_WRITE, flags, -1, 0), MAP_FAILED);
+    cr_assert_eq(look(777), 0, "%s", err.message);
+    cr_assert_eq(found.items[0].hva, at);
+}
+
+static uint64_t map_file(int fd, uint64_t bytes)
+{
+    cr_assert_eq(ftruncate(fd, (off_t)bytes), 0);
+    char *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+    cr_assert_neq(at, MAP_FAILED);
+    return (uint64_t)(uintptr_t)at;
+}
+
+/* A VM that was restored from its memory file: found on tmpfs, refused by its name on a disk. */
+Test(firecracker_memory, memory_file)
+{
+    int fd = memfd_create("memory", MFD_CLOEXEC);
+    uint64_t at = map_file(fd, 777 * MIB);
+    cr_assert_eq(look(777), 0, "%s", err.message);
+    cr_assert_eq(found.items[0].hva, at);
+    cr_assert_eq(found.items[0].kind, REGION_PRIVATE_FILE);
+    close(fd);
+}
+
+Test(firecracker_memory, memory_file_on_a_disk)
+{
+    struct statfs fs;
+    int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    cr_assert_eq(fstatfs(fd, &fs), 0);
+    void *at = mmap(NULL, 555 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+    close(fd);
+    cr_assert_neq(at, MAP_FAILED);
+    if (fs.f_type == TMPFS_MAGIC)
+        cr_skip_test("built in memory");
+    cr_assert_lt(look(555), 0);
+    cr_assert_eq(err.exit_code, VMSNAP_EXIT_HAZARD, "%s", err.message);
 }
 
 static int look_at(const char *first, const char *second, uint64_t mib)
