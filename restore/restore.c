@@ -52,6 +52,8 @@
 #include "restore/supervised.h"
 #include "restore/supervisor.h"
 
+#define PLAN_MS 250 /* for what an earlier run learned to be read, while the VMM starts */
+
 struct restore {
     const struct restore_options *o;
     json_t *description;
@@ -122,7 +124,7 @@ static int start_vmm(struct restore *r, struct error *e)
     if (rc)
         return rc;
     TESTHOOK_POINT("restore-launched");
-    session_plan_prefetch(&r->session); /* it takes its time to connect anyway */
+    session_plan_prefetch(&r->session, PLAN_MS); /* it takes its time to connect anyway */
     int fd = -1;
     rc = vmm_accept(&r->vmm, &fd, r->o->timeout_ms, e);
     if (rc)

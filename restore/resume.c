@@ -288,7 +288,7 @@ static int take_over(struct session *s, const struct resume_help *help, struct e
         return uffd;
     TESTHOOK_POINT("resume-taken");
     signals_outlive();
-    session_plan_prefetch(s);
+    session_plan_prefetch(s, 0);
     rc = session_serve(s, uffd, true, e);
     if (rc)
         return rc;

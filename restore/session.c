@@ -19,9 +19,7 @@
 #define END_SHOWS_MS 500
 #define MAX_COPIES 8    /* of the record, in a VMM */
 #define LEARNED_MS 5000 /* the working set is written, or its file system hangs */
-/* The one of an earlier run is read, or its file system hangs: while the VMM starts, which takes
- * longer; and where a guest runs, while its faults are answered. */
-#define KNOWN_AT_START_MS 20
+/* The one of an earlier run is read, or its file system hangs; faults are answered meanwhile. */
 #define KNOWN_LATE_MS 500
 
 /* Takes what an earlier run learned, if that is read within timeout_ms, and makes the plan; or
@@ -52,7 +50,7 @@ static void make_plan(struct session *s, int timeout_ms, bool last)
     prefetch_begin_reading(&s->prefetch);
 }
 
-void session_plan_prefetch(struct session *s)
+void session_plan_prefetch(struct session *s, int wait_ms)
 {
     if (!s->o->prefetch_hot || s->learn.img)
         return;
@@ -61,7 +59,7 @@ void session_plan_prefetch(struct session *s)
     if (rc)
         log_warn("what an earlier run learned is not used: can't start a process: %s",
                  strerror(-rc));
-    make_plan(s, s->vmm ? KNOWN_AT_START_MS : 0, false);
+    make_plan(s, wait_ms, false);
 }
 
 uint64_t session_count_settled(const struct session *s)
@@ -95,7 +93,7 @@ int session_serve(struct session *s, int uffd, bool takes_over, struct error *e)
     int rc = server_start(&s->server, &config, e);
     if (rc)
         return rc;
-    make_plan(s, s->vmm && !takes_over ? 0 : KNOWN_LATE_MS, true);
+    make_plan(s, KNOWN_LATE_MS, true);
     return server_begin_prefetch(s->server, e);
 }
 

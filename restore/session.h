@@ -59,9 +59,10 @@ struct session {
 };
 
 /* Settles what is prefetched, and has the image read for it from now on, while the VMM still
- * starts. Never waits for the storage: session_serve() looks again for what an earlier run learned,
- * once faults are answered. What goes wrong is a warning: without it all is only slower. */
-void session_plan_prefetch(struct session *s);
+ * starts. Waits at most wait_ms for what an earlier run learned (0 where a guest waits for us):
+ * session_serve() looks for it again, once faults are answered. What goes wrong is a warning:
+ * without it all is only slower. */
+void session_plan_prefetch(struct session *s, int wait_ms);
 
 /* Clusters that need nothing any more. */
 uint64_t session_count_settled(const struct session *s);

@@ -51,7 +51,7 @@ static int serve(struct session *s, const struct peer *p, bool is_new, struct er
 {
     if (is_new)
         begin_learning(s, p);
-    session_plan_prefetch(s);
+    session_plan_prefetch(s, 0);
     int uffd = fcntl(p->uffd, F_DUPFD_CLOEXEC, 0);
     if (uffd < 0)
         return error_set(e, VMSNAP_EXIT_FAILED, errno, "no more descriptors");

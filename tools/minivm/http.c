@@ -30,7 +30,7 @@ static bool parse_request_line(const char *p, const char *end, struct http_reque
     p = take_word(p, end, r->method, sizeof(r->method));
     p = p ? take_word(p, end, r->path, sizeof(r->path)) : NULL;
     p = p ? take_word(p, end, version, sizeof(version)) : NULL;
-    return p == end && end[-1] != ' ' && r->path[0] == '/' &&
+    return p && p == end && end[-1] != ' ' && r->path[0] == '/' &&
            (strcmp(version, "HTTP/1.1") == 0 || strcmp(version, "HTTP/1.0") == 0);
 }
 
