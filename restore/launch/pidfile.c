@@ -115,6 +115,14 @@ static int open_to_write(const char *path, bool *made, struct error *e)
     return rc;
 }
 
+/* Whether it has its name still, and no other restore has written its number meanwhile. */
+static bool is_empty_there(int fd, const char *path)
+{
+    struct stat ours, there;
+    return fstat(fd, &ours) == 0 && stat(path, &there) == 0 && ours.st_dev == there.st_dev &&
+           ours.st_ino == there.st_ino && ours.st_size == 0;
+}
+
 int pidfile_check(const char *path, struct error *e)
 {
     bool made;
@@ -125,7 +133,7 @@ int pidfile_check(const char *path, struct error *e)
     if (made && fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, TEXT_MAX) &&
         (errno == ENOSPC || errno == EDQUOT))
         rc = refuse_writing(path, errno, e);
-    if (made)
+    if (made && is_empty_there(fd, path))
         unlink(path);
     close(fd);
     return rc;

@@ -25,11 +25,29 @@ static int check_room(int fd)
     return rc < 0 && (errno == ENOSPC || errno == EDQUOT) ? -errno : 0;
 }
 
+/* Whether the name still leads to it. */
+static bool has_name(int fd)
+{
+    struct stat ours, there;
+    return fstat(fd, &ours) == 0 && stat(file.path, &there) == 0 && ours.st_dev == there.st_dev &&
+           ours.st_ino == there.st_ino;
+}
+
+/* With the lock held: what we made goes again, unless something is in it. */
+static void remove_made(int fd)
+{
+    struct stat st;
+    if (file.made && fstat(fd, &st) == 0 && st.st_size == 0 && has_name(fd))
+        unlink(file.path);
+}
+
+/* Another may have opened what we made before we had the lock, or we what it removes. */
 static int prepare(int fd, struct error *e)
 {
     struct stat st;
     file.regular = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
-    if (file.regular && flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) {
+    bool busy = file.regular && flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
+    if (busy || (file.regular && !has_name(fd))) {
         error_set(e, VMSNAP_EXIT_BUSY, 0, "--report: another vmsnap writes to %s", file.path);
         error_hint(e, "name another file");
         return -EBUSY;
@@ -57,8 +75,8 @@ int report_file_open(const char *path, struct error *e)
     int rc = prepare(fd, e);
     if (rc == 0)
         return 0;
-    if (file.made)
-        unlink(path);
+    if (rc != -EBUSY)
+        remove_made(fd);
     close(fd);
     return rc;
 }
@@ -95,7 +113,6 @@ void report_file_begin(void)
 
 void report_file_abandon(void)
 {
-    struct stat st;
-    if (file.stream && file.made && fstat(fileno(file.stream), &st) == 0 && st.st_size == 0)
-        unlink(file.path);
+    if (file.stream)
+        remove_made(fileno(file.stream));
 }
