@@ -29,6 +29,7 @@ int(error_set)(struct error *e, enum vmsnap_exit exit_code, int err, const char 
         e->exit_code = exit_code;
         e->err = err;
         e->hint[0] = '\0';
+        e->vmm_pid = 0;
     }
     return err ? -err : -EIO;
 }

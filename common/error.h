@@ -48,6 +48,7 @@ struct error {
     enum guest_state guest;
     char message[768]; /* what failed, on what: one line, no final stop */
     char hint[384];    /* what to do next; may be empty */
+    int vmm_pid;       /* whose guest; 0: not known, or there is only one */
 };
 
 /*

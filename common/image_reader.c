@@ -157,7 +157,8 @@ static int load_ends(struct image *img, struct error *e)
         return r;
     if (have < 16 || memcmp(img->header.magic, IMAGE_HEADER_MAGIC, 8) != 0) {
         r = image_damaged(img, e, 0, "not a vmsnap image");
-        error_hint(e, "is this the file that `vmsnap snapshot` wrote? Check the path");
+        error_hint(e, "is this the file that `vmsnap snapshot` wrote? Check the path; of a "
+                      "Firecracker's memory file 'vmsnap import firecracker' makes an image");
         return r;
     }
     if (img->file_bytes < least) {
@@ -237,6 +238,11 @@ int image_open(struct image **out, const char *path, struct error *e)
     error_set(e, VMSNAP_EXIT_FAILED, err, "opening image %s", path);
     if (strcmp(path, "-") == 0) /* no image comes from a pipe */
         error_hint(e, ONLY_FILES);
+    else if (err == ENOENT)
+        error_hint(e, "check the path");
+    else
+        error_hint(e,
+                   "an image is readable by its owner only: run vmsnap as that user, or as root");
     return -err;
 }
 

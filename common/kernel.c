@@ -258,8 +258,9 @@ int kernel_require(struct error *e)
             continue;
         error_set(e, VMSNAP_EXIT_KERNEL, 0, "can't use %s here: %s", items[i].name,
                   items[i].reason);
-        if (items[i].is_right)
-            error_hint(e, "run vmsnap as root; `vmsnap check` lists every feature");
+        if (items[i].is_right || strstr(items[i].reason, "CAP_"))
+            error_hint(e, "run vmsnap as root, or with CAP_SYS_PTRACE and CAP_SYS_ADMIN; `vmsnap "
+                          "check` lists every feature");
         else
             error_hint(e, "vmsnap needs Linux 6.1 or newer with userfaultfd, and root; "
                           "`vmsnap check` lists every feature");

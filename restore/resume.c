@@ -190,6 +190,8 @@ static int take_uffd(struct session *s, struct error *e)
 
 static enum guest_state guest_of(const struct session *s)
 {
+    if (record_is_theirs(&s->record)) /* its owner lets it run */
+        return GUEST_UNKNOWN;
     return record_get_guest(&s->record) == RECORD_GUEST_LET_RUN ? GUEST_RUNNING : GUEST_PAUSED;
 }
 

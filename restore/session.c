@@ -271,6 +271,7 @@ static const char *guest_state_now(const struct session *s, const struct server_
 {
     bool runs = record_get_guest(&s->record) == RECORD_GUEST_LET_RUN;
     return guest_state_name(stats->guest_waits && !s->complete_ns ? GUEST_WAITING
+                            : s->theirs                           ? GUEST_UNKNOWN
                             : runs                                ? GUEST_RUNNING
                                                                   : GUEST_PAUSED);
 }

@@ -293,7 +293,8 @@ int supervisor_resume(const struct restore_options *o, pid_t vmm, struct error *
         rc = error_set(e, VMSNAP_EXIT_FAILED, rc == -ESTALE ? 0 : -rc,
                        "%s can't be taken over: it is not the pidfile of process %d", o->pidfile,
                        (int)vmm);
-        error_hint(e, "name the right one, or leave --pidfile out");
+        error_hint(e, "--pidfile with --resume names the file that the first restore wrote, and "
+                      "makes no new one: name that, or leave --pidfile out");
         return rc;
     }
     /* Without such a process there is nothing to look after: the server says so. */

@@ -94,8 +94,10 @@ static int check_content(int fd, const char *path, struct error *e)
 static int refuse_writing(const char *path, int err, struct error *e)
 {
     bool full = err == ENOSPC || err == EDQUOT;
-    return error_set(e, full ? VMSNAP_EXIT_NO_SPACE : VMSNAP_EXIT_FAILED, err, "can't write %s",
-                     path);
+    error_set(e, full ? VMSNAP_EXIT_NO_SPACE : VMSNAP_EXIT_FAILED, err, "can't write %s", path);
+    error_hint(e, full ? "make room there, or name a file elsewhere"
+                       : "name a file in a directory that is there and that you may write to");
+    return -err;
 }
 
 /* *made: it was not there before. The descriptor, or -errno. */

@@ -47,8 +47,11 @@ static int make_way(const char *path, struct error *e)
     struct stat st;
     if (lstat(path, &st))
         return errno == ENOENT ? 0 : error_set(e, VMSNAP_EXIT_FAILED, errno, "%s", path);
-    if (!S_ISSOCK(st.st_mode))
-        return error_set(e, VMSNAP_EXIT_FAILED, EEXIST, "%s is no socket", path);
+    if (!S_ISSOCK(st.st_mode)) {
+        error_set(e, VMSNAP_EXIT_FAILED, 0, "%s is there and is no socket", path);
+        error_hint(e, "name a path for the socket where nothing lies");
+        return -EEXIST;
+    }
     int held = probe_unix_held(AT_FDCWD, path, false);
     if (held > 0)
         return refuse_held(path, e);
@@ -69,7 +72,11 @@ static int bind_there(struct front *f, const struct sockaddr_un *address, struct
         rc = -errno;
     if (rc == -EADDRINUSE)
         return refuse_held(f->path, e);
-    return rc ? error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't listen at %s", f->path) : 0;
+    if (rc) {
+        error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't listen at %s", f->path);
+        error_hint(e, "name a socket in a directory that is there and that you may write to");
+    }
+    return rc;
 }
 
 int front_open(struct front *f, const char *path, struct error *e)

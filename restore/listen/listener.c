@@ -12,6 +12,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -21,6 +22,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/json_text.h"
 #include "common/kernel.h"
 #include "common/log.h"
 #include "common/testhook.h"
@@ -35,6 +37,7 @@
 #include "restore/serve/damage.h"
 
 #define ACCEPT_AGAIN_NS 500000000ull
+#define SHOWN_VMS 8u
 #define MAX_WAITING 1024 /* connections that are taken yet when we end; the socket holds fewer */
 
 struct listener {
@@ -62,6 +65,22 @@ static int check_learning(struct listener *l, struct error *e)
     return rc;
 }
 
+/* A QEMU is started from its image, and has memory that no handoff names. What other VMMs hand
+ * over is not known. */
+static int check_kind(const struct listener *l, struct error *e)
+{
+    json_t *description = json_loads(image_description(l->peers.img), 0, NULL);
+    bool is_qemu = strcmp(json_text(description, "vmm", ""), "qemu") == 0;
+    json_decref(description);
+    if (!is_qemu)
+        return 0;
+    error_set(e, VMSNAP_EXIT_MISMATCH, 0, "%s is the image of a QEMU, which --listen can't serve",
+              l->o.image_path);
+    error_hint(e, "'vmsnap restore %s' starts it; --listen is for images of a Firecracker",
+               l->o.image_path);
+    return -EINVAL;
+}
+
 static int open_image(struct listener *l, struct error *e)
 {
     int rc = kernel_require(e);
@@ -69,6 +88,8 @@ static int open_image(struct listener *l, struct error *e)
         rc = damage_check_kernel(l->o.poison_damage, e);
     if (rc == 0)
         rc = image_open(&l->peers.img, l->o.image_path, e);
+    if (rc == 0)
+        rc = check_kind(l, e);
     if (rc == 0)
         rc = attach_check_kernel(l->peers.img, e);
     if (rc == 0)
@@ -214,11 +235,15 @@ static void stop_listening(struct listener *l)
         l->kept = -1;
     }
     front_close(&l->front);
-    unsigned n = roll_signal(l->peers.roll, SIGTERM);
+    unsigned n = roll_list_incomplete(l->peers.roll, NULL, 0);
+    roll_signal(l->peers.roll, SIGTERM);
     if (n > 0)
-        log_warn("no more VMs are taken; %u %s served until all memory is in (once more to leave "
-                 "at once: they are served on all the same)",
-                 n, n == 1 ? "is" : "are");
+        log_warn("no more VMs are taken; %u %s served until %s (once more to leave at once: they "
+                 "are served on all the same)",
+                 n, n == 1 ? "is" : "are",
+                 l->o.no_fill ? "they end (--no-fill)" : "all memory is in");
+    else
+        log_warn("no more VMs are taken");
 }
 
 static void take_signal(struct listener *l)
@@ -285,6 +310,30 @@ static void tell_listening(struct listener *l)
     l->o.report(l->o.opaque, "listening", listening);
 }
 
+/* By a second signal: VMs are left to their servers. */
+static int explain_leaving(const struct listener *l, unsigned n_left, struct error *e)
+{
+    pid_t vmms[SHOWN_VMS];
+    unsigned n = roll_list_incomplete(l->peers.roll, vmms, SHOWN_VMS);
+    char text[16 * SHOWN_VMS + 32] = "";
+    size_t used = 0;
+    for (unsigned i = 0; i < n && i < SHOWN_VMS; i++)
+        used += (size_t)snprintf(text + used, sizeof(text) - used, "%s%d",
+                                 i        ? ", "
+                                 : n == 1 ? ": process "
+                                          : ": processes ",
+                                 (int)vmms[i]);
+    if (n > SHOWN_VMS)
+        snprintf(text + used, sizeof(text) - used, " and others");
+    e->guest = GUEST_UNKNOWN;
+    error_set(e, (enum vmsnap_exit)(128 + l->last_signal), 0,
+              "left by signal %d; %u VM%s served on in the background%s", l->last_signal, n_left,
+              n_left == 1 ? " is" : "s are", text);
+    error_hint(e, "nothing is to be done; if a server dies with its supervisor, 'vmsnap restore "
+                  "--resume PID' goes on");
+    return -EINTR;
+}
+
 static int run(struct listener *l, const struct restore_options *o, const char *socket_path,
                struct error *e)
 {
@@ -297,10 +346,7 @@ static int run(struct listener *l, const struct restore_options *o, const char *
     l->o.report(l->o.opaque, "summary", describe_summary(l, n_left));
     if (n_left == 0)
         return 0;
-    e->guest = GUEST_RUNNING;
-    return error_set(e, (enum vmsnap_exit)(128 + l->last_signal), EINTR,
-                     "left by signal %d: %u VMs are served on in the background", l->last_signal,
-                     n_left);
+    return explain_leaving(l, n_left, e);
 }
 
 int listen_run(const struct restore_options *o, const char *socket_path, struct error *e)

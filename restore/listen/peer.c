@@ -21,6 +21,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -44,14 +45,21 @@
 
 /* ---- what was handed over ---- */
 
-static int find_process(struct peer *p, struct error *e)
+/* At the other end; 0: it lies in another pid namespace. -errno. */
+static int connected_pid(int connection)
 {
     struct ucred who;
     socklen_t len = sizeof(who);
-    if (getsockopt(p->mailbox.connection, SOL_SOCKET, SO_PEERCRED, &who, &len))
-        return error_set(e, VMSNAP_EXIT_TARGET, errno, "can't see who has connected");
-    if (who.pid > 0)
-        return target_open(&p->target, who.pid, e);
+    return getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &who, &len) ? -errno : who.pid;
+}
+
+static int find_process(struct peer *p, struct error *e)
+{
+    int pid = connected_pid(p->mailbox.connection);
+    if (pid < 0)
+        return error_set(e, VMSNAP_EXIT_TARGET, -pid, "can't see who has connected");
+    if (pid > 0)
+        return target_open(&p->target, pid, e);
     error_set(e, VMSNAP_EXIT_TARGET, ESRCH,
               "who has connected lies in a pid namespace that can't be seen from here");
     error_hint(e, "run vmsnap in the host's pid namespace, or in the VMM's");
@@ -69,6 +77,8 @@ static int place_blocks(struct peer *p, const struct peer_message *m, struct err
                                          .page_bytes = m->regions[i].page_bytes,
                                          .offset = m->regions[i].offset};
     int rc = blocks_place(&p->blocks, p->c->img, places, m->n_regions, e);
+    if (rc)
+        error_wrap(e, "image %s", p->c->image_path);
     free(places);
     return rc;
 }
@@ -124,8 +134,9 @@ static int take_handoff(struct peer *p, struct error *e)
 /* Nothing is ours any more when this is told: the VMM's end of the connection shows it. */
 static _Noreturn void refuse(struct peer *p, struct error *e)
 {
-    int pid = p->target.pid;
-    if (pid)
+    int pid = p->target.pid ? p->target.pid : connected_pid(p->mailbox.connection);
+    e->vmm_pid = pid > 0 ? pid : 0;
+    if (pid > 0)
         error_wrap(e, "process %d is not served", pid);
     else
         error_wrap(e, "a VMM that connected is not served");
@@ -208,6 +219,28 @@ static void heard(void *opaque)
     close_fd(&p->mailbox.connection);
 }
 
+/* ---- whose it is: of many VMs ---- */
+
+static void report_of_one(void *opaque, const char *type, json_t *object)
+{
+    const struct peer *p = opaque;
+    if (object && p->target.pid)
+        json_object_set_new(object, "vmm_pid", json_integer(p->target.pid));
+    p->c->o->report(p->c->o->opaque, type, object);
+}
+
+static void trouble_of_one(void *opaque, const struct error *e)
+{
+    const struct peer *p = opaque;
+    struct error told = *e;
+    told.vmm_pid = p->target.pid ? p->target.pid : e->vmm_pid;
+    char who[32];
+    snprintf(who, sizeof(who), "process %d", told.vmm_pid);
+    if (told.vmm_pid && !strstr(told.message, who))
+        error_wrap(&told, "%s", who);
+    p->c->o->trouble(p->c->o->opaque, &told);
+}
+
 /* ---- the whole ---- */
 
 static void attend(struct peer *p)
@@ -226,12 +259,16 @@ _Noreturn void peer_run(const struct peer_config *c, int place, int connection, 
 {
     struct peer p = {.c = c,
                      .o = *c->o,
+                     .place = place,
                      .began_ns = began_ns,
                      .uffd = -1,
                      .target = {.pidfd = -1, .proc_fd = -1, .pagemap_fd = -1, .mem_fd = -1},
                      .record_fd = -1,
                      .claim = -1};
     struct error e = {0};
+    p.o.opaque = &p;
+    p.o.report = report_of_one;
+    p.o.trouble = trouble_of_one;
     prctl(PR_SET_NAME, "vmsnap-peer");
     if (p.o.vm_process)
         p.o.vm_process(p.o.opaque);
@@ -245,7 +282,7 @@ _Noreturn void peer_run(const struct peer_config *c, int place, int connection, 
     if (rc)
         refuse(&p, &e);
     TESTHOOK_POINT("listen-checked");
-    roll_note_served(c->roll, place);
+    roll_note_served(c->roll, place, p.target.pid);
     attend(&p);
     _exit(0);
 }

@@ -14,6 +14,7 @@ struct peer {
     const struct peer_config *c;
     struct restore_options o; /* ours: also what the listener's are, but for `learn` */
     struct mailbox mailbox;
+    int place;         /* in the roll */
     uint64_t began_ns; /* its connection was accepted, or its handoff began to come */
     int uffd;
     struct target target;

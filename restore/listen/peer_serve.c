@@ -20,7 +20,7 @@ static void report_running(const struct session *s, bool resumed)
     json_t *o = json_pack("{s:I, s:i, s:I, s:s}", "launch_to_running_ns", (json_int_t)s->running_ns,
                           "vmm_pid", (int)s->target->pid, "clock_behind_ns",
                           (json_int_t)(now > instant ? now - instant : 0), "guest_state",
-                          guest_state_name(GUEST_RUNNING));
+                          guest_state_name(GUEST_UNKNOWN)); /* its owner lets it run */
     if (o && resumed) {
         json_object_set_new(o, "resumed", json_true());
         json_object_set_new(o, "clock_behind_ns", json_null()); /* it has run since */
@@ -61,11 +61,19 @@ static int serve(struct session *s, const struct peer *p, bool is_new, struct er
     return session_serve(s, uffd, !is_new, e);
 }
 
+/* Once, by whichever server or takeover it is. */
+static void note_complete(const struct peer *p)
+{
+    if (!atomic_exchange(&p->c->roll->complete[p->place], true))
+        atomic_fetch_add(&p->c->roll->n_complete, 1);
+}
+
 /* All memory was in already: only the record is left. */
-static int clear_up(struct session *s, struct error *e)
+static int clear_up(struct session *s, const struct peer *p, struct error *e)
 {
     int rc = session_close_there(s, e); /* finds it */
     s->complete_ns = clock_monotonic_ns() - s->began_ns;
+    note_complete(p);
     if (rc == 0)
         session_summarize(s);
     return rc;
@@ -77,7 +85,7 @@ static int serve_to_the_end(struct session *s, struct peer *p, struct error *e)
     if (rc)
         return rc;
     if (record_is_released(&s->record))
-        return clear_up(s, e);
+        return clear_up(s, p, e);
     bool is_new = record_is_new(&s->record);
     if (!is_new)
         s->began_ns = clock_monotonic_ns();
@@ -91,8 +99,8 @@ static int serve_to_the_end(struct session *s, struct peer *p, struct error *e)
     TESTHOOK_POINT("listen-serving");
     report_running(s, !is_new);
     session_accompany(s);
-    if (s->complete_ns && !s->handed_over)
-        atomic_fetch_add(&p->c->roll->n_complete, 1);
+    if (s->handed_over ? record_is_released(&s->record) : s->complete_ns > 0)
+        note_complete(p);
     return session_explain_end(s, e);
 }
 

@@ -58,3 +58,17 @@ unsigned roll_signal(const struct roll *r, int number)
     }
     return n;
 }
+
+unsigned roll_list_incomplete(const struct roll *r, pid_t *vmms, unsigned max)
+{
+    unsigned n = 0;
+    for (unsigned i = 0; i < ROLL_MAX; i++) {
+        if (atomic_load(&r->pids[i]) <= 0 || !atomic_load(&r->served[i]) ||
+            atomic_load(&r->complete[i]))
+            continue;
+        if (n < max)
+            vmms[n] = atomic_load(&r->vmms[i]);
+        n++;
+    }
+    return n;
+}

@@ -13,8 +13,10 @@
 #define ROLL_MAX 32768u /* VMs at a time, those that have all their memory included */
 
 struct roll {
-    atomic_int pids[ROLL_MAX];    /* 0: free; -1: taken by one that is about to begin */
-    atomic_bool served[ROLL_MAX]; /* its handoff was taken, and found to be good */
+    atomic_int pids[ROLL_MAX];      /* 0: free; -1: taken by one that is about to begin */
+    atomic_bool served[ROLL_MAX];   /* its handoff was taken, and found to be good */
+    atomic_int vmms[ROLL_MAX];      /* then: the VMM's process */
+    atomic_bool complete[ROLL_MAX]; /* all memory of that one is in */
     atomic_ullong n_served, n_complete, n_refused;
     atomic_bool learner; /* one of them learns, or has learned (--learn) */
 };
@@ -30,8 +32,10 @@ static inline void roll_set(struct roll *r, int place, pid_t pid)
 }
 
 /* In that process, or instead of it if it never began and has not said so. */
-static inline void roll_note_served(struct roll *r, int place)
+static inline void roll_note_served(struct roll *r, int place, pid_t vmm)
 {
+    atomic_store(&r->vmms[place], vmm);
+    atomic_store(&r->complete[place], false);
     atomic_fetch_add(&r->n_served, 1);
     atomic_store(&r->served[place], true);
 }
@@ -43,6 +47,9 @@ static inline void roll_give_up(struct roll *r, int place)
 
 /* That process has ended. False: it had no place. */
 bool roll_remove(struct roll *r, pid_t pid, bool *served);
+
+/* VMs that are served and have not all their memory; the first `max` of their VMMs' processes. */
+unsigned roll_list_incomplete(const struct roll *r, pid_t *vmms, unsigned max);
 
 /* Sends it to all of them; returns how many there are. 0 only counts. */
 unsigned roll_signal(const struct roll *r, int number);

@@ -114,12 +114,29 @@ int blocks_match(struct blocks *out, const struct image *img, struct region *reg
 
 /* ---- by offset ---- */
 
+static const char *const own_image =
+    "serve it the image of its own snapshot ('vmsnap info' shows how much memory an image has)";
+
 static int refuse_place(const struct block_place *p, struct error *e, const char *why)
 {
-    return error_set(e, VMSNAP_EXIT_MISMATCH, 0,
-                     "the VMM's memory at 0x%" PRIx64 " (0x%" PRIx64 " bytes, offset 0x%" PRIx64
-                     ") %s",
-                     p->hva, p->bytes, p->offset, why);
+    int rc = error_set(e, VMSNAP_EXIT_MISMATCH, 0,
+                       "the VMM's memory at 0x%" PRIx64 " (0x%" PRIx64 " bytes, offset 0x%" PRIx64
+                       ") %s",
+                       p->hva, p->bytes, p->offset, why);
+    error_hint(e, "%s", own_image);
+    return rc;
+}
+
+/* In MiB where that says all. */
+static int refuse_size(uint64_t placed, uint64_t total, struct error *e)
+{
+    bool whole = placed % (1u << 20) == 0 && total % (1u << 20) == 0;
+    const char *unit = whole ? "MiB" : "bytes";
+    error_set(e, VMSNAP_EXIT_MISMATCH, 0,
+              "the VMM has %" PRIu64 " %s of memory, the image %" PRIu64 " %s",
+              whole ? placed >> 20 : placed, unit, whole ? total >> 20 : total, unit);
+    error_hint(e, "%s", own_image);
+    return -EINVAL;
 }
 
 /* The part of the place that lies in region `saved`, whose first byte is the image's byte `base`.
@@ -181,17 +198,16 @@ static int check_places(const struct image *img, const struct block_place *place
         total += saved[i].bytes;
     for (uint32_t i = 0; i < n; i++) {
         const struct block_place *p = &places[i];
-        if (p->page_bytes == 0 || p->bytes == 0 || p->bytes > total ||
-            p->offset > total - p->bytes || p->hva > UINT64_MAX - p->bytes)
-            return refuse_place(p, e, "does not lie within the image");
-        placed = placed > total ? placed : placed + p->bytes;
+        if (p->page_bytes == 0 || p->bytes == 0 || p->hva > UINT64_MAX - p->bytes)
+            return refuse_place(p, e, "is no piece of memory");
+        placed = placed > UINT64_MAX - p->bytes ? UINT64_MAX : placed + p->bytes;
     }
-    if (placed == total)
-        return 0;
-    error_set(e, VMSNAP_EXIT_MISMATCH, 0,
-              "the VMM has %" PRIu64 " bytes of memory, the image %" PRIu64, placed, total);
-    error_hint(e, "serve it the image of its own snapshot ('vmsnap info' shows its memory)");
-    return -EINVAL;
+    if (placed != total) /* first: another image's VMM is the likely cause of all the rest */
+        return refuse_size(placed, total, e);
+    for (uint32_t i = 0; i < n; i++)
+        if (places[i].offset > total - places[i].bytes)
+            return refuse_place(&places[i], e, "does not lie within the image");
+    return 0;
 }
 
 static int compare_offsets(const void *a, const void *b)

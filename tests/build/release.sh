@@ -30,7 +30,8 @@ readelf -sW "$program" | grep -q '__[a-z]*printf_chk' || fail "no _FORTIFY_SOURC
 rm -rf "$scratch"
 DESTDIR=$scratch cmake --install "$build" --prefix /usr >/dev/null
 installed=$(cd "$scratch" && find . -type f | sort | tr '\n' ' ')
-expected="./usr/bin/vmsnap ./usr/lib/systemd/system/vmsnap-restore@.service ./usr/share/bash-completion/completions/vmsnap"
+expected="./usr/bin/vmsnap ./usr/lib/systemd/system/vmsnap-listen@.service"
+expected+=" ./usr/lib/systemd/system/vmsnap-restore@.service ./usr/share/bash-completion/completions/vmsnap"
 expected+=" ./usr/share/man/man1/vmsnap.1 "
 [ "$installed" = "$expected" ] || fail "installed: $installed"
 unit=$scratch/usr/lib/systemd/system/vmsnap-restore@.service

@@ -1,4 +1,4 @@
-"""The systemd unit that is installed is one that systemd takes."""
+"""The systemd units that are installed are such that systemd takes them."""
 
 import os
 import re
@@ -11,20 +11,40 @@ from case import TOP, case, main, tool  # noqa: E402
 UNIT = "vmsnap-restore@.service"
 
 
-def unit_text():
-    with open(tool("tools", UNIT), encoding="utf-8") as f:
+def unit_text(unit=UNIT):
+    with open(tool("tools", unit), encoding="utf-8") as f:
         return f.read()
 
 
-def verify(t, text):
+def verify(t, text, unit=UNIT):
     """What systemd says of a unit of this text, for an image whose path needs escaping."""
     directory = t.path(t.unique("units"))
     os.mkdir(directory)
-    with open(os.path.join(directory, UNIT), "w", encoding="utf-8") as f:
+    with open(os.path.join(directory, unit), "w", encoding="utf-8") as f:
         f.write(text)
-    name = t.run(["systemd-escape", "--path", f"--template={UNIT}", t.path("an image-1")]).stdout.strip()
+    name = t.run(["systemd-escape", "--path", f"--template={unit}", t.path("an image-1")]).stdout.strip()
     return t.run(["systemd-analyze", "verify", "--man=no", "--recursive-errors=no",
                   os.path.join(directory, name)], env={**os.environ, "SYSTEMD_UNIT_PATH": directory + ":"})
+
+
+LISTEN_UNIT = "vmsnap-listen@.service"
+
+
+@case("cli.systemd-listen-unit", labels="cli", timeout=60)
+def systemd_listen_unit(t):
+    text = unit_text(LISTEN_UNIT)
+    for line in ("Type=notify", "KillMode=process"): # its servers outlive it
+        t.check(line in text.split("\n"), line)
+    program = re.findall(r"^ExecStart=(\S+) restore --listen", text, re.M)
+    t.check(os.path.isabs(program[0]), f"an absolute path: {program}")
+    with open(os.path.join(TOP, "docs", "vmsnap.1"), encoding="utf-8") as f:
+        t.check("vmsnap\\-listen@.service" in f.read(), "the man page knows of it")
+    try:
+        subprocess.run(["systemd-analyze", "--version"], stdout=subprocess.DEVNULL, check=True)
+    except FileNotFoundError:
+        t.skip("no systemd-analyze (package systemd): the unit is not verified")
+    good = verify(t, text.replace(program[0], tool("vmsnap")), LISTEN_UNIT)
+    t.equal((good.returncode, good.stderr), (0, ""), "what systemd says of the unit")
 
 
 @case("cli.systemd-unit", labels="cli", timeout=60)

@@ -361,7 +361,7 @@ BAD = (
     ("garbage", {"text": "GET / HTTP/1.1\r\n\r\n"}, ("message",)),
     ("half", {"text": '[{"base_host'}, ("closed in the middle",)),
     ("a size that is not there", {"text": message(("@AT@", "16777216", "0", "4096"))}, ("image",)),
-    ("less than the image", {"text": message(("@AT@", "2097152", "0", "4096"))}, ("has 2097152 bytes",)),
+    ("less than the image", {"text": message(("@AT@", "2097152", "0", "4096"))}, ("has 2 MiB", "image 4 MiB")),
     ("an offset beyond", {"text": message(("@AT@", "@SIZE@", "4096", "4096"))}, ("image",)),
     ("an address that is not mapped", {"text": message(("65536", "@SIZE@", "0", "4096"))}, ("not mapped",)),
     ("huge pages that are none", {"text": message(("@AT@", "@SIZE@", "0", "2097152"))}, ()),

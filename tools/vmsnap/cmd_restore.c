@@ -10,12 +10,12 @@
 #include "restore/listen/listen.h"
 #include "restore/restore.h"
 #include "restore/supervisor.h"
-#include "tools/vmsnap/closing.h"
 #include "tools/vmsnap/commands.h"
 #include "tools/vmsnap/defaults.h"
 #include "tools/vmsnap/hazard_option.h"
 #include "tools/vmsnap/report.h"
 #include "tools/vmsnap/report_file.h"
+#include "tools/vmsnap/restore_text.h"
 #include "tools/vmsnap/service.h"
 
 enum { PREFETCH_HOT, PREFETCH_NONE };
@@ -49,7 +49,7 @@ static const char *const usage[] = {
 
 static const struct operand operands[] = {
     {.name = "IMAGE",
-     .help = "an image that vmsnap snapshot made",
+     .help = "an image that vmsnap snapshot or vmsnap import made",
      .optional = true,
      .file = FILE_READ},
     {.name = NULL},
@@ -167,78 +167,23 @@ static const char *get_text(const json_t *o, const char *key)
     return text ? text : "unknown";
 }
 
-static void print_clock(const json_t *o)
-{
-    char left[FORMAT_MAX];
-    json_int_t behind = json_integer_value(json_object_get(o, "clock_difference_ns"));
-    if (json_is_true(json_object_get(o, "clock_synced")))
-        report_line("the guest's clock is set, to within %s",
-                    format_duration(left, (uint64_t)(behind < 0 ? -behind : behind)));
-}
-
 static void print_running(const json_t *o)
 {
-    char after[FORMAT_MAX], behind[FORMAT_MAX];
-    bool known = json_object_get(o, "accelerator"); /* not of a VMM that came to --listen */
-    bool aged = json_is_integer(json_object_get(o, "clock_behind_ns"));
-    report_line("guest %s after %s%s%s%s, process %" PRIu64 "%s%s%s", get_text(o, "guest_state"),
-                format_duration(after, get_number(o, "launch_to_running_ns")), known ? " (" : "",
-                known ? closing_accelerator(o) : "", known ? ")" : "", get_number(o, "vmm_pid"),
-                aged ? "; its clock is " : ": taken over",
-                aged ? format_duration(behind, get_number(o, "clock_behind_ns")) : "",
-                aged ? " behind" : "");
-    const json_t *warnings = json_object_get(o, "warnings");
-    warned = json_array_size(warnings) > 0;
-    print_clock(o);
+    warned = json_array_size(json_object_get(o, "warnings")) > 0;
+    restore_text_running(o);
 }
 
-static void print_listening(const json_t *o)
-{
-    report_line("listening on %s, process %" PRIu64, get_text(o, "socket"),
-                get_number(o, "listener_pid"));
-}
-
-/* At the end of a listener. */
-static void print_all(const json_t *o)
-{
-    report_closing(
-        "%" PRIu64 " VMs served, all memory is in of %" PRIu64 "; %" PRIu64 " handoffs refused",
-        get_number(o, "vms"), get_number(o, "vms_complete"), get_number(o, "handoffs_refused"));
-}
-
-/* What --learn has recorded, or an earlier run's that was used. */
-static void workset_words(char *out, size_t size, const json_t *o)
-{
-    uint64_t learned = get_number(o, "clusters_learned"), used = get_number(o, "workset_clusters");
-    *out = '\0';
-    if (learned > 0)
-        snprintf(out, size, "; %" PRIu64 " clusters learned", learned);
-    else if (used > 0)
-        snprintf(out, size, "; a working set of %" PRIu64 " clusters was used", used);
-}
-
+/* Of --listen each line says whose it is. */
 static void print_summary(const json_t *o)
 {
-    if (json_object_get(o, "vms")) {
-        print_all(o);
-        return;
-    }
-    char complete[FORMAT_MAX], p99[FORMAT_MAX];
-    uint64_t faults = get_number(o, "demand_faults");
-    bool whole = json_is_integer(json_object_get(o, "complete_ns"));
-    uint64_t poisoned = get_number(o, "pages_poisoned");
-    damaged = poisoned > 0;
-    if (damaged)
-        report_line("%" PRIu64 " pages are poisoned: the image is damaged there", poisoned);
-    char workset[96];
-    workset_words(workset, sizeof(workset), o);
-    report_closing("%s%s; %" PRIu64 " pages prefetched, %" PRIu64 " filled, %" PRIu64
-                   " on demand in %" PRIu64 " fault%s, p99 %s%s",
-                   whole ? "all memory is in after " : "memory is not all in",
-                   whole ? format_duration(complete, get_number(o, "complete_ns")) : "",
-                   get_number(o, "pages_prefetched"), get_number(o, "pages_filled"),
-                   get_number(o, "pages_on_demand"), faults, faults == 1 ? "" : "s",
-                   format_duration(p99, get_number(o, "fault_p99_ns")), workset);
+    damaged = get_number(o, "pages_poisoned") > 0;
+    restore_text_summary(o, args.listen);
+}
+
+static void print_exit(const json_t *o)
+{
+    if (args.listen)
+        restore_text_exit(o);
 }
 
 /* To the service manager: texts without anything that came from the image. */
@@ -286,12 +231,12 @@ static const struct {
     void (*tell)(const json_t *object);
     bool for_file; /* no result: only a detached server writes it down */
 } reports[] = {
-    {"listening", print_listening, tell_listening, false},
+    {"listening", restore_text_listening, tell_listening, false},
     {"running", print_running, tell_running, false},
-    {"clock", print_clock, NULL, false},
+    {"clock", restore_text_clock, NULL, false},
     {"progress", NULL, tell_progress, true},
     {"summary", print_summary, tell_summary, false},
-    {"exit", NULL, tell_exit, false},
+    {"exit", print_exit, tell_exit, false},
 };
 
 static void on_report(void *opaque, const char *type, json_t *object)
@@ -335,9 +280,7 @@ static void on_trouble(void *opaque, const struct error *e)
         return;
     }
     report_file_begin();
-    report_object("error", json_pack("{s:i, s:o, s:s, s:o}", "exit_code", e->exit_code, "message",
-                                     report_string(e->message), "guest_state",
-                                     guest_state_name(e->guest), "hint", report_string(e->hint)));
+    report_object("error", report_describe_error(e));
 }
 
 static void on_detached(void *opaque)
@@ -440,6 +383,9 @@ static int run(const struct command_line *line, struct error *e)
     rc = args.report_path ? report_file_open(args.report_path, e) : 0;
     if (rc)
         return rc;
+    if (args.listen && args.detach && !args.report_path)
+        log_warn("--detach without --report: what goes wrong from now on (a VM refused, a damaged "
+                 "image) is told nowhere");
     service_open();
     service_status(args.resume_pid ? "the guest is taken over"
                    : args.listen   ? "the socket is made"

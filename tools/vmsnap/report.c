@@ -153,12 +153,20 @@ static bool wants_colour(void)
     return !(no && *no) && term && strcmp(term, "dumb") != 0 && isatty(STDERR_FILENO);
 }
 
+json_t *report_describe_error(const struct error *e)
+{
+    json_t *o = json_pack("{s:i, s:o, s:s, s:o}", "exit_code", e->exit_code, "message",
+                          report_string(e->message), "guest_state", guest_state_name(e->guest),
+                          "hint", report_string(e->hint));
+    if (o && e->vmm_pid)
+        json_object_set_new(o, "vmm_pid", json_integer(e->vmm_pid));
+    return o;
+}
+
 void report_error(const struct error *e, bool with_guest)
 {
     if (report.json) {
-        json_t *o = json_pack("{s:i, s:o, s:s, s:o}", "exit_code", e->exit_code, "message",
-                              report_string(e->message), "guest_state", guest_state_name(e->guest),
-                              "hint", report_string(e->hint));
+        json_t *o = report_describe_error(e);
         print_object(stderr, "error", o);
         json_decref(o);
         return;

@@ -63,4 +63,7 @@ int report_finish(void);
  * a character becomes U+FFFD. New reference, NULL when memory is short. */
 json_t *report_string(const char *text);
 
+/* The JSON of an error. New reference. */
+json_t *report_describe_error(const struct error *e);
+
 #endif

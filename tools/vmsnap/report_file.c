@@ -53,8 +53,11 @@ static int prepare(int fd, struct error *e)
         return -EBUSY;
     }
     int rc = check_room(fd);
-    if (rc)
-        return error_set(e, VMSNAP_EXIT_NO_SPACE, -rc, "can't write %s", file.path);
+    if (rc) {
+        error_set(e, VMSNAP_EXIT_NO_SPACE, -rc, "can't write %s", file.path);
+        error_hint(e, "make room there, or name a file elsewhere");
+        return rc;
+    }
     file.stream = fdopen(fd, "a");
     if (!file.stream)
         return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't write %s", file.path);
