@@ -288,6 +288,10 @@ static json_t *summarize(const struct import *im)
         json_array_append_new(warnings,
                               json_string("the vmstate file does not end with its own check sum: "
                                           "cut off, or of another version?"));
+    if (im->file.bytes % IMAGE_CLUSTER_BYTES)
+        json_array_append_new(warnings,
+                              json_string("the memory file's length is no multiple of 16 KiB: "
+                                          "'restore --listen' can serve no VM with it"));
     json_object_set_new(o, "warnings", warnings);
     json_object_set_new(o, "image_id", json_string(id));
     json_object_set_new(o, "instant", json_string(format_instant(instant, im->instant_ns)));

@@ -18,8 +18,11 @@ int memory_file_open(struct memory_file *f, const char *path, struct error *e)
     *f = (struct memory_file){.path = path};
     f->fd =
         open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO is to be refused, not awaited */
-    if (f->fd < 0 || fstat(f->fd, &f->before))
-        return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't open the memory file %s", path);
+    if (f->fd < 0 || fstat(f->fd, &f->before)) {
+        int rc = error_set(e, VMSNAP_EXIT_FAILED, errno, "can't open the memory file %s", path);
+        error_hint(e, "give the file that PUT /snapshot/create wrote to mem_file_path");
+        return rc;
+    }
     f->bytes = (uint64_t)f->before.st_size;
     const char *wrong = !S_ISREG(f->before.st_mode)        ? "not a regular file"
                         : f->bytes == 0                    ? "empty"
