@@ -17,7 +17,7 @@ struct peer_config {
     struct image *img;
     const char *image_path; /* absolute; empty: it has no name */
     struct roll *roll;
-    int claims; /* claim_file() */
+    int claims;                /* claim_file() */
     uint64_t n_learned_before; /* clusters, by an earlier run */
     sigset_t mask; /* before the listener took signals, but for those that are to end it */
 };
