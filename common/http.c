@@ -250,6 +250,9 @@ static int failed(const struct http *h, CURLcode code, struct error *e)
         e->err = err;
     if (code == CURLE_COULDNT_CONNECT)
         error_hint(e, "is the VM running, and was it started with --api-sock %s?", h->name);
+    else /* a QMP server greets first, which is no HTTP */
+        error_hint(e, "is %s the socket of --api-sock? That of a QEMU's -qmp goes with --qmp",
+                   h->name);
     return -err;
 }
 
@@ -303,6 +306,8 @@ int http_call(struct http *h, const char *method, const char *target, const char
             drop(h);
             error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT, "API socket %s: no reply to %s %s",
                       h->name, method, target);
+            error_hint(e, "its API thread may be busy with another request, or be stopped; "
+                          "--timeout waits longer");
             ret = -ETIMEDOUT;
         }
     if (ret < 0)

@@ -77,9 +77,12 @@ static int open_directory(struct publish *p, struct error *e)
     size_t dir_bytes = (size_t)(base_name(p->path) - p->path);
     snprintf(dir, sizeof(dir), "%.*s", (int)dir_bytes, p->path);
     p->dir_fd = open(dir_bytes ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (p->dir_fd < 0)
-        return error_set(e, VMSNAP_EXIT_FAILED, errno, "opening directory %s",
-                         dir_bytes ? dir : ".");
+    if (p->dir_fd < 0) {
+        int rc =
+            error_set(e, VMSNAP_EXIT_FAILED, errno, "opening directory %s", dir_bytes ? dir : ".");
+        error_hint(e, "name a file in a directory that is there and that you may write to");
+        return rc;
+    }
     name_temporary(p, dir_bytes);
     return 0;
 }

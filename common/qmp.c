@@ -321,7 +321,7 @@ static int read_greeting(struct qmp *q, uint64_t deadline_ns, struct error *e)
         error_hint(
             e, "either another client (libvirt, Proxmox, another vmsnap, ...) holds this socket: "
                "then start the VM with a second -qmp socket and name that one; or the VMM "
-               "hangs or is stopped");
+               "hangs or is stopped; or it is a Firecracker's API socket: that goes with --api");
     }
     json_t *greeting = r > 0 ? json_object_get(message, "QMP") : NULL;
     if (json_is_object(greeting))

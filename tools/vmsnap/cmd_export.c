@@ -267,7 +267,7 @@ static int export_state(const struct image *img, const struct command_line *line
     if (args.region)
         return option_usage_error(e, "--region goes with --format raw");
     if (bytes == 0) {
-        option_usage_error(e, "the image has no device state");
+        option_usage_error(e, "the image %s has no device state", line->operand[0]);
         error_hint(e, "'vmsnap import firecracker --vmstate FILE' puts it there");
         return -EINVAL;
     }
