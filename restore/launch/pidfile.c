@@ -25,8 +25,7 @@
 
 /* ---- what may be there already ---- */
 
-/* When a process started, by the wall clock; 0: there is none. */
-static uint64_t started_ns(pid_t pid)
+uint64_t pidfile_process_started_ns(pid_t pid)
 {
     char name[32], text[1024];
     snprintf(name, sizeof(name), "/proc/%d/stat", (int)pid);
@@ -82,7 +81,7 @@ static int check_content(int fd, const char *path, struct error *e)
     if (pid < 0)
         return refuse(path, "there and is no pidfile", e);
     uint64_t written_ns = (uint64_t)st.st_mtim.tv_sec * 1000000000u + (uint64_t)st.st_mtim.tv_nsec;
-    uint64_t began_ns = pid > 0 ? started_ns(pid) : 0;
+    uint64_t began_ns = pid > 0 ? pidfile_process_started_ns(pid) : 0;
     if (began_ns == 0 || began_ns > written_ns + AGE_SLACK_NS)
         return 0;
     error_set(e, VMSNAP_EXIT_BUSY, 0, "--pidfile: %s is that of process %d, which lives", path,

@@ -2,6 +2,9 @@
 #ifndef VMSNAP_RESTORE_PIDFILE_H
 #define VMSNAP_RESTORE_PIDFILE_H
 
+#include <stdint.h>
+#include <sys/types.h>
+
 #include "common/error.h"
 #include "common/target.h"
 
@@ -38,5 +41,8 @@ void pidfile_remove(struct pidfile *p);
  * process meanwhile. No other thread may run.
  */
 void pidfile_stay(struct pidfile *p);
+
+/* When a process started, by the wall clock; 0: there is none. */
+uint64_t pidfile_process_started_ns(pid_t pid);
 
 #endif

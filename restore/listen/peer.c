@@ -36,6 +36,7 @@
 #include "common/testhook.h"
 #include "restore/listen/claim.h"
 #include "restore/listen/peer_internal.h"
+#include "restore/listen/who.h"
 #include "restore/memory/theirs.h"
 #include "restore/record.h"
 #include "restore/supervisor.h"
@@ -51,19 +52,6 @@ static int connected_pid(int connection)
     struct ucred who;
     socklen_t len = sizeof(who);
     return getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &who, &len) ? -errno : who.pid;
-}
-
-static int find_process(struct peer *p, struct error *e)
-{
-    int pid = connected_pid(p->mailbox.connection);
-    if (pid < 0)
-        return error_set(e, VMSNAP_EXIT_TARGET, -pid, "can't see who has connected");
-    if (pid > 0)
-        return target_open(&p->target, pid, e);
-    error_set(e, VMSNAP_EXIT_TARGET, ESRCH,
-              "who has connected lies in a pid namespace that can't be seen from here");
-    error_hint(e, "run vmsnap in the host's pid namespace, or in the VMM's");
-    return -ESRCH;
 }
 
 static int place_blocks(struct peer *p, const struct peer_message *m, struct error *e)
@@ -115,7 +103,7 @@ static int take_handoff(struct peer *p, struct error *e)
     int rc = hear_handoff(p, &m, e);
     if (rc == 0) {
         TESTHOOK_POINT("listen-heard");
-        rc = find_process(p, e);
+        rc = who_connected(p->mailbox.connection, p->began_ns, &p->target, e);
     }
     if (rc == 0)
         rc = place_blocks(p, &m, e);
