@@ -69,9 +69,11 @@ def killed_at(t, image, point, nth):
     log = t.path("log")
     _, place, restored = started(t, image, hooks={"kill_at": f"{point}:{nth}", "pause_log": log})
     check_whole(t, restored.wait_running(), place, f"{point}, time {nth}")
-    with open(log, encoding="ascii") as f:
-        n = len(f.readlines())
-    t.check(n >= (1 if point == "reader-ahead" else 10), f"{point}: {n} readers were killed")
+    n = 0
+    if os.path.exists(log):
+        with open(log, encoding="ascii") as f:
+            n = len(f.readlines())
+    t.check(n >= 10 or point == "reader-ahead", f"{point}: {n} readers were killed")
     return n
 
 
@@ -83,6 +85,8 @@ def killed_at_points(t, times):
             inner = t.sub()
             killed.append(killed_at(inner, image, point, 1 if point == "reader-ahead" else 2 + i))
             inner.end()
+        # Reading ahead is at low priority: on a busy host all may be in before it has begun.
+        t.check(sum(killed) * 2 >= times - 1, f"{point}: {killed} readers were killed")
         t.say(f"{point}: {killed} readers were killed")
 
 
