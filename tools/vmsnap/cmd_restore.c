@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/format.h"
+#include "common/json_text.h"
 #include "common/log.h"
 #include "restore/listen/listen.h"
 #include "restore/restore.h"
@@ -155,18 +156,6 @@ static const struct option_spec options[] = {
     {.name = NULL},
 };
 
-static uint64_t get_number(const json_t *o, const char *key)
-{
-    json_int_t n = json_integer_value(json_object_get(o, key));
-    return n > 0 ? (uint64_t)n : 0;
-}
-
-static const char *get_text(const json_t *o, const char *key)
-{
-    const char *text = json_string_value(json_object_get(o, key));
-    return text ? text : "unknown";
-}
-
 static void print_running(const json_t *o)
 {
     warned = json_array_size(json_object_get(o, "warnings")) > 0;
@@ -176,7 +165,7 @@ static void print_running(const json_t *o)
 /* Of --listen each line says whose it is. */
 static void print_summary(const json_t *o)
 {
-    damaged = get_number(o, "pages_poisoned") > 0;
+    damaged = json_count(o, "pages_poisoned") > 0;
     restore_text_summary(o, args.listen);
 }
 
@@ -190,15 +179,16 @@ static void print_exit(const json_t *o)
 static void tell_running(const json_t *o)
 {
     if (args.detach)
-        service_ready_as((pid_t)get_number(o, "vmm_pid"));
+        service_ready_as((pid_t)json_count(o, "vmm_pid"));
     else
-        service_ready("guest %s; memory comes in as it is touched", get_text(o, "guest_state"));
+        service_ready("guest %s; memory comes in as it is touched",
+                      json_text(o, "guest_state", "unknown"));
 }
 
 static void tell_listening(const json_t *o)
 {
     if (args.detach)
-        service_ready_as((pid_t)get_number(o, "listener_pid"));
+        service_ready_as((pid_t)json_count(o, "listener_pid"));
     else
         service_ready("listening for VMs");
 }
@@ -206,11 +196,11 @@ static void tell_listening(const json_t *o)
 static void tell_progress(const json_t *o)
 {
     char done[FORMAT_MAX], total[FORMAT_MAX], rate[FORMAT_MAX];
-    if (strcmp(get_text(o, "guest_state"), "waiting") == 0)
+    if (strcmp(json_text(o, "guest_state", "unknown"), "waiting") == 0)
         return; /* what is to be done about that was told */
-    service_status("filled %s of %s, %s/s", format_bytes(done, get_number(o, "done_bytes")),
-                   format_bytes(total, get_number(o, "total_bytes")),
-                   format_bytes(rate, get_number(o, "bytes_per_second")));
+    service_status("filled %s of %s, %s/s", format_bytes(done, json_count(o, "done_bytes")),
+                   format_bytes(total, json_count(o, "total_bytes")),
+                   format_bytes(rate, json_count(o, "bytes_per_second")));
 }
 
 static void tell_summary(const json_t *o)
@@ -221,7 +211,7 @@ static void tell_summary(const json_t *o)
 
 static void tell_exit(const json_t *o)
 {
-    service_stopping("the VMM has ended with status %d", (int)get_number(o, "exit_status"));
+    service_stopping("the VMM has ended with status %d", (int)json_count(o, "exit_status"));
 }
 
 /* What each kind of object is besides a line of JSON. */

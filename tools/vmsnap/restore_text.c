@@ -8,20 +8,9 @@
 
 #include "common/error.h"
 #include "common/format.h"
+#include "common/json_text.h"
 #include "tools/vmsnap/closing.h"
 #include "tools/vmsnap/report.h"
-
-static uint64_t get_number(const json_t *o, const char *key)
-{
-    json_int_t n = json_integer_value(json_object_get(o, key));
-    return n > 0 ? (uint64_t)n : 0;
-}
-
-static const char *get_text(const json_t *o, const char *key)
-{
-    const char *text = json_string_value(json_object_get(o, key));
-    return text ? text : "unknown";
-}
 
 void restore_text_clock(const json_t *o)
 {
@@ -35,51 +24,51 @@ void restore_text_clock(const json_t *o)
 /* Of a VMM that came to --listen it is not known whether its guest runs: its owner lets it. */
 static void print_serving(const json_t *o, const char *after, const char *age)
 {
-    report_line("serving process %" PRIu64 " after %s%s", get_number(o, "vmm_pid"), after, age);
+    report_line("serving process %" PRIu64 " after %s%s", json_count(o, "vmm_pid"), after, age);
 }
 
 void restore_text_running(const json_t *o)
 {
     char after[FORMAT_MAX], behind[FORMAT_MAX], age[FORMAT_MAX + 32] = ": taken over";
     const char *known = json_object_get(o, "accelerator") ? closing_accelerator(o) : NULL;
-    format_duration(after, get_number(o, "launch_to_running_ns"));
+    format_duration(after, json_count(o, "launch_to_running_ns"));
     if (json_is_integer(json_object_get(o, "clock_behind_ns")))
         snprintf(age, sizeof(age), "; its clock is %s behind",
-                 format_duration(behind, get_number(o, "clock_behind_ns")));
-    if (strcmp(get_text(o, "guest_state"), guest_state_name(GUEST_UNKNOWN)) == 0)
+                 format_duration(behind, json_count(o, "clock_behind_ns")));
+    if (strcmp(json_text(o, "guest_state", "unknown"), guest_state_name(GUEST_UNKNOWN)) == 0)
         print_serving(o, after, age);
     else
-        report_line("guest %s after %s%s%s%s, process %" PRIu64 "%s", get_text(o, "guest_state"),
-                    after, known ? " (" : "", known ? known : "", known ? ")" : "",
-                    get_number(o, "vmm_pid"), age);
+        report_line("guest %s after %s%s%s%s, process %" PRIu64 "%s",
+                    json_text(o, "guest_state", "unknown"), after, known ? " (" : "",
+                    known ? known : "", known ? ")" : "", json_count(o, "vmm_pid"), age);
     restore_text_clock(o);
 }
 
 void restore_text_listening(const json_t *o)
 {
-    report_line("listening on %s, process %" PRIu64, get_text(o, "socket"),
-                get_number(o, "listener_pid"));
+    report_line("listening on %s, process %" PRIu64, json_text(o, "socket", "unknown"),
+                json_count(o, "listener_pid"));
 }
 
 /* At the end of a listener. */
 static void print_all(const json_t *o)
 {
-    uint64_t n = get_number(o, "vms"), left = get_number(o, "vms_left");
+    uint64_t n = json_count(o, "vms"), left = json_count(o, "vms_left");
     char more[64] = "";
     if (left > 0)
         snprintf(more, sizeof(more), ", %" PRIu64 " left to their servers", left);
     report_closing("%" PRIu64 " VM%s served, %" PRIu64 " of them with all memory in%s; %" PRIu64
                    " handoffs refused",
-                   n, n == 1 ? "" : "s", get_number(o, "vms_complete"), more,
-                   get_number(o, "handoffs_refused"));
+                   n, n == 1 ? "" : "s", json_count(o, "vms_complete"), more,
+                   json_count(o, "handoffs_refused"));
 }
 
 /* In front of a line of one of many VMs. */
 static const char *whose(char out[32], const json_t *o)
 {
     out[0] = '\0';
-    if (get_number(o, "vmm_pid"))
-        snprintf(out, 32, "process %" PRIu64 ": ", get_number(o, "vmm_pid"));
+    if (json_count(o, "vmm_pid"))
+        snprintf(out, 32, "process %" PRIu64 ": ", json_count(o, "vmm_pid"));
     return out;
 }
 
@@ -92,7 +81,7 @@ void restore_text_exit(const json_t *o)
 /* What --learn has recorded, or an earlier run's that was used. */
 static void workset_words(char *out, size_t size, const json_t *o)
 {
-    uint64_t learned = get_number(o, "clusters_learned"), used = get_number(o, "workset_clusters");
+    uint64_t learned = json_count(o, "clusters_learned"), used = json_count(o, "workset_clusters");
     *out = '\0';
     if (learned > 0)
         snprintf(out, size, "; %" PRIu64 " clusters learned", learned);
@@ -107,9 +96,9 @@ void restore_text_summary(const json_t *o, bool of_many)
         return;
     }
     char complete[FORMAT_MAX], p99[FORMAT_MAX];
-    uint64_t faults = get_number(o, "demand_faults");
+    uint64_t faults = json_count(o, "demand_faults");
     bool whole = json_is_integer(json_object_get(o, "complete_ns"));
-    uint64_t poisoned = get_number(o, "pages_poisoned");
+    uint64_t poisoned = json_count(o, "pages_poisoned");
     char who[32] = "";
     if (of_many)
         whose(who, o);
@@ -123,8 +112,8 @@ void restore_text_summary(const json_t *o, bool of_many)
                    whole                               ? "all memory is in after "
                    : json_object_get(o, "handed_over") ? "another vmsnap has taken over"
                                                        : "memory is not all in",
-                   whole ? format_duration(complete, get_number(o, "complete_ns")) : "",
-                   get_number(o, "pages_prefetched"), get_number(o, "pages_filled"),
-                   get_number(o, "pages_on_demand"), faults, faults == 1 ? "" : "s",
-                   format_duration(p99, get_number(o, "fault_p99_ns")), workset);
+                   whole ? format_duration(complete, json_count(o, "complete_ns")) : "",
+                   json_count(o, "pages_prefetched"), json_count(o, "pages_filled"),
+                   json_count(o, "pages_on_demand"), faults, faults == 1 ? "" : "s",
+                   format_duration(p99, json_count(o, "fault_p99_ns")), workset);
 }
