@@ -65,6 +65,17 @@ def wait_until(condition, seconds, what, every=0.01):
         time.sleep(every)
 
 
+def open_files(pid):
+    """What process `pid` has open, by name."""
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+        except FileNotFoundError:
+            pass # closed since
+    return found
+
+
 def descendants(pid):
     """Every process below `pid`, parents before their children."""
     children = {}

@@ -9,7 +9,7 @@ import signal
 import socket
 import struct
 
-from case import Failed, is_alive, tool, wait_until
+from case import Failed, is_alive, open_files, tool, wait_until
 from vmsnap import environment, json_lines
 
 NR_USERFAULTFD = 323 # x86-64
@@ -50,14 +50,7 @@ class Listener:
 
     def fds(self):
         """What its process has open: sorted texts."""
-        directory = f"/proc/{self.pid}/fd"
-        found = []
-        for fd in os.listdir(directory):
-            try:
-                found.append(os.readlink(f"{directory}/{fd}"))
-            except FileNotFoundError:
-                pass # closed since
-        return sorted(found)
+        return sorted(open_files(self.pid))
 
     def children(self):
         """The processes of its VMs, zombies included."""

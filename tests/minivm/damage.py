@@ -11,7 +11,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, descendants, is_alive, main, wait_until  # noqa: E402
+from case import case, descendants, is_alive, main, open_files, wait_until  # noqa: E402
 from minivm import PAGE, MiniVmPlace, need_huge_pages, take_image  # noqa: E402
 from slowfile import SlowFile  # noqa: E402
 from vmsnap import Restore, finish, pause_log, start_vmsnap, vmsnap  # noqa: E402
@@ -84,7 +84,7 @@ def poison_one(t, kind, unit=4):
     t.check(summary["complete_ns"], f"all that can be had is in: {summary}")
     check_error(t, restored.result().error, cluster, offset)
     t.check("poisoned" in restored.result().error["hint"], "what became of it")
-    links = [os.readlink(f"/proc/{place.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{place.pid}/fd")]
+    links = open_files(place.pid)
     t.check(not any("userfaultfd" in link for link in links), f"its descriptors: {links}")
     t.equal(unreadable_pages(t, place, content_of(t, image)),
             set(range(4 * cluster // unit * unit, 4 * cluster // unit * unit + unit)), "poisoned pages")

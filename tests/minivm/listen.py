@@ -2,6 +2,7 @@
 """`vmsnap restore --listen`: VMs that hand their memory over as Firecracker does; each gets every byte right, or
 is refused by name, and none of them harms another."""
 
+import contextlib
 import fcntl
 import glob
 import hashlib
@@ -18,7 +19,8 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import Failed, case, descendants, end_process, is_alive, main, tool, wait_until  # noqa: E402
+from case import (Failed, case, descendants, end_process, is_alive, main, open_files,  # noqa: E402
+                  tool, wait_until)
 from launcher import Manager, need_library  # noqa: E402
 from minivm import PAGE, MiniVm, end_and_wait, kvm_works, need_huge_pages  # noqa: E402
 from rawvm import HUGE, RawVm  # noqa: E402
@@ -132,17 +134,6 @@ def kill(pid, number=signal.SIGKILL):
         pass
 
 
-def links(pid):
-    """What a process has open."""
-    found = []
-    for fd in glob.glob(f"/proc/{pid}/fd/*"):
-        try:
-            found.append(os.readlink(fd))
-        except FileNotFoundError:
-            pass
-    return found
-
-
 def guest(t, state, listener, *options):
     return MiniVm(t, "--vmstate", state, "--uffd-backend", listener.path, *options)
 
@@ -158,9 +149,9 @@ def check_guest(t, vm, what, writes=500):
 def check_left(t, pid, what):
     """Nothing of vmsnap's is left in the VMM; its own userfaultfd is, and has nothing registered."""
     def gone():
-        return not any("vmsnap-restore" in link for link in links(pid))
+        return not any("vmsnap-restore" in link for link in open_files(pid))
     wait_until(gone, 10, f"{what}: the record is gone")
-    t.check(any("userfaultfd" in link for link in links(pid)), f"{what}: it keeps its userfaultfd")
+    t.check(any("userfaultfd" in link for link in open_files(pid)), f"{what}: it keeps its userfaultfd")
     with open(f"/proc/{pid}/smaps", encoding="ascii", errors="replace") as f:
         t.check(" um" not in f.read(), f"{what}: nothing is registered")
 
@@ -735,7 +726,7 @@ def all_killed(t, moments):
         listener = Listener(t, image, "--bwlimit", "16M", "--prefetch", "none")
         vm = guest(t, state, listener, "--rate", "2000")
         listener.wait_for("running", vm.pid)
-        wait_until(lambda pid=vm.pid: any("vmsnap-restore" in link for link in links(pid)), 5, "it has the record",
+        wait_until(lambda pid=vm.pid: any("vmsnap-restore" in link for link in open_files(pid)), 5, "it has the record",
                    every=0.001)
         time.sleep(moment)
         listener.kill_all()
@@ -769,7 +760,7 @@ def releasing(t):
     vm = RawVm(t, len(data))
     vm.hand_over(listener.path)
     wait_until(lambda: os.path.exists(t.path("log")), 10, "a piece is let go")
-    wait_until(lambda: any("vmsnap-restore" in link for link in links(vm.pid)), 5, "it has the record")
+    wait_until(lambda: any("vmsnap-restore" in link for link in open_files(vm.pid)), 5, "it has the record")
     listener.kill_all()
     wait_until(lambda: not listener.processes(), 10, "all are gone")
     vm.discard(0, 4 * PAGE)
@@ -782,7 +773,12 @@ def releasing(t):
 
 def records(pid):
     """The /proc paths of the records in a process."""
-    return [fd for fd in glob.glob(f"/proc/{pid}/fd/*") if "vmsnap-restore" in os.readlink(fd)]
+    found = []
+    for fd in glob.glob(f"/proc/{pid}/fd/*"):
+        with contextlib.suppress(FileNotFoundError): # closed since
+            if "vmsnap-restore" in os.readlink(fd):
+                found.append(fd)
+    return found
 
 
 @case("minivm.listen.two-in-one", "kernel", 40)
@@ -962,7 +958,7 @@ def asked_in_vain(t):
     listener.wait_for("error")
     vm.begin("digest", cluster * CLUSTER, PAGE)
     first, = listener.servers()
-    wait_until(lambda: any("vmsnap-restore" in link for link in links(vm.pid)), 5, "it has the record")
+    wait_until(lambda: any("vmsnap-restore" in link for link in open_files(vm.pid)), 5, "it has the record")
     resource.prlimit(first, resource.RLIMIT_NOFILE, (3, 3)) # no descriptor more
     vain = vmsnap(t, "restore", "--resume", str(vm.pid), image,
                   hooks={"kill_at": "asked-for-guest", "pause_log": t.path("log"), "break": "not-supervised"})

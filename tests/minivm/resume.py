@@ -9,7 +9,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, descendants, main, wait_until  # noqa: E402
+from case import case, descendants, main, open_files, wait_until  # noqa: E402
 from minivm import MiniVmPlace, take_image  # noqa: E402
 from vmsnap import finish, pause_log, start_vmsnap, vmsnap  # noqa: E402
 
@@ -60,7 +60,7 @@ def check_whole(t, place, what):
     if not place.qmp:
         place.connect()
     place.wait_for_writes(2000)
-    links = [os.readlink(f"/proc/{place.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{place.pid}/fd")]
+    links = open_files(place.pid)
     t.check(not any("userfaultfd" in link or "memfd:vmsnap" in link for link in links),
             f"{what}: its descriptors: {links}")
     flags = set(place.mapping()[1]["VmFlags"].split())

@@ -14,7 +14,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, descendants, is_alive, main, wait_until  # noqa: E402
+from case import case, descendants, is_alive, main, open_files, wait_until  # noqa: E402
 from minivm import (PAGE, MiniVm, MiniVmPlace, end_and_wait, judge_memory, kvm_works,  # noqa: E402
                     need_huge_pages, take_image)
 from vmsnap import (Restore, broken, check_no_litter, finish, hook_points, pause_log,  # noqa: E402
@@ -34,7 +34,7 @@ def check_free(t, vm):
     """Nothing of vmsnap is left in the VM's process."""
     flags = set(vm.mapping()[1]["VmFlags"].split())
     t.check(not {"um", "uw", "ui"} & flags, f"its memory is registered nowhere: {flags}")
-    held = [os.readlink(f"/proc/{vm.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{vm.pid}/fd")]
+    held = open_files(vm.pid)
     t.check(not any("userfaultfd" in name for name in held), f"descriptors: {held}")
 
 

@@ -9,7 +9,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, descendants, is_alive, main, tool, wait_until  # noqa: E402
+from case import case, descendants, is_alive, main, open_files, tool, wait_until  # noqa: E402
 from listener import Listener  # noqa: E402
 from minivm import MiniVm, end_and_wait, kvm_works  # noqa: E402
 from vmsnap import vmsnap  # noqa: E402
@@ -41,7 +41,7 @@ def start(t, state, listener):
 
 
 def holds_record(vm):
-    names = [os.readlink(f"/proc/{vm.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{vm.pid}/fd")]
+    names = open_files(vm.pid)
     return any("memfd:vmsnap" in name for name in names)
 
 

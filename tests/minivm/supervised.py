@@ -12,7 +12,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import Failed, case, descendants, is_alive, main, wait_until  # noqa: E402
+from case import Failed, case, descendants, is_alive, main, open_files, wait_until  # noqa: E402
 from minivm import MiniVmPlace, take_image  # noqa: E402
 from resume import ALONE, POINTS, SIZES, check_whole, kill, minivm_of  # noqa: E402
 from vmsnap import (Restore, broken, finish, hook_points, pause_log, start_vmsnap,  # noqa: E402
@@ -243,7 +243,7 @@ def killed_while_held(t, image, options, point, whom):
 
 
 def holds_anything(pid):
-    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    links = open_files(pid)
     return any("userfaultfd" in link or "memfd:vmsnap" in link for link in links)
 
 
