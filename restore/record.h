@@ -95,7 +95,7 @@ bool record_is_released(const struct record *r);
 int record_open(struct record *r, const struct target *t, struct error *e);
 
 /*
- * Locks it, and checks it once more; waits about a second for a server that was killed. With `asks`
+ * Locks it, and checks it once more; waits three seconds for a server that was killed. With `asks`
  * one that lives is asked for it, and given ten seconds. Exit code 11: somebody serves it; 10: it
  * was never ready, or makes no sense (any more).
  */
