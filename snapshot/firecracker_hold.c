@@ -214,7 +214,7 @@ static int make_all(struct firecracker_hold *h, const struct target *t)
         return ret;
     if (mkdirat(h->parent_fd, h->name, 0700))
         return -errno;
-    TESTHOOK_POINT("source-place-made");
+    TESTHOOK_POINT("firecracker-place-made");
     h->dir_fd = openat(h->parent_fd, h->name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     h->inotify_fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
     if (h->dir_fd < 0 || h->inotify_fd < 0)
@@ -372,7 +372,7 @@ void firecracker_hold_release(struct firecracker_hold *h)
         h->reader_fd = openat(h->dir_fd, MEMORY, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (ours)
         renameat(h->parent_fd, h->name, h->parent_fd, gone);
-    TESTHOOK_POINT("source-releasing");
+    TESTHOOK_POINT("firecracker-releasing");
     for (int i = 0; ours && i < REMOVE_TRIES;
          i++) { /* who was just about to make a file may have done */
         unlinkat(h->dir_fd, STATE, 0);

@@ -70,7 +70,7 @@ static void publish_state(struct job *j)
     if (!ret) {
         if (!file.unnamed)
             snprintf(j->board->temporary, sizeof(j->board->temporary), "%s", file.temporary);
-        TESTHOOK_POINT("snapshot-state-file");
+        TESTHOOK_POINT("firecracker-state-file");
         ret = write_file(file.fd, j->device_state, j->device_state_bytes);
         if (ret)
             error_set(&e, VMSNAP_EXIT_FAILED, -ret, "cannot write %s", j->options->state_path);

@@ -293,8 +293,8 @@ def late(t):
     proxy = ApiProxy(t, vm.api, rule)
     log, reached, go = pause_log(t)
     process = start_vmsnap(t, "snapshot", "--api", proxy.path, "--pid", str(vm.pid), "--timeout", "600ms", t.path("none"),
-                           hooks={"pause_at": "source-releasing", "pause_log": log})
-    reached("source-releasing")
+                           hooks={"pause_at": "firecracker-releasing", "pause_log": log})
+    reached("firecracker-releasing")
     for key in ("snapshot_path", "mem_file_path"):
         try:
             os.open(asked[0][key], os.O_CREAT | os.O_WRONLY | os.O_NONBLOCK)
@@ -314,8 +314,8 @@ def place_taken(t):
     before = held()
     log, reached, go = pause_log(t)
     process = start_vmsnap(t, "snapshot", "--api", vm.api, t.path("none"),
-                           hooks={"pause_at": "source-place-made", "pause_log": log})
-    reached("source-place-made")
+                           hooks={"pause_at": "firecracker-place-made", "pause_log": log})
+    reached("firecracker-place-made")
     made = (held() - before).pop()
     os.rmdir(made)
     os.mkdir(made, 0o700)
@@ -482,8 +482,8 @@ def state_hangs(t):
     for mask, number, code in (("", signal.SIGTERM, 143), ("file.tmpfile", signal.SIGINT, 130)):
         log, reached, _ = pause_log(t)
         process = start_vmsnap(t, "snapshot", "--api", vm.api, "--overwrite", "--vmstate", state, image,
-                               hooks={"pause_at": "snapshot-state-file", "pause_log": log, "mask_features": mask})
-        reached("snapshot-state-file")
+                               hooks={"pause_at": "firecracker-state-file", "pause_log": log, "mask_features": mask})
+        reached("firecracker-state-file")
         process.send_signal(number)
         ended = finish(t, process)
         t.equal(ended.code, code, ended.text())
