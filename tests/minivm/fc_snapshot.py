@@ -80,7 +80,7 @@ def region_maps(vm):
 
 # ---- what is to work
 
-@case("minivm.firecracker.generations", "kernel", 60)
+@case("minivm.firecracker.generations", "kernel", 60, lock="firecracker-places")
 def generations(t):
     """Taken while it runs; served to a second VM; that one taken and served to a third. Every page right, the
     state file in the image the same as the one beside it."""
@@ -101,7 +101,7 @@ def generations(t):
     check_no_litter(t)
 
 
-@case("minivm.firecracker.memory-file", "kernel", 60)
+@case("minivm.firecracker.memory-file", "kernel", 60, lock="firecracker-places")
 def memory_file(t):
     """The image is what Firecracker would have written itself: the memory of one instant."""
     vm = started(t)
@@ -111,7 +111,7 @@ def memory_file(t):
         t.equal(judge_memory(f.read()), [], "the memory")
 
 
-@case("minivm.firecracker.regions", "kernel", 60)
+@case("minivm.firecracker.regions", "kernel", 60, lock="firecracker-places")
 def regions(t):
     """Several regions that no layout of Firecracker's has: never guessed, but listed; taken as they are named, in
     their order, and served."""
@@ -142,7 +142,7 @@ def huge(t):
     check_whole(t, vm, "huge pages, served")
 
 
-@case("minivm.firecracker.paused", "kernel", 60)
+@case("minivm.firecracker.paused", "kernel", 60, lock="firecracker-places")
 def paused(t):
     """A VM that was paused before stays so, and is not held."""
     vm = started(t)
@@ -162,7 +162,7 @@ def paused(t):
     check_no_litter(t)
 
 
-@case("minivm.firecracker.other-root", "kernel", 60)
+@case("minivm.firecracker.other-root", "kernel", 60, lock="firecracker-places")
 def other_root(t):
     """A VMM with file systems of its own, and another user, as a jailed one: its paths are not ours."""
     path = t.path("jailed.sock")
@@ -191,7 +191,7 @@ def end_and_wait_process(vm, process):
     process.wait(5)
 
 
-@case("minivm.firecracker.filling", "kernel", 60)
+@case("minivm.firecracker.filling", "kernel", 60, lock="firecracker-places")
 def filling(t):
     """Refused as long as the page-fault backend brings memory in."""
     vm = started(t)
@@ -208,7 +208,7 @@ def filling(t):
 
 # ---- what goes wrong
 
-@case("minivm.firecracker.killed", "kernel", 90)
+@case("minivm.firecracker.killed", "kernel", 90, lock="firecracker-places")
 def killed(t):
     """The worker is killed at each step: the guardian lets the VM go and run, nothing is left behind."""
     vm = started(t)
@@ -225,7 +225,7 @@ def killed(t):
     take(t, vm, "afterwards")
 
 
-@case("minivm.firecracker.all-killed", "kernel", 60)
+@case("minivm.firecracker.all-killed", "kernel", 60, lock="firecracker-places")
 def all_killed(t):
     """Worker and guardian are killed in the pause: the VM stays paused and answers nobody, until the next
     vmsnap that comes lets it go."""
@@ -255,7 +255,7 @@ def held():
     return {os.path.join("/dev/shm", n) for n in os.listdir("/dev/shm") if n.startswith(".vmsnap-")}
 
 
-@case("minivm.firecracker.litter", "kernel", 60)
+@case("minivm.firecracker.litter", "kernel", 60, lock="firecracker-places")
 def litter(t):
     """What only looks like ours is left alone; what a vmsnap left that was killed while it removed it is not."""
     vm = started(t)
@@ -279,7 +279,7 @@ def litter(t):
     t.equal([p for p in left if os.path.exists(p)], [], "ours, and left")
 
 
-@case("minivm.firecracker.late", "kernel", 60)
+@case("minivm.firecracker.late", "kernel", 60, lock="firecracker-places")
 def late(t):
     """A request that the VMM comes to when it is given up finds no place to make a file as long as all memory."""
     vm = started(t)
@@ -307,7 +307,7 @@ def late(t):
     check_no_litter(t)
 
 
-@case("minivm.firecracker.place-taken", "kernel", 60)
+@case("minivm.firecracker.place-taken", "kernel", 60, lock="firecracker-places")
 def place_taken(t):
     """Who owns the place exchanges our directory for another: nothing in there changes its owner."""
     vm = started(t)
@@ -330,7 +330,7 @@ def place_taken(t):
     check_runs(t, vm, "refused")
 
 
-@case("minivm.firecracker.asked-again", "kernel", 60)
+@case("minivm.firecracker.asked-again", "kernel", 60, lock="firecracker-places")
 def asked_again(t):
     """The worker dies in the pause, and what the guardian asks gets no good answer at first: it asks again."""
     vm = started(t)
@@ -349,7 +349,7 @@ def asked_again(t):
     check_runs(t, vm, "killed")
 
 
-@case("minivm.firecracker.cut-off", "kernel", 60)
+@case("minivm.firecracker.cut-off", "kernel", 60, lock="firecracker-places")
 def cut_off(t):
     """The connection of the request ends while the VMM is held: nobody knows whether it was until the end."""
     vm = started(t)
@@ -383,7 +383,7 @@ def pass_on(t, vm, target, body):
         pass # it fails, as it is to
 
 
-@case("minivm.firecracker.other-pid", "kernel", 60)
+@case("minivm.firecracker.other-pid", "kernel", 60, lock="firecracker-places")
 def other_pid(t):
     """The state of one VM and the memory of another are no snapshot."""
     vm, other = started(t), started(t)
@@ -394,7 +394,7 @@ def other_pid(t):
     check_no_litter(t)
 
 
-@case("minivm.firecracker.hangs", "kernel", 60)
+@case("minivm.firecracker.hangs", "kernel", 60, lock="firecracker-places")
 def hangs(t):
     """An API that does not answer, at each request: exit 17 in time, the guest runs wherever that can be had."""
     vm = started(t)
@@ -415,7 +415,7 @@ def hangs(t):
     check_no_litter(t)
 
 
-@case("minivm.firecracker.refuses", "kernel", 60)
+@case("minivm.firecracker.refuses", "kernel", 60, lock="firecracker-places")
 def refuses(t):
     """What the VMM refuses is told, and the guest goes on; so with answers that make no sense."""
     vm = started(t)
@@ -446,7 +446,7 @@ def refuses(t):
     check_whole(t, vm, "afterwards")
 
 
-@case("minivm.firecracker.bad-state", "kernel", 60)
+@case("minivm.firecracker.bad-state", "kernel", 60, lock="firecracker-places")
 def bad_state(t):
     """A state file that is not complete is not taken; nor is a VM that goes on with its devices before its
     memory is protected."""
@@ -473,7 +473,7 @@ def bad_state(t):
     check_whole(t, vm, "afterwards")
 
 
-@case("minivm.firecracker.state-hangs", "kernel", 60)
+@case("minivm.firecracker.state-hangs", "kernel", 60, lock="firecracker-places")
 def state_hangs(t):
     """The storage of the state file hangs: a signal ends vmsnap there; the image is whole, of the other is nothing."""
     vm = started(t)
@@ -492,7 +492,7 @@ def state_hangs(t):
         check_runs(t, vm, "interrupted")
 
 
-@case("minivm.firecracker.ends", "kernel", 60)
+@case("minivm.firecracker.ends", "kernel", 60, lock="firecracker-places")
 def ends(t):
     """The VMM dies in the pause: exit 10, nothing published. Nobody listens: the same."""
     vm = started(t)
@@ -511,7 +511,7 @@ def ends(t):
     check_no_litter(t)
 
 
-@case("minivm.firecracker.usage", "cli", 20)
+@case("minivm.firecracker.usage", "cli", 20, lock="firecracker-places")
 def usage(t):
     image = t.path("image")
     for words in (("--api", "a", "--qmp", "b"), (), ("--qmp", "b", "--map", "1:2"), ("--qmp", "b", "--vmstate", "s")):
