@@ -83,9 +83,11 @@ static int take_image(struct session *s, const struct resume_help *help, struct 
     if (rc) {
         if (relative && help)
             error_wrap(e, "in the directory where vmsnap was started");
-        if (!given || help)
+        if (!given || help) {
+            e->hint[0] = '\0'; /* this helps more than what opening it says */
             error_hint(e, "if the image has moved, name it: vmsnap restore --resume %d IMAGE",
                        (int)s->target->pid);
+        }
         return rc;
     }
     if (memcmp(image_get_header(s->img)->image_id, record_image_id(&s->record), 16) == 0)
