@@ -177,7 +177,9 @@ static void watch_heartbeat(struct guardian *g, pid_t worker, struct heartbeat *
 /* Waits for the worker; continues it when it is stopped. Returns its wait status. */
 static int watch(struct guardian *g, pid_t worker, int signal_fd, int *interrupted_by)
 {
-    struct heartbeat heartbeat = {.looked_ns = clock_monotonic_ns()};
+    uint64_t now = clock_monotonic_ns();
+    /* The first look may come late, when the worker protects already and has not yet beaten. */
+    struct heartbeat heartbeat = {.since_ns = now, .looked_ns = now};
     for (;;) {
         int status;
         pid_t got = waitpid(worker, &status, WNOHANG | WUNTRACED);
