@@ -16,6 +16,7 @@
 #include "tools/vmsnap/defaults.h"
 #include "tools/vmsnap/export_raw.h"
 #include "tools/vmsnap/report.h"
+#include "tools/vmsnap/writing.h"
 
 enum { FORMAT_RAW, FORMAT_VMSTATE };
 static const char *const formats[] = {"raw", "vmstate", NULL};
@@ -311,11 +312,8 @@ static int export_image(const struct image *img, const struct command_line *line
 static int run(const struct command_line *line, struct error *e)
 {
     bool to_stdout = strcmp(line->operand[1], "-") == 0;
-    if (to_stdout && isatty(STDOUT_FILENO)) {
-        option_usage_error(e, "memory is not written to a terminal");
-        error_hint(e, "send stdout to a file or a pipe, or name a file instead of -");
+    if (writing_check_terminal(line->operand[1], "memory", e))
         return -EINVAL;
-    }
     if (to_stdout)
         report_to_stderr();
     struct image *img;

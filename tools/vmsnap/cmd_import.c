@@ -11,6 +11,7 @@
 #include "tools/vmsnap/commands.h"
 #include "tools/vmsnap/defaults.h"
 #include "tools/vmsnap/report.h"
+#include "tools/vmsnap/writing.h"
 
 static struct {
     const char *state_path;
@@ -42,31 +43,10 @@ static const struct option_spec options[] = {
      .argument = "FILE",
      .help = "carry Firecracker's state file (snapshot_path) along in the image; 'vmsnap export "
              "--format vmstate' gives it back"},
-    {.name = "level",
-     .kind = OPTION_INTEGER,
-     .to.integer = &args.level,
-     .min = 1,
-     .max = 19,
-     .argument = "N",
-     .help = "zstd level, 1 to 19 (default 1)"},
-    {.name = "threads",
-     .kind = OPTION_COUNT,
-     .to.count = &args.n_threads,
-     .min = 1,
-     .max = 256,
-     .argument = "N",
-     .help = "compressor threads (default: one per CPU)"},
-    {.name = "bwlimit",
-     .kind = OPTION_SIZE,
-     .to.size = &args.bwlimit,
-     .min = SINK_MIN_RATE,
-     .max = INT64_MAX,
-     .argument = "RATE",
-     .help = "write at most this many bytes per second (64K or more; K, M, G as in sizes)"},
-    {.name = "overwrite",
-     .kind = OPTION_FLAG,
-     .to.flag = &args.overwrite,
-     .help = "replace IMAGE if it exists, once the new one is complete"},
+    WRITING_LEVEL(&args.level),
+    WRITING_THREADS(&args.n_threads),
+    WRITING_BWLIMIT(&args.bwlimit),
+    WRITING_OVERWRITE(&args.overwrite),
     {.name = NULL},
 };
 
@@ -77,25 +57,7 @@ static int check_args(const struct command_line *line, struct error *e)
         error_hint(e, "it is one of: firecracker");
         return -EINVAL;
     }
-    if (strcmp(line->operand[IMAGE], "-") == 0 && isatty(STDOUT_FILENO)) {
-        option_usage_error(e, "an image is not written to a terminal");
-        error_hint(e, "send stdout to a file or a pipe, or name a file instead of -");
-        return -EINVAL;
-    }
-    return 0;
-}
-
-static bool print_warnings(const json_t *summary)
-{
-    json_t *warnings = json_object_get(summary, "warnings");
-    size_t i;
-    json_t *text;
-    json_array_foreach(warnings, i, text)
-    {
-        if (!report_is_json())
-            log_warn("%s", json_string_value(text));
-    }
-    return json_array_size(warnings) > 0;
+    return writing_check_terminal(line->operand[IMAGE], "an image", e);
 }
 
 static int run(const struct command_line *line, struct error *e)
@@ -123,7 +85,7 @@ static int run(const struct command_line *line, struct error *e)
     json_object_set_new(summary, "memory_file", report_string(o.memory_path));
     json_object_set_new(summary, "vmstate",
                         o.state_path ? report_string(o.state_path) : json_null());
-    bool warned = print_warnings(summary);
+    bool warned = writing_print_warnings(summary);
     closing_import(summary);
     report_object("summary", summary);
     return warned ? VMSNAP_EXIT_WARNINGS : VMSNAP_EXIT_DONE;

@@ -15,6 +15,7 @@
 #include "tools/vmsnap/defaults.h"
 #include "tools/vmsnap/hazard_option.h"
 #include "tools/vmsnap/report.h"
+#include "tools/vmsnap/writing.h"
 
 static struct {
     const char *qmp_path, *api_path, *state_path;
@@ -73,20 +74,8 @@ static const struct option_spec options[] = {
      .max = INT_MAX,
      .argument = "PID",
      .help = "the VMM's process, where it is not the one that listens on SOCK (libvirt)"},
-    {.name = "level",
-     .kind = OPTION_INTEGER,
-     .to.integer = &args.level,
-     .min = 1,
-     .max = 19,
-     .argument = "N",
-     .help = "zstd level, 1 to 19 (default 1)"},
-    {.name = "threads",
-     .kind = OPTION_COUNT,
-     .to.count = &args.n_threads,
-     .min = 1,
-     .max = 256,
-     .argument = "N",
-     .help = "compressor threads (default: one per CPU)"},
+    WRITING_LEVEL(&args.level),
+    WRITING_THREADS(&args.n_threads),
     {.name = "buffer",
      .kind = OPTION_SIZE,
      .to.size = &args.buffer_bytes,
@@ -101,13 +90,7 @@ static const struct option_spec options[] = {
      .argument = "N",
      .help = "save memory N times over before the instant, each time what was written since; fewer "
              "writes wait after it, the image grows (default 0)"},
-    {.name = "bwlimit",
-     .kind = OPTION_SIZE,
-     .to.size = &args.bwlimit,
-     .min = SINK_MIN_RATE,
-     .max = INT64_MAX,
-     .argument = "RATE",
-     .help = "write at most this many bytes per second (64K or more; K, M, G as in sizes)"},
+    WRITING_BWLIMIT(&args.bwlimit),
     {.name = "timeout",
      .kind = OPTION_DURATION,
      .to.duration_ms = &args.timeout_ms,
@@ -129,25 +112,9 @@ static const struct option_spec options[] = {
      .choices_of = hazard_option_snapshot_names,
      .argument = "HAZARD",
      .help = "go on in spite of this hazard (see 'vmsnap check --help'); may be repeated"},
-    {.name = "overwrite",
-     .kind = OPTION_FLAG,
-     .to.flag = &args.overwrite,
-     .help = "replace IMAGE if it exists, once the new one is complete"},
+    WRITING_OVERWRITE(&args.overwrite),
     {.name = NULL},
 };
-
-static bool print_warnings(const json_t *summary)
-{
-    json_t *warnings = json_object_get(summary, "warnings");
-    size_t i;
-    json_t *text;
-    json_array_foreach(warnings, i, text)
-    {
-        if (!report_is_json())
-            log_warn("%s", json_string_value(text));
-    }
-    return json_array_size(warnings) > 0;
-}
 
 static int check_source(struct error *e)
 {
@@ -172,12 +139,7 @@ static int check_args(const struct command_line *line, struct error *e)
         char text[FORMAT_MAX];
         return option_usage_error(e, "--buffer: at least %s is needed", format_bytes(text, least));
     }
-    if (strcmp(line->operand[0], "-") == 0 && isatty(STDOUT_FILENO)) {
-        option_usage_error(e, "an image is not written to a terminal");
-        error_hint(e, "send stdout to a file or a pipe, or name a file instead of -");
-        return -EINVAL;
-    }
-    return 0;
+    return writing_check_terminal(line->operand[0], "an image", e);
 }
 
 static int run(const struct command_line *line, struct error *e)
@@ -209,7 +171,7 @@ static int run(const struct command_line *line, struct error *e)
     rc = snapshot_run(&o, &summary, e);
     if (rc)
         return rc;
-    bool warned = print_warnings(summary);
+    bool warned = writing_print_warnings(summary);
     closing_snapshot(summary);
     report_object("summary", summary);
     return warned ? VMSNAP_EXIT_WARNINGS : VMSNAP_EXIT_DONE;
