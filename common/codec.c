@@ -21,7 +21,7 @@
 #include <xxhash.h>
 #include <zstd.h>
 
-#include "common/image_format.h"
+#include "common/image/format.h"
 
 static_assert(ZSTD_COMPRESSBOUND(IMAGE_CLUSTER_BYTES) <= IMAGE_FRAME_MAX, "frame bound");
 

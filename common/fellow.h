@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 
-#include "common/region.h"
+#include "common/target/region.h"
 
 struct fellow_search {
     /* The VM's process: it, those that share its memory, and this one don't count. 0: all do. */

@@ -10,8 +10,8 @@
 #include <stddef.h>
 
 #include "common/error.h"
-#include "common/region.h"
-#include "common/target.h"
+#include "common/target/region.h"
+#include "common/target/target.h"
 
 /* What a name stands for: fixed. */
 struct hazard_kind {

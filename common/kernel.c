@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
-#include "common/collapse.h"
+#include "common/target/collapse.h"
 #include "common/testhook.h"
 #include "common/uffd.h"
 

@@ -19,7 +19,7 @@
 #include <jansson.h>
 
 #include "common/error.h"
-#include "common/target.h"
+#include "common/target/target.h"
 
 /* Looks for descriptor numbers in the value that follows `option` on the line (a word with one
  * dash, or ""), and adds them to `fds`. 0 or -errno. */

@@ -15,7 +15,7 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/format.h"
-#include "common/image_format.h"
+#include "common/image/format.h"
 
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 #define STATES_AT_ONCE 65536u

@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #include "common/error.h"
-#include "common/target.h"
+#include "common/target/target.h"
 
 #define RECORD_NAME "vmsnap-restore"
 #define RECORD_LINK "/memfd:" RECORD_NAME " (deleted)" /* in the VMM's /proc/PID/fd */

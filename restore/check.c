@@ -8,7 +8,7 @@
 
 #include "common/cleanup.h"
 #include "common/format.h"
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 #include "common/json_text.h"
 #include "restore/decode/workset.h"
 #include "restore/launch/image_owner.h"

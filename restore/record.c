@@ -21,7 +21,7 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
-#include "common/inject.h"
+#include "common/inject/inject.h"
 #include "common/testhook.h"
 
 #define MAX_BLOCKS 4096u

@@ -16,7 +16,7 @@
 
 #include "common/error.h"
 #include "common/restore_record.h"
-#include "common/target.h"
+#include "common/target/target.h"
 #include "restore/memory/blocks.h"
 #include "restore/memory/page_state.h"
 #include "restore/serve/serve.h"

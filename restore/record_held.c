@@ -21,7 +21,7 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/futex.h"
-#include "common/inject.h"
+#include "common/inject/inject.h"
 #include "common/log.h"
 #include "common/testhook.h"
 #include "common/thread.h"

@@ -33,7 +33,7 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 #include "common/kernel.h"
 #include "common/log.h"
 #include "common/progress.h"

@@ -10,8 +10,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "common/image_reader.h"
-#include "common/target.h"
+#include "common/image/reader.h"
+#include "common/target/target.h"
 #include "restore/clock_sync.h"
 #include "restore/decode/learn.h"
 #include "restore/decode/prefetch.h"

@@ -12,19 +12,19 @@
 #include <stdint.h>
 
 #include "common/error.h"
-#include "common/image_writer.h"
+#include "common/image/writer.h"
 #include "common/pool.h"
 #include "common/progress.h"
-#include "common/sink.h"
-#include "snapshot/capture.h"
-#include "snapshot/encode.h"
-#include "snapshot/faults.h"
+#include "common/sink/sink.h"
 #include "snapshot/guardian.h"
-#include "snapshot/huge.h"
-#include "snapshot/live.h"
+#include "snapshot/memory/huge.h"
+#include "snapshot/save/capture.h"
+#include "snapshot/save/encode.h"
+#include "snapshot/save/faults.h"
+#include "snapshot/save/live.h"
+#include "snapshot/save/sweep.h"
 #include "snapshot/snapshot.h"
-#include "snapshot/source.h"
-#include "snapshot/sweep.h"
+#include "snapshot/source/source.h"
 #include "snapshot/watch.h"
 
 struct job {

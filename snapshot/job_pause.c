@@ -9,8 +9,8 @@
 #include "common/log.h"
 #include "common/testhook.h"
 #include "common/thread.h"
-#include "snapshot/arm.h"
-#include "snapshot/chunk.h"
+#include "snapshot/memory/arm.h"
+#include "snapshot/save/chunk.h"
 
 #define SESSION_NICE 10 /* a tenth of the guest's share, where both want it */
 

@@ -40,8 +40,8 @@
 #include "common/log.h"
 #include "common/progress.h"
 #include "common/testhook.h"
-#include "snapshot/arm.h"
 #include "snapshot/job.h"
+#include "snapshot/memory/arm.h"
 
 #define TICK_MS 200
 #define HANG_UP_MS 500

@@ -9,7 +9,7 @@
 
 #include "common/clock.h"
 #include "common/thread.h"
-#include "snapshot/arm.h"
+#include "snapshot/memory/arm.h"
 
 #define TICK_MS 50
 #define WATCH_PRIORITY 2 /* ahead of the fault thread, which may hang */

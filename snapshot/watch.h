@@ -7,9 +7,9 @@
 #define VMSNAP_SNAPSHOT_WATCH_H
 
 #include "common/error.h"
-#include "common/sink.h"
-#include "snapshot/capture.h"
+#include "common/sink/sink.h"
 #include "snapshot/guardian.h"
+#include "snapshot/save/capture.h"
 
 struct watch;
 

@@ -14,7 +14,7 @@
 
 #include "common/error.h"
 #include "common/qmp.h"
-#include "common/target.h"
+#include "common/target/target.h"
 
 /*
  * Connects to the socket of the running QEMU's agent port: *fd. `described`: machine_describe() of

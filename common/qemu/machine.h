@@ -24,7 +24,7 @@
 
 #include "common/error.h"
 #include "common/qmp.h"
-#include "common/target.h"
+#include "common/target/target.h"
 
 /* Asks a running QEMU. *out is a new reference. Not in the pause. */
 int machine_describe(json_t **out, struct qmp *q, const struct target *t, int timeout_ms,

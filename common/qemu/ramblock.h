@@ -7,8 +7,8 @@
 #define VMSNAP_COMMON_QEMU_RAMBLOCK_H
 
 #include "common/qmp.h"
-#include "common/region.h"
-#include "common/target.h"
+#include "common/target/region.h"
+#include "common/target/target.h"
 
 /* Regions in QEMU's order, classified. Blocks on QMP and /proc: milliseconds; not in the pause. The
  * caller ends with region_set_free(). */

@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #include "common/error.h"
-#include "common/region.h"
+#include "common/target/region.h"
 
 #define RAMBLOCK_MAX 4096u
 #define RAMBLOCK_NO_HVA UINT64_MAX

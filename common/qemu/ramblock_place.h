@@ -11,7 +11,7 @@
 
 #include "common/error.h"
 #include "common/qemu/ramblock_parse.h"
-#include "common/target.h"
+#include "common/target/target.h"
 
 struct placement {
     const struct ramblock_line *block;

@@ -9,8 +9,8 @@
 #include <stdint.h>
 
 #include "common/error.h"
-#include "common/region.h"
-#include "common/target.h"
+#include "common/target/region.h"
+#include "common/target/target.h"
 
 /*
  * The regions in the order of their offsets in a memory file, classified; without guest-physical

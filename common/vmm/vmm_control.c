@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/image_format.h"
+#include "common/image/format.h"
 #include "common/json_text.h"
 #include "common/launch.h"
 #include "common/vmm/vmm_listens.h"

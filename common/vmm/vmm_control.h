@@ -11,8 +11,8 @@
 
 #include "common/error.h"
 #include "common/qmp.h"
-#include "common/region.h"
-#include "common/target.h"
+#include "common/target/region.h"
+#include "common/target/target.h"
 
 /* True when the greeting is of such a VMM, of whatever version of the protocol. */
 bool vmm_control_greets(const struct qmp *q);

@@ -5,7 +5,7 @@
 #include <jansson.h>
 
 #include "common/error.h"
-#include "common/target.h"
+#include "common/target/target.h"
 
 /* *out: an array of their paths, as the process gave them to bind(); new reference. Abstract names
  * and bytes that are not UTF-8 are left out. Reads /proc; not in the pause. */

@@ -22,7 +22,7 @@
 #include <sys/types.h>
 
 #include "common/error.h"
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 #include "common/publish.h"
 #include "restore/decode/workset.h"
 

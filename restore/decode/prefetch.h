@@ -16,7 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 #include "restore/decode/workset.h"
 
 struct prefetch {

@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 #include "common/error.h"
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 #include "restore/read/whole_file.h"
 
 #define WORKSET_MAGIC "VMSNAPWS"

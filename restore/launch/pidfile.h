@@ -6,7 +6,7 @@
 #include <sys/types.h>
 
 #include "common/error.h"
-#include "common/target.h"
+#include "common/target/target.h"
 
 /* A zeroed one is none. */
 struct pidfile {

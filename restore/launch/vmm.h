@@ -11,7 +11,7 @@
 #include <sys/types.h>
 
 #include "common/error.h"
-#include "common/target.h"
+#include "common/target/target.h"
 #include "restore/launch/private_dir.h"
 #include "restore/launch/relaunch.h"
 #include "restore/launch/relay.h"

@@ -9,9 +9,9 @@
 #include <jansson.h>
 
 #include "common/error.h"
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 #include "common/qmp.h"
-#include "common/region.h"
+#include "common/target/region.h"
 #include "restore/launch/refuse.h"
 #include "restore/launch/relaunch.h"
 

@@ -7,7 +7,7 @@
 
 #include <signal.h>
 
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 #include "restore/listen/roll.h"
 #include "restore/restore.h"
 

@@ -4,7 +4,7 @@
 
 #include <stdbool.h>
 
-#include "common/target.h"
+#include "common/target/target.h"
 #include "restore/listen/mailbox.h"
 #include "restore/listen/peer.h"
 #include "restore/memory/blocks.h"

@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 #include "common/error.h"
-#include "common/target.h"
+#include "common/target/target.h"
 
 /*
  * Opens the process that has connected. Its number alone could be another process's by now, if it

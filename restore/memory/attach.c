@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 #include "common/codec.h"
-#include "common/inject.h"
+#include "common/inject/inject.h"
 #include "common/kernel.h"
 #include "common/log.h"
 #include "common/testhook.h"

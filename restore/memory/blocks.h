@@ -7,8 +7,8 @@
 #include <stdint.h>
 
 #include "common/error.h"
-#include "common/image_reader.h"
-#include "common/region.h"
+#include "common/image/reader.h"
+#include "common/target/region.h"
 
 struct block {
     struct region region;   /* in the new process; owned */

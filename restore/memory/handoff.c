@@ -13,8 +13,8 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
-#include "common/collapse.h"
-#include "common/inject.h"
+#include "common/inject/inject.h"
+#include "common/target/collapse.h"
 #include "common/testhook.h"
 #include "common/uffd.h"
 

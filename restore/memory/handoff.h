@@ -5,7 +5,7 @@
 
 #include <stdbool.h>
 
-#include "common/collapse.h"
+#include "common/target/collapse.h"
 #include "restore/memory/blocks.h"
 
 #define HANDOFF_UFFD "anon_inode:[userfaultfd]"

@@ -31,7 +31,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "common/image_format.h"
+#include "common/image/format.h"
 
 enum cluster_state {
     CLUSTER_PENDING = 0,

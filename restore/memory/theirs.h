@@ -6,7 +6,7 @@
 #include <stdbool.h>
 
 #include "common/error.h"
-#include "common/target.h"
+#include "common/target/target.h"
 #include "restore/memory/blocks.h"
 
 /*

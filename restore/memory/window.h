@@ -13,7 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "common/target.h"
+#include "common/target/target.h"
 #include "restore/memory/blocks.h"
 
 /*

@@ -27,7 +27,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
-#include "common/image_format.h"
+#include "common/image/format.h"
 #include "common/log.h"
 #include "restore/read/hanging.h"
 #include "restore/read/reader.h"

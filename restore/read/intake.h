@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #include "common/codec.h"
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 #include "restore/memory/blocks.h"
 #include "restore/read/trouble.h"
 

@@ -5,7 +5,7 @@
 
 #include "common/clock.h"
 #include "common/format.h"
-#include "common/image_format.h"
+#include "common/image/format.h"
 
 #define REPORT_NS 1000000000u
 

@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 #include "common/progress.h"
 #include "restore/memory/page_state.h"
 #include "restore/serve/serve.h"

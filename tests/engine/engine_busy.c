@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "common/inject.h"
+#include "common/inject/inject.h"
 #include "common/uffd.h"
 #include "tests/engine/stepping_test.h"
 

@@ -8,8 +8,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "common/collapse.h"
 #include "common/kernel.h"
+#include "common/target/collapse.h"
 #include "common/testhook.h"
 #include "tests/engine/stepping_source.h"
 

@@ -10,9 +10,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "common/collapse.h"
 #include "common/kernel.h"
-#include "snapshot/huge.h"
+#include "common/target/collapse.h"
+#include "snapshot/memory/huge.h"
 #include "tests/kernel/ktest.h"
 
 #define UNITS 6u

@@ -5,7 +5,7 @@
  */
 #include <stdio.h>
 
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 #include "common/kernel.h"
 #include "tests/engine/stepping_test.h"
 

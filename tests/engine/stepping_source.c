@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 
 static struct stepping_source *of(struct source *s)
 {

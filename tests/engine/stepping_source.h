@@ -3,7 +3,7 @@
 #define VMSNAP_TESTS_STEPPING_SOURCE_H
 
 #include "snapshot/snapshot.h"
-#include "snapshot/source.h"
+#include "snapshot/source/source.h"
 #include "tests/engine/stepping_process.h"
 
 struct stepping_source {

@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 
 static uint64_t n_opened;
 

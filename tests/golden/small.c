@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "common/codec.h"
-#include "common/image_writer.h"
+#include "common/image/writer.h"
 
 static const struct region regions[] = {
     {.name = "ram",

@@ -1,5 +1,5 @@
 /*
- * The injecting process is killed at every step of inject_tracer.c, and at random moments, while
+ * The injecting process is killed at every step of inject/tracer.c, and at random moments, while
  * the target is blocked in each kind of system call: the target lives, its call has the right
  * result, and every register, the signal mask and the alternate stack are as they were.
  */

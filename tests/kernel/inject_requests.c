@@ -7,7 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "common/inject.h"
+#include "common/inject/inject.h"
 #include "common/uffd.h"
 #include "ktest.h"
 #include "target_kit.h"

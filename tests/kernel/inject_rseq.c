@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
-#include "common/inject.h"
+#include "common/inject/inject.h"
 #include "ktest.h"
 
 #define THREADS 3

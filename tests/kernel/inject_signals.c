@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
-#include "common/inject.h"
+#include "common/inject/inject.h"
 #include "ktest.h"
 
 #define TIMEOUT_MS 10000

@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
-#include "common/target.h"
+#include "common/target/target.h"
 #include "common/uffd.h"
 #include "ktest.h"
 #include "target_kit.h"

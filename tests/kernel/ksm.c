@@ -16,7 +16,7 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
-#include "common/inject.h"
+#include "common/inject/inject.h"
 #include "common/uffd.h"
 #include "ktest.h"
 #include "puppet.h"

@@ -11,7 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "common/inject.h"
+#include "common/inject/inject.h"
 #include "common/kernel.h"
 #include "common/uffd.h"
 #include "ktest.h"

@@ -10,8 +10,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "common/region.h"
-#include "common/target.h"
+#include "common/target/region.h"
+#include "common/target/target.h"
 
 enum puppet_memory {
     PUPPET_ANON,

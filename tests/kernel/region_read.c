@@ -11,9 +11,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "common/inject.h"
+#include "common/inject/inject.h"
 #include "common/kernel.h"
-#include "common/region_look.h"
+#include "common/target/region_look.h"
 #include "common/uffd.h"
 #include "ktest.h"
 #include "puppet.h"

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "common/inject.h"
+#include "common/inject/inject.h"
 #include "common/uffd.h"
 #include "ktest.h"
 

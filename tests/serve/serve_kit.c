@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
-#include "common/image_writer.h"
+#include "common/image/writer.h"
 #include "common/kernel.h"
 #include "restore/memory/window.h"
 #include "tests/kernel/ktest.h"

@@ -13,8 +13,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "common/image_reader.h"
-#include "common/target.h"
+#include "common/image/reader.h"
+#include "common/target/target.h"
 #include "restore/decode/learn.h"
 #include "restore/decode/prefetch.h"
 #include "restore/memory/attach.h"

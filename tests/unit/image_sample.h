@@ -2,7 +2,7 @@
 #ifndef VMSNAP_TESTS_IMAGE_SAMPLE_H
 #define VMSNAP_TESTS_IMAGE_SAMPLE_H
 
-#include "common/image_writer.h"
+#include "common/image/writer.h"
 
 #define SAMPLE_REGIONS 3u
 #define SAMPLE_INSTANT_NS 1700000000123456789ull

@@ -2,7 +2,7 @@
 #include <criterion/criterion.h>
 #include <string.h>
 
-#include "snapshot/cluster_map.h"
+#include "snapshot/memory/cluster_map.h"
 
 static struct region regions[] = {
     {.name = "high", .hva = 0x40000000, .bytes = 0x100000, .page_bytes = 4096},

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "common/codec.h"
-#include "common/image_format.h"
+#include "common/image/format.h"
 
 static uint8_t plain[IMAGE_CLUSTER_BYTES], frame[IMAGE_FRAME_MAX + 64];
 static uint8_t out[IMAGE_CLUSTER_BYTES + 64];

@@ -6,7 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 #include "tests/unit/image_sample.h"
 
 static char dir[] = "/tmp/vmsnap-image-XXXXXX";

@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 #include "common/testhook.h"
 #include "tests/unit/image_sample.h"
 

@@ -8,7 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 #include "tests/unit/image_sample.h"
 
 static int image_file; /* a memfd */

@@ -11,8 +11,8 @@
 #include <unistd.h>
 
 #include "common/codec.h"
-#include "common/image_reader.h"
-#include "common/image_writer.h"
+#include "common/image/reader.h"
+#include "common/image/writer.h"
 
 #define N_THREADS 4
 #define N_CLUSTERS 6000u

@@ -5,8 +5,8 @@
 #include <sys/mman.h>
 
 #include "common/codec.h"
-#include "common/image_reader.h"
-#include "common/image_writer.h"
+#include "common/image/reader.h"
+#include "common/image/writer.h"
 
 static int image_file;
 static struct sink *sink;

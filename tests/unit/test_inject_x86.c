@@ -6,7 +6,7 @@
 #include <sys/syscall.h>
 #include <ucontext.h>
 
-#include "common/inject_x86.h"
+#include "common/inject/x86.h"
 
 #define ERESTARTSYS 512
 #define ERESTARTNOHAND 514

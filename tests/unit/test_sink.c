@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
-#include "common/sink.h"
+#include "common/sink/sink.h"
 
 /* The ways to write a file; each test runs in a process of its own, so the masks stay there. */
 enum way { DIRECT, NAMED, PLAIN, PLAIN_NAMED, TMPFS, N_WAYS };

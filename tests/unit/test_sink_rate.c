@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
-#include "common/sink.h"
+#include "common/sink/sink.h"
 #include "tests/unit/plain_check.h"
 
 #define RATE (4u << 20)

@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
-#include "common/sink.h"
+#include "common/sink/sink.h"
 #include "tests/unit/plain_check.h"
 
 /* What ends within this has not waited for the other side, even on a busy machine. */

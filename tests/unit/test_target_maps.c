@@ -4,7 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "common/target.h"
+#include "common/target/target.h"
 
 /* Taken from a QEMU with 512 MiB of RAM; addresses as they were. */
 static const char qemu_smaps[] =

@@ -26,11 +26,11 @@
 #include <unistd.h>
 
 #include "common/clock.h"
-#include "common/image_format.h"
-#include "common/inject.h"
+#include "common/image/format.h"
+#include "common/inject/inject.h"
 #include "common/thread.h"
 #include "common/uffd.h"
-#include "snapshot/arm.h"
+#include "snapshot/memory/arm.h"
 
 #define BATCH_MESSAGES 32
 #define BUSY_READ_NS 100000u /* as long as vmsnap reads on while faults keep coming */

@@ -23,8 +23,8 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
-#include "common/image_format.h"
-#include "common/inject.h"
+#include "common/image/format.h"
+#include "common/inject/inject.h"
 #include "common/uffd.h"
 
 /* As vmsnap's server of page faults (restore/serve/serve.c, restore/serve/linger.h). */

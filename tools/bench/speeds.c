@@ -18,7 +18,7 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/histogram.h"
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 #include "common/thread.h"
 #include "common/uffd.h"
 

@@ -5,8 +5,8 @@
 #include <unistd.h>
 
 #include "common/log.h"
-#include "common/sink.h"
-#include "snapshot/import.h"
+#include "common/sink/sink.h"
+#include "snapshot/import/import.h"
 #include "tools/vmsnap/closing.h"
 #include "tools/vmsnap/commands.h"
 #include "tools/vmsnap/defaults.h"

@@ -7,9 +7,9 @@
 
 #include "common/cleanup.h"
 #include "common/format.h"
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 #include "common/log.h"
-#include "common/region.h"
+#include "common/target/region.h"
 #include "restore/decode/workset.h"
 #include "restore/launch/qemu/generation_id.h"
 #include "tools/vmsnap/commands.h"

@@ -8,7 +8,7 @@
 
 #include "common/format.h"
 #include "common/log.h"
-#include "common/sink.h"
+#include "common/sink/sink.h"
 #include "snapshot/snapshot.h"
 #include "tools/vmsnap/closing.h"
 #include "tools/vmsnap/commands.h"

@@ -3,7 +3,7 @@
 
 #include "common/clock.h"
 #include "common/format.h"
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 #include "common/progress.h"
 #include "tools/vmsnap/commands.h"
 #include "tools/vmsnap/defaults.h"

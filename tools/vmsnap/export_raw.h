@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #include "common/error.h"
-#include "common/image_reader.h"
+#include "common/image/reader.h"
 
 /* A piece of a region, and where in the output it goes. */
 struct export_extent {

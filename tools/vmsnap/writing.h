@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 #include "common/error.h"
-#include "common/sink.h"
+#include "common/sink/sink.h"
 #include "tools/vmsnap/options.h"
 
 /* Rows of the table of options of a command that makes an image; each is given where to put it. */

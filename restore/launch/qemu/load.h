@@ -7,7 +7,7 @@
 
 #include "common/error.h"
 #include "common/qmp.h"
-#include "common/target.h"
+#include "common/target/target.h"
 
 /*
  * Sends the stream to a QEMU in "inmigrate" and waits until it has taken it all. Its faults must be

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "common/error.h"
-#include "common/image_format.h"
+#include "common/image/format.h"
 
 /*
  * Builds it from what xen-save-devices-state wrote: *out is malloc()ed, the caller's. `machine`:
