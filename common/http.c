@@ -245,7 +245,9 @@ static int failed(const struct http *h, CURLcode code, struct error *e)
                   HTTP_REPLY_MAX_BYTES);
         return -EMSGSIZE;
     }
-    error_set(e, VMSNAP_EXIT_TARGET, 0, "API socket %s: %s", h->name, curl.easy_strerror(code));
+    bool no_http = code == CURLE_UNSUPPORTED_PROTOCOL || code == CURLE_WEIRD_SERVER_REPLY;
+    error_set(e, VMSNAP_EXIT_TARGET, 0, "API socket %s: %s", h->name,
+              no_http ? "what answers there is no HTTP" : curl.easy_strerror(code));
     if (e)
         e->err = err;
     if (code == CURLE_COULDNT_CONNECT)
@@ -306,8 +308,9 @@ int http_call(struct http *h, const char *method, const char *target, const char
             drop(h);
             error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT, "API socket %s: no reply to %s %s",
                       h->name, method, target);
-            error_hint(e, "its API thread may be busy with another request, or be stopped; "
-                          "--timeout waits longer");
+            error_hint(e, "its API thread may be busy with another request, or be stopped: "
+                          "--timeout waits longer; or it is a QMP socket that another client "
+                          "holds: that goes with --qmp");
             ret = -ETIMEDOUT;
         }
     if (ret < 0)

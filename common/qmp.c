@@ -19,6 +19,7 @@
 #include "common/qmp_wire.h"
 
 #define EVENTS_MAX 256u
+#define SILENT_MS 1000
 
 struct qmp {
     struct qmp_wire wire;
@@ -311,41 +312,83 @@ void qmp_close(struct qmp *q)
     free(q);
 }
 
+/* Whether the first bytes are those of an HTTP server's reply. Takes nothing. */
+static bool speaks_http(int fd)
+{
+    static const char http[] = "HTTP/";
+    char first[sizeof(http) - 1];
+    ssize_t n = recv(fd, first, sizeof(first), MSG_PEEK | MSG_DONTWAIT);
+    return n > 0 && memcmp(first, http, (size_t)n) == 0;
+}
+
+/*
+ * A QMP server greets at once; an HTTP server, Firecracker's for one, says nothing until it is
+ * asked. So after a second of silence it gets two empty lines: to HTTP that is a request without a
+ * first line, which Firecracker answers with status 400 (micro-http, src/request.rs), while a QMP
+ * server that is merely busy skips white space.
+ */
+static void ask_the_silent(const struct qmp *q, uint64_t deadline_ns)
+{
+    uint64_t until_ns = deadline_after(SILENT_MS);
+    if (qmp_wire_wait(&q->wire, until_ns < deadline_ns ? until_ns : deadline_ns) == 0)
+        return;
+    if (send(q->wire.fd, "\r\n\r\n", 4, MSG_DONTWAIT | MSG_NOSIGNAL) == 4)
+        qmp_wire_wait(&q->wire, deadline_ns);
+}
+
+static int not_qmp(bool http, struct error *e)
+{
+    error_set(e, VMSNAP_EXIT_TARGET, 0, "this is not a QMP server%s",
+              http ? ": it speaks HTTP" : "");
+    if (http)
+        error_hint(e, "a Firecracker's API socket goes with --api in place of --qmp");
+    else
+        error_hint(e, "give the socket of QEMU's -qmp option, not that of a monitor, serial port "
+                      "or guest agent");
+    return -EPROTO;
+}
+
+static int no_greeting(struct error *e)
+{
+    int r = error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT, "connected, but no QMP greeting came");
+    error_hint(e, "either another client (libvirt, Proxmox, another vmsnap, ...) holds this "
+                  "socket: then start the VM with a second -qmp socket and name that one; or the "
+                  "VMM hangs or is stopped; or it is a Firecracker's API socket: that goes with "
+                  "--api");
+    return r;
+}
+
 /* The greeting is the first thing a QMP server sends, before any event. */
-static int read_greeting(struct qmp *q, uint64_t deadline_ns, struct error *e)
+static int read_greeting(struct qmp *q, bool dialled, uint64_t deadline_ns, struct error *e)
 {
     json_t *message = NULL;
+    if (dialled)
+        ask_the_silent(q, deadline_ns);
+    if (speaks_http(q->wire.fd))
+        return not_qmp(true, e);
     int r = receive(q, deadline_ns, &message, e);
-    if (r == -ETIMEDOUT) {
-        error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT, "connected, but no QMP greeting came");
-        error_hint(
-            e, "either another client (libvirt, Proxmox, another vmsnap, ...) holds this socket: "
-               "then start the VM with a second -qmp socket and name that one; or the VMM "
-               "hangs or is stopped; or it is a Firecracker's API socket: that goes with --api");
-    }
+    if (r == -ETIMEDOUT)
+        return no_greeting(e);
     json_t *greeting = r > 0 ? json_object_get(message, "QMP") : NULL;
     if (json_is_object(greeting))
         q->greeting = json_incref(greeting);
-    else if (r > 0)
-        r = -EPROTO;
+    else if (r >= 0 || r == -EPROTO)
+        r = not_qmp(false, e);
+    else if (r == -EPIPE)
+        error_hint(e, "is it the socket of QEMU's -qmp option? A Firecracker's API socket goes "
+                      "with --api");
     json_decref(message);
-    if (r == 0 || r == -EPROTO) {
-        r = error_set(e, VMSNAP_EXIT_TARGET, EPROTO, "this is not a QMP server");
-        error_hint(e,
-                   "give the socket of QEMU's -qmp option, not that of a monitor, serial port or "
-                   "guest agent");
-    }
     return r < 0 ? r : 0;
 }
 
 /* On failure the fd stays the caller's. */
-int qmp_attach(struct qmp **out, int fd, int timeout_ms, struct error *e)
+static int attach(struct qmp **out, int fd, bool dialled, int timeout_ms, struct error *e)
 {
     uint64_t deadline_ns = deadline_after(timeout_ms);
     struct qmp *q = qmp_new(fd);
     if (!q)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot talk QMP");
-    int r = read_greeting(q, deadline_ns, e);
+    int r = read_greeting(q, dialled, deadline_ns, e);
     if (r == 0)
         r = qmp_command(q, "qmp_capabilities", NULL, -1, clock_ms_until(deadline_ns), NULL, e);
     if (r < 0) {
@@ -355,6 +398,16 @@ int qmp_attach(struct qmp **out, int fd, int timeout_ms, struct error *e)
     }
     *out = q;
     return 0;
+}
+
+int qmp_attach(struct qmp **out, int fd, int timeout_ms, struct error *e)
+{
+    return attach(out, fd, false, timeout_ms, e);
+}
+
+int qmp_attach_dialled(struct qmp **out, int fd, int timeout_ms, struct error *e)
+{
+    return attach(out, fd, true, timeout_ms, e);
 }
 
 int qmp_take_over(struct qmp **out, int fd, int timeout_ms, struct error *e)
@@ -415,7 +468,7 @@ int qmp_connect(struct qmp **out, const char *path, int timeout_ms, struct error
     int r = qmp_dial(&fd, path, timeout_ms, e);
     if (r < 0)
         return r;
-    r = qmp_attach(out, fd, clock_ms_until(deadline_ns), e);
+    r = qmp_attach_dialled(out, fd, clock_ms_until(deadline_ns), e);
     if (r < 0) {
         error_wrap(e, "QMP socket %s", path);
         return r;

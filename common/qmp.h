@@ -15,7 +15,7 @@
 
 struct qmp;
 
-/* Only connects: *fd is then the caller's, for qmp_attach(). Exit code 10 (no such socket,
+/* Only connects: *fd is then the caller's, for qmp_attach_dialled(). Exit code 10 (no such socket,
  * refused), 17 (its backlog stays full). */
 int qmp_dial(int *fd, const char *path, int timeout_ms, struct error *e);
 
@@ -27,6 +27,10 @@ int qmp_connect(struct qmp **out, const char *path, int timeout_ms, struct error
 /* The same on an fd that is connected already (accepted from a VMM that connects to us). On success
  * the fd is q's, on failure it stays the caller's. */
 int qmp_attach(struct qmp **out, int fd, int timeout_ms, struct error *e);
+
+/* The same on an fd of qmp_dial(). What says nothing for a second is asked whether it speaks HTTP,
+ * by white space that a QMP server skips: then exit code 10 at once, and the hint names --api. */
+int qmp_attach_dialled(struct qmp **out, int fd, int timeout_ms, struct error *e);
 
 /*
  * The same on an fd whose user has died at any point of a command: a byte 0xFF clears what it may

@@ -59,6 +59,11 @@ static int wait_ready(const struct qmp_wire *w, short events, uint64_t deadline_
     }
 }
 
+int qmp_wire_wait(const struct qmp_wire *w, uint64_t deadline_ns)
+{
+    return wait_ready(w, POLLIN, deadline_ns, NULL);
+}
+
 static int make_room(struct qmp_wire *w, struct error *e)
 {
     if (w->used >= QMP_WIRE_MAX_BYTES)

@@ -35,6 +35,9 @@ void qmp_wire_close(struct qmp_wire *w);
  */
 int qmp_wire_receive(struct qmp_wire *w, uint64_t deadline_ns, json_t **message, struct error *e);
 
+/* Until there is something to read, or the end. 0, -ETIMEDOUT, -errno. */
+int qmp_wire_wait(const struct qmp_wire *w, uint64_t deadline_ns);
+
 /*
  * Writes bytes, the first of them with `send_fd` (-1: none) as SCM_RIGHTS. On -ETIMEDOUT a part may
  * have been sent: the peer then waits for the rest, until a byte 0xFF clears it.

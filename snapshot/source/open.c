@@ -39,7 +39,7 @@ static int connect_and_find(struct source_link *link, const char *path, pid_t pi
     r = source_link_find_process(link, fd, pid, e);
     if (r < 0)
         return r;
-    r = qmp_attach(&link->q, fd, timeout_ms, e);
+    r = qmp_attach_dialled(&link->q, fd, timeout_ms, e);
     if (r < 0) {
         error_wrap(e, "QMP socket %s", path);
         return r;

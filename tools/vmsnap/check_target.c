@@ -230,7 +230,7 @@ void check_vm(struct check_list *list, const char *qmp_path, int pid, int timeou
         return;
     bool opened = check_access(list, &t, peer);
     if (!opened || expect_answers(list, &t)) {
-        if (qmp_attach(&q, fd, timeout_ms, &e)) {
+        if (qmp_attach_dialled(&q, fd, timeout_ms, &e)) {
             error_wrap(&e, "QMP socket %s", qmp_path);
             check_failed(list, "qmp", &e);
         } else {
