@@ -75,12 +75,18 @@ def stored_clusters(data):
     return {c: (e >> 16, 24 + (e & 0xffff)) for c, e in enumerate(entries) if e > 1}
 
 
-def damage_cluster(path, cluster):
-    """Flips a bit in the record of a cluster of the image in a file; the record's file offset."""
+def damage_clusters(path, clusters):
+    """Flips a bit in the record of each of these clusters of the image in a file; the records' file offsets."""
     with open(path, "r+b") as f:
-        offset, length = stored_clusters(f.read())[cluster]
-        f.seek(offset + length - 3)
-        byte = f.read(1)[0]
-        f.seek(offset + length - 3)
-        f.write(bytes([byte ^ 0x10]))
-    return offset
+        stored = stored_clusters(f.read())
+        for offset, length in (stored[cluster] for cluster in clusters):
+            f.seek(offset + length - 3)
+            byte = f.read(1)[0]
+            f.seek(offset + length - 3)
+            f.write(bytes([byte ^ 0x10]))
+    return [stored[cluster][0] for cluster in clusters]
+
+
+def damage_cluster(path, cluster):
+    """The same with one; its record's file offset."""
+    return damage_clusters(path, [cluster])[0]

@@ -150,7 +150,7 @@ def check_left(t, pid, what):
     """Nothing of vmsnap's is left in the VMM; its own userfaultfd is, and has nothing registered."""
     def gone():
         return not any("vmsnap-restore" in link for link in open_files(pid))
-    wait_until(gone, 10, f"{what}: the record is gone")
+    wait_until(gone, 30, f"{what}: the record is gone")
     t.check(any("userfaultfd" in link for link in open_files(pid)), f"{what}: it keeps its userfaultfd")
     with open(f"/proc/{pid}/smaps", encoding="ascii", errors="replace") as f:
         t.check(" um" not in f.read(), f"{what}: nothing is registered")
