@@ -12,14 +12,12 @@
 #include <stdint.h>
 
 #include "common/error.h"
-#include "common/image/writer.h"
-#include "common/pool.h"
 #include "common/progress.h"
-#include "common/sink/sink.h"
 #include "snapshot/guardian.h"
+#include "snapshot/interrupts.h"
 #include "snapshot/memory/huge.h"
+#include "snapshot/output.h"
 #include "snapshot/save/capture.h"
-#include "snapshot/save/encode.h"
 #include "snapshot/save/faults.h"
 #include "snapshot/save/live.h"
 #include "snapshot/save/sweep.h"
@@ -33,10 +31,7 @@ struct job {
     struct source *source;
     json_t *description;
     json_t *warnings;
-    struct sink *sink;
-    struct image_writer *writer;
-    struct pool pool;
-    struct encoder *encoder;
+    struct output output;
     struct capture capture;
     bool capture_ready;
     struct sweep *sweep;
@@ -46,12 +41,11 @@ struct job {
     json_t *precopy_passes;
     struct progress progress;
     uint64_t armed_in_pause; /* clusters */
-    int signal_fd;
+    struct interrupts interrupts;
     int done_event;
     bool unmerged;
     bool was_running;
     bool pause_begun, pause_over; /* in between what the source has done is to be undone */
-    int interrupted_by;           /* SIGINT or SIGTERM */
     void *device_state;
     size_t device_state_bytes;
     struct pause_times pause;

@@ -40,9 +40,9 @@ static int write_tail(struct job *j, struct error *e)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot write the image's end");
     f.hot = hot;
     f.description = text;
-    f.poison = encoder_poison(j->encoder, &f.n_poison);
+    f.poison = encoder_poison(j->output.encoder, &f.n_poison);
     f.pages_from_faults = atomic_load(&j->capture.clusters_from_faults) * IMAGE_CLUSTER_PAGES;
-    return image_writer_finish(j->writer, &f, e);
+    return image_writer_finish(j->output.writer, &f, e);
 }
 
 static int write_file(int fd, const void *data, size_t len)
@@ -90,27 +90,22 @@ static void publish_state(struct job *j)
 
 int job_finish(struct job *j, struct error *e)
 {
-    if (job_interrupted(
-            j)) /* by the guardian's death, for one: nobody waits for the image any more */
+    /* By the guardian's death, for one: nobody waits for the image any more. */
+    if (job_interrupted(j))
         return -EINTR;
     atomic_store(&j->board->finishing, true);
-    int ret = encoder_finish(j->encoder);
+    int ret = output_drain(&j->output, e);
     if (ret)
-        return sink_error(j->sink, e) ? ret
-                                      : error_set(e, VMSNAP_EXIT_FAILED, -ret, "cannot compress");
+        return ret;
     ret = write_tail(j, e);
     if (ret)
         return ret;
     TESTHOOK_POINT("snapshot-finished");
     if (job_interrupted(j))
         return -EINTR;
-    ret = sink_commit(j->sink, e);
+    ret = output_commit(&j->output, e);
     if (ret)
         return ret;
-    /* In this order: a finished image is not to end by a signal of the guardian's. */
-    atomic_store(&j->board->finishing, false);
-    atomic_store(&j->board->published, true);
-    j->board->temporary[0] = '\0';
     TESTHOOK_POINT("snapshot-committed");
     j->finished_ns = clock_monotonic_ns();
     publish_state(j);

@@ -40,7 +40,7 @@ static void wait_for_huge(struct job *j)
     progress_start(&j->progress, "huge pages", j->options->progress);
     struct pollfd fds[3] = {{.fd = huge_event_fd(j->huge), .events = POLLIN},
                             {.fd = j->source->target.pidfd, .events = POLLIN},
-                            {.fd = j->signal_fd, .events = POLLIN}};
+                            {.fd = j->interrupts.fd, .events = POLLIN}};
     while (fds[0].fd >= 0 && !fds[0].revents && !fds[1].revents && !job_interrupted(j)) {
         if (clock_monotonic_ns() > deadline) {
             log_info("huge pages: not all are put together after %u s: the rest is left to "

@@ -29,7 +29,7 @@ static int precopy(struct job *j, struct error *e)
 {
     struct live *l = &j->live;
     int ret = 0;
-    struct chunk_saver *saver = chunk_saver_new(&j->capture, j->writer, CHUNK_BEFORE);
+    struct chunk_saver *saver = chunk_saver_new(&j->capture, j->output.writer, CHUNK_BEFORE);
     if (!saver)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "cannot start precopy");
     for (unsigned i = 0; !ret && i < j->options->precopy; i++) {
@@ -75,7 +75,7 @@ int job_arm_live(struct job *j, struct error *e)
         ret = live_settle(l, e);
     if (!ret && l->n_tracked)
         TESTHOOK_POINT("snapshot-live-armed");
-    if (ret && !j->interrupted_by && sink_error(j->sink, e))
+    if (ret && !j->interrupts.by && sink_error(j->output.sink, e))
         ret = -EIO; /* which is why */
     return ret;
 }

@@ -1,8 +1,6 @@
 /* job_summary.c - what a snapshot tells when it is done; see job.h. */
 #include "snapshot/job.h"
 
-#include <stdio.h>
-
 #include "common/clock.h"
 #include "common/format.h"
 #include "common/log.h"
@@ -54,26 +52,17 @@ json_t *job_summary(const struct job *j)
 {
     json_t *o = json_object();
     struct image_totals totals;
-    char id[33], instant[FORMAT_MAX];
-    const uint8_t *raw = image_writer_id(j->writer);
-    for (int i = 0; i < 16; i++)
-        snprintf(id + 2 * i, 3, "%02x", raw[i]);
-    image_writer_totals(j->writer, &totals);
+    image_writer_totals(j->output.writer, &totals);
     add_pause(j, o);
     add_number(o, "wall_ns", j->finished_ns - j->started_ns);
-    add_number(o, "ram_bytes", totals.pages_total * IMAGE_PAGE_BYTES);
-    add_number(o, "image_bytes", totals.image_bytes);
-    add_number(o, "pages_total", totals.pages_total);
-    add_number(o, "pages_zero", totals.pages_zero);
-    add_number(o, "pages_stored", totals.pages_stored);
+    output_add_sizes(&j->output, o);
     add_number(o, "pages_poisoned", totals.pages_poisoned);
     add_faults(j, o);
     add_number(o, "huge_bytes_before", huge_bytes_before(j->huge));
     add_number(o, "huge_bytes_after", huge_bytes_after(j->huge));
-    add_number(o, "buffer_peak_bytes", pool_peak_bytes(&j->pool) + sink_buffer_bytes(j->sink));
+    add_number(o, "buffer_peak_bytes", output_peak_bytes(&j->output));
     json_object_set_new(o, "image", json_string_nocheck(j->options->image_path));
-    json_object_set_new(o, "image_id", json_string(id));
-    json_object_set_new(o, "instant", json_string(format_instant(instant, j->instant_ns)));
+    output_add_identity(&j->output, o, j->instant_ns);
     add_copy(o, "vm_name", j->description, "vm_name");
     add_copy(o, "accelerator", j->description, "accelerator");
     json_object_set_new(o, "guest_state", json_string(j->was_running ? "running" : "paused"));
@@ -156,8 +145,9 @@ void job_explain(const struct job *j)
         return;
     explain_faults(&j->capture);
     explain_sweep(&j->capture.stages);
-    explain_encoder(encoder_stages(j->encoder), sink_stages(j->sink), j->options->n_threads);
-    explain_sink(sink_stages(j->sink));
+    explain_encoder(encoder_stages(j->output.encoder), sink_stages(j->output.sink),
+                    j->options->n_threads);
+    explain_sink(sink_stages(j->output.sink));
 }
 
 void job_note_throttling(struct job *j)

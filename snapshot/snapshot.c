@@ -25,16 +25,11 @@
 #include <errno.h>
 #include <malloc.h>
 #include <poll.h>
-#include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <sys/signalfd.h>
-#include <unistd.h>
 
-#include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/kernel.h"
 #include "common/log.h"
@@ -59,27 +54,18 @@ uint64_t snapshot_min_buffer(void)
 
 /* ---- prepare: everything that can fail for reasons of our own, before the VM is touched ---- */
 
-static int open_sink(struct job *j, struct error *e)
+static int open_output(struct job *j, struct error *e)
 {
     const struct snapshot_options *o = j->options;
-    struct sink_options so = {.overwrite = o->overwrite, .bytes_per_s = o->bwlimit};
-    so.n_buffers = (unsigned)(o->buffer_bytes / WRITE_BUFFER_SHARE / SINK_BUFFER_BYTES);
-    if (so.n_buffers < SINK_MIN_BUFFERS)
-        so.n_buffers = SINK_MIN_BUFFERS;
-    int ret = strcmp(o->image_path, "-") == 0 ? sink_open_fd(&j->sink, STDOUT_FILENO, &so, e)
-                                              : sink_open_file(&j->sink, o->image_path, &so, e);
-    if (ret)
-        return ret;
-    const char *temporary = sink_temporary_path(j->sink);
-    if (temporary)
-        snprintf(j->board->temporary, sizeof(j->board->temporary), "%s", temporary);
-    uint64_t left = o->buffer_bytes - (uint64_t)so.n_buffers * SINK_BUFFER_BYTES;
-    uint32_t n = (uint32_t)(left / IMAGE_CLUSTER_BYTES);
-    ret = pool_init(&j->pool, n, IMAGE_CLUSTER_BYTES, n / FAULT_SHARE);
-    if (ret)
-        return error_set(e, VMSNAP_EXIT_FAILED, -ret, "cannot allocate %llu bytes of buffers",
-                         (unsigned long long)left);
-    return 0;
+    struct output_options out = {
+        .image_path = o->image_path, .overwrite = o->overwrite, .bwlimit = o->bwlimit};
+    out.n_write_buffers = (unsigned)(o->buffer_bytes / WRITE_BUFFER_SHARE / SINK_BUFFER_BYTES);
+    if (out.n_write_buffers < SINK_MIN_BUFFERS)
+        out.n_write_buffers = SINK_MIN_BUFFERS;
+    uint64_t left = o->buffer_bytes - (uint64_t)out.n_write_buffers * SINK_BUFFER_BYTES;
+    out.n_page_buffers = (uint32_t)(left / IMAGE_CLUSTER_BYTES);
+    out.n_reserved = out.n_page_buffers / FAULT_SHARE;
+    return output_open(&j->output, j->board, &out, e);
 }
 
 /* A fault's unit is copied out as buffers come free, so any size works; but one that is larger than
@@ -88,7 +74,7 @@ static int check_units(const struct job *j, struct error *e)
 {
     for (uint32_t i = 0; i < j->source->n_regions; i++) {
         const struct region *r = &j->source->regions[i];
-        if (r->page_bytes > (uint64_t)j->pool.n_buffers * IMAGE_CLUSTER_BYTES) {
+        if (r->page_bytes > (uint64_t)j->output.pool.n_buffers * IMAGE_CLUSTER_BYTES) {
             error_set(e, VMSNAP_EXIT_USAGE, 0,
                       "%s has pages of %llu bytes, more than --buffer holds", r->name,
                       (unsigned long long)r->page_bytes);
@@ -102,7 +88,7 @@ static int check_units(const struct job *j, struct error *e)
 static int prepare(struct job *j, struct error *e)
 {
     struct source *s = j->source;
-    int ret = open_sink(j, e);
+    int ret = open_output(j, e);
     if (!ret)
         ret = s->ops->describe(s, &j->description, j->warnings, e);
     if (!ret)
@@ -110,9 +96,7 @@ static int prepare(struct job *j, struct error *e)
     if (!ret)
         ret = check_units(j, e);
     if (!ret)
-        ret = image_writer_open(&j->writer, j->sink, s->regions, s->n_regions, e);
-    if (!ret)
-        ret = encoder_open(&j->encoder, &j->pool, j->writer, j->options->n_threads,
+        ret = output_start(&j->output, s->regions, s->n_regions, j->options->n_threads,
                            j->options->level, e);
     if (ret)
         return ret;
@@ -154,29 +138,22 @@ static int attach(struct job *j, struct error *e)
         return ret;
     TESTHOOK_POINT("snapshot-attached");
     j->capture_ready = true;
-    c->pool = &j->pool;
-    c->encoder = j->encoder;
+    c->pool = &j->output.pool;
+    c->encoder = j->output.encoder;
     c->max_stall_ms = j->options->max_stall_ms;
     ret = shards_register(c->shards, n_shards, &c->map, e);
     /* Registered memory already makes MISSING events: serve before anything else. */
     for (unsigned i = 0; !ret && i < n_shards; i++)
         ret = faults_start(&c->shards[i].faults, c, &c->shards[i], e);
     if (!ret)
-        ret = watch_start(&j->watch, c, j->sink, j->board, e);
+        ret = watch_start(&j->watch, c, j->output.sink, j->board, e);
     TESTHOOK_POINT("snapshot-registered");
     return ret;
 }
 
 bool job_interrupted(struct job *j)
 {
-    struct signalfd_siginfo info;
-    while (read(j->signal_fd, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
-        if (info.ssi_signo == SIGUSR1)
-            progress_request();
-        else if (!j->interrupted_by)
-            j->interrupted_by = (int)info.ssi_signo;
-    }
-    return j->interrupted_by != 0;
+    return interrupts_seen(&j->interrupts);
 }
 
 void job_show_progress(struct job *j)
@@ -194,7 +171,7 @@ static int wait_for_capture(struct job *j, struct error *e)
     progress_start(&j->progress, "saved", j->options->progress);
     struct pollfd fds[3] = {{.fd = j->done_event, .events = POLLIN},
                             {.fd = j->capture.failed_event, .events = POLLIN},
-                            {.fd = j->signal_fd, .events = POLLIN}};
+                            {.fd = j->interrupts.fd, .events = POLLIN}};
     int ret = 0;
     while (!ret && !fds[0].revents) {
         poll(fds, 3, TICK_MS);
@@ -207,7 +184,7 @@ static int wait_for_capture(struct job *j, struct error *e)
     }
     progress_finish(&j->progress);
     if (!ret && capture_failed(&j->capture))
-        ret = sink_error(j->sink, e) ? -EIO : capture_error(&j->capture, e);
+        ret = sink_error(j->output.sink, e) ? -EIO : capture_error(&j->capture, e);
     return ret;
 }
 
@@ -242,7 +219,7 @@ static int remerge(struct job *j, struct error *e)
 
 static int capture(struct job *j, struct error *e)
 {
-    int ret = sweep_start(&j->sweep, &j->capture, j->writer, j->done_event, e);
+    int ret = sweep_start(&j->sweep, &j->capture, j->output.writer, j->done_event, e);
     if (!ret)
         ret = wait_for_capture(j, e);
     if (ret)
@@ -294,8 +271,7 @@ static void give_up(struct job *j, struct error *e)
         e->guest = GUEST_ENDED;
     if (alive && (atomic_load(&j->board->paused) || (j->pause_begun && !j->pause_over)))
         resume_vm(j);
-    if (j->sink)
-        sink_cancel(j->sink);
+    output_cancel(&j->output);
     if (j->capture_ready)
         let_go(j);
     struct error problem = {0};
@@ -310,14 +286,7 @@ static void give_up(struct job *j, struct error *e)
 
 static void tear_down(struct job *j)
 {
-    if (j->encoder) {
-        encoder_cancel(j->encoder);
-        encoder_close(j->encoder);
-    }
-    if (j->sink && sink_close(j->sink))
-        log_warn("the sink hangs; its thread ends with this process");
-    if (j->writer)
-        image_writer_close(j->writer);
+    output_close(&j->output);
     huge_free(j->huge);
     free(j->device_state);
 }
@@ -342,41 +311,20 @@ static int run_steps(struct job *j, struct error *e)
     return ret;
 }
 
-static int watch_signals(struct job *j)
-{
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGUSR1);
-    sigprocmask(SIG_BLOCK, &set, NULL);
-    j->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    j->done_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    return j->signal_fd < 0 || j->done_event < 0 ? -errno : 0;
-}
-
-static int set_interrupted(const struct job *j, struct error *e)
-{
-    enum guest_state guest = e->guest;
-    error_set(e, j->interrupted_by == SIGTERM ? VMSNAP_EXIT_SIGTERM : VMSNAP_EXIT_SIGINT, 0,
-              "interrupted by %s", j->interrupted_by == SIGTERM ? "SIGTERM" : "SIGINT");
-    e->guest = guest;
-    return -EINTR;
-}
-
 /* guardian.work: in the worker process. */
 static int work(void *opaque, struct guardian_board *board, json_t **summary, struct error *e)
 {
     struct job *j = opaque;
     j->board = board;
-    int ret = watch_signals(j);
-    if (ret)
-        return error_set(e, VMSNAP_EXIT_FAILED, -ret, "cannot start");
+    int ret = interrupts_watch(&j->interrupts);
+    j->done_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (ret || j->done_event < 0)
+        return error_set(e, VMSNAP_EXIT_FAILED, ret ? -ret : errno, "cannot start");
     ret = run_steps(j, e);
     if (ret) {
         give_up(j, e);
-        if (j->interrupted_by)
-            ret = set_interrupted(j, e);
+        if (j->interrupts.by)
+            ret = interrupts_error(&j->interrupts, e);
     } else {
         *summary = job_summary(j);
         job_explain(j);
@@ -400,7 +348,7 @@ static int remerge_after_death(void *opaque, struct error *e)
 int snapshot_run_from(struct source *source, const struct snapshot_options *options,
                       json_t **summary, struct error *e)
 {
-    struct job j = {.options = options, .source = source, .signal_fd = -1, .done_event = -1};
+    struct job j = {.options = options, .source = source, .interrupts.fd = -1, .done_event = -1};
     j.started_ns = clock_monotonic_ns();
     j.warnings = json_array();
     j.precopy_passes = json_array();

@@ -11,28 +11,21 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/crc64.h"
-#include "common/format.h"
-#include "common/image/writer.h"
-#include "common/log.h"
-#include "common/pool.h"
 #include "common/progress.h"
-#include "common/sink/sink.h"
 #include "common/testhook.h"
 #include "common/vmm/firecracker.h"
 #include "snapshot/guardian.h"
 #include "snapshot/import/memory_file.h"
-#include "snapshot/save/encode.h"
+#include "snapshot/interrupts.h"
+#include "snapshot/output.h"
 
 #define WRITE_BUFFERS 8u
 #define PAGE_BUFFERS 1536u /* 24 MiB */
@@ -46,13 +39,9 @@ struct import {
     void *state;
     size_t state_bytes;
     bool state_doubtful; /* it does not end with its own check sum */
-    struct sink *sink;
-    struct image_writer *writer;
-    struct pool pool;
-    struct encoder *encoder;
+    struct output output;
     struct progress progress;
-    int signal_fd;
-    int interrupted_by; /* SIGINT or SIGTERM */
+    struct interrupts interrupts;
     uint64_t started_ns, finished_ns, instant_ns;
 };
 
@@ -95,20 +84,15 @@ static int read_state(struct import *im, struct error *e)
     return 0;
 }
 
-static int open_sink(struct import *im, struct error *e)
+static int open_output(struct import *im, struct error *e)
 {
     const struct import_options *o = im->options;
-    struct sink_options so = {
-        .overwrite = o->overwrite, .n_buffers = WRITE_BUFFERS, .bytes_per_s = o->bwlimit};
-    int ret = strcmp(o->image_path, "-") == 0 ? sink_open_fd(&im->sink, STDOUT_FILENO, &so, e)
-                                              : sink_open_file(&im->sink, o->image_path, &so, e);
-    if (ret)
-        return ret;
-    const char *temporary = sink_temporary_path(im->sink);
-    if (temporary)
-        snprintf(im->board->temporary, sizeof(im->board->temporary), "%s", temporary);
-    ret = pool_init(&im->pool, PAGE_BUFFERS, IMAGE_CLUSTER_BYTES, 0);
-    return ret ? error_set(e, VMSNAP_EXIT_FAILED, -ret, "can't allocate buffers") : 0;
+    const struct output_options out = {.image_path = o->image_path,
+                                       .overwrite = o->overwrite,
+                                       .bwlimit = o->bwlimit,
+                                       .n_write_buffers = WRITE_BUFFERS,
+                                       .n_page_buffers = PAGE_BUFFERS};
+    return output_open(&im->output, im->board, &out, e);
 }
 
 static int prepare(struct import *im, struct error *e)
@@ -118,7 +102,7 @@ static int prepare(struct import *im, struct error *e)
     if (!ret)
         ret = read_state(im, e);
     if (!ret)
-        ret = open_sink(im, e);
+        ret = open_output(im, e);
     if (ret)
         return ret;
     im->instant_ns = (uint64_t)im->file.before.st_mtim.tv_sec * 1000000000u +
@@ -128,39 +112,23 @@ static int prepare(struct import *im, struct error *e)
                                   .page_bytes = IMAGE_PAGE_BYTES,
                                   .kind = REGION_ANON,
                                   .fd = -1};
-    ret = image_writer_open(&im->writer, im->sink, &region, 1, e);
-    if (!ret)
-        ret = encoder_open(&im->encoder, &im->pool, im->writer, o->n_threads, o->level, e);
-    return ret;
+    return output_start(&im->output, &region, 1, o->n_threads, o->level, e);
 }
 
 /* ---- the file, from its start to its end ---- */
 
-/* Takes note of signals. True: one of them asks us to end. */
-static bool is_interrupted(struct import *im)
-{
-    struct signalfd_siginfo info;
-    while (read(im->signal_fd, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
-        if (info.ssi_signo == SIGUSR1)
-            progress_request();
-        else if (!im->interrupted_by)
-            im->interrupted_by = (int)info.ssi_signo;
-    }
-    return im->interrupted_by != 0;
-}
-
 static void note_holes(struct import *im, uint64_t from, uint64_t to)
 {
     for (uint64_t at = from; at < to; at += IMAGE_CLUSTER_BYTES)
-        image_writer_add_zero(im->writer, at / IMAGE_CLUSTER_BYTES);
+        image_writer_add_zero(im->output.writer, at / IMAGE_CLUSTER_BYTES);
 }
 
 /* Up to `max` buffers, at least one; 0: a signal, or a failure of the compressors. */
 static uint32_t take_buffers(struct import *im, uint32_t *buffers, uint32_t max)
 {
-    uint32_t n = pool_try_take_many(&im->pool, POOL_SWEEP, buffers, max);
-    while (n == 0 && !pool_is_cancelled(&im->pool) && !is_interrupted(im)) {
-        buffers[0] = pool_take_within(&im->pool, POOL_SWEEP, TICK_MS);
+    uint32_t n = pool_try_take_many(&im->output.pool, POOL_SWEEP, buffers, max);
+    while (n == 0 && !pool_is_cancelled(&im->output.pool) && !interrupts_seen(&im->interrupts)) {
+        buffers[0] = pool_take_within(&im->output.pool, POOL_SWEEP, TICK_MS);
         n = buffers[0] != POOL_NONE;
     }
     return n;
@@ -176,19 +144,19 @@ static int read_batch(struct import *im, uint64_t *at, uint64_t end, struct erro
     uint32_t n =
         take_buffers(im, buffers, wanted < BATCH_CLUSTERS ? (uint32_t)wanted : BATCH_CLUSTERS);
     if (n == 0)
-        return im->interrupted_by ? -EINTR : encoder_error(im->encoder);
+        return im->interrupts.by ? -EINTR : encoder_error(im->output.encoder);
     uint64_t next = *at;
     for (uint32_t i = 0; i < n; i++) {
         uint64_t left = end - next;
         uint32_t bytes = left < IMAGE_CLUSTER_BYTES ? (uint32_t)left : IMAGE_CLUSTER_BYTES;
-        iov[i] = (struct iovec){pool_memory(&im->pool, buffers[i]), bytes};
+        iov[i] = (struct iovec){pool_memory(&im->output.pool, buffers[i]), bytes};
         captured[i] = (struct captured){.cluster = next / IMAGE_CLUSTER_BYTES, .bytes = bytes};
         next += bytes;
     }
     int ret = memory_file_read(&im->file, *at, iov, (int)n, e);
     if (ret)
         return ret;
-    encoder_submit_many(im->encoder, buffers, captured, n);
+    encoder_submit_many(im->output.encoder, buffers, captured, n);
     *at = next;
     return 0;
 }
@@ -204,7 +172,7 @@ static int read_all(struct import *im, struct error *e)
             break;
         note_holes(im, at, start);
         for (at = start; !ret && at < end;) {
-            ret = is_interrupted(im) ? -EINTR : read_batch(im, &at, end, e);
+            ret = interrupts_seen(&im->interrupts) ? -EINTR : read_batch(im, &at, end, e);
             progress_update(&im->progress, at, im->file.bytes, 0);
             TESTHOOK_POINT("import-reading");
         }
@@ -214,14 +182,6 @@ static int read_all(struct import *im, struct error *e)
 }
 
 /* ---- the end of the image ---- */
-
-/* What kept the compressors from going on. */
-static int encoder_failed(const struct import *im, int ret, struct error *e)
-{
-    if (sink_error(im->sink, e))
-        return ret;
-    return error_set(e, VMSNAP_EXIT_FAILED, -ret, "cannot compress");
-}
 
 static int write_tail(struct import *im, struct error *e)
 {
@@ -234,28 +194,23 @@ static int write_tail(struct import *im, struct error *e)
                                    .device_state_bytes = im->state_bytes,
                                    .description = text,
                                    .instant_ns = im->instant_ns};
-    return image_writer_finish(im->writer, &f, e);
+    return image_writer_finish(im->output.writer, &f, e);
 }
 
 static int finish(struct import *im, struct error *e)
 {
-    int ret = encoder_finish(im->encoder);
-    if (ret)
-        return encoder_failed(im, ret, e);
-    ret = write_tail(im, e);
+    int ret = output_drain(&im->output, e);
+    if (!ret)
+        ret = write_tail(im, e);
     TESTHOOK_POINT("import-finished");
     if (!ret)
         ret = memory_file_check_unchanged(&im->file, e);
-    if (!ret && is_interrupted(im))
+    if (!ret && interrupts_seen(&im->interrupts))
         ret = -EINTR;
     if (!ret)
-        ret = sink_commit(im->sink, e);
+        ret = output_commit(&im->output, e);
     if (ret)
         return ret;
-    /* In this order: a finished image is not to end by a signal of the guardian's. */
-    atomic_store(&im->board->finishing, false);
-    atomic_store(&im->board->published, true);
-    im->board->temporary[0] = '\0';
     im->finished_ns = clock_monotonic_ns();
     return 0;
 }
@@ -268,21 +223,11 @@ static void add_number(json_t *o, const char *key, uint64_t n)
 static json_t *summarize(const struct import *im)
 {
     json_t *o = json_object();
-    struct image_totals totals;
-    char id[33], instant[FORMAT_MAX];
-    const uint8_t *raw = image_writer_id(im->writer);
-    for (int i = 0; i < 16; i++)
-        snprintf(id + 2 * i, 3, "%02x", raw[i]);
-    image_writer_totals(im->writer, &totals);
     add_number(o, "wall_ns", im->finished_ns - im->started_ns);
-    add_number(o, "ram_bytes", totals.pages_total * IMAGE_PAGE_BYTES);
-    add_number(o, "image_bytes", totals.image_bytes);
-    add_number(o, "pages_total", totals.pages_total);
-    add_number(o, "pages_zero", totals.pages_zero);
-    add_number(o, "pages_stored", totals.pages_stored);
+    output_add_sizes(&im->output, o);
     add_number(o, "read_bytes", im->file.read_bytes);
     add_number(o, "device_state_bytes", im->state_bytes);
-    add_number(o, "buffer_peak_bytes", pool_peak_bytes(&im->pool) + sink_buffer_bytes(im->sink));
+    add_number(o, "buffer_peak_bytes", output_peak_bytes(&im->output));
     json_t *warnings = json_array();
     if (im->state_doubtful)
         json_array_append_new(warnings,
@@ -293,36 +238,16 @@ static json_t *summarize(const struct import *im)
                               json_string("the memory file's length is no multiple of 16 KiB: "
                                           "'restore --listen' can serve no VM with it"));
     json_object_set_new(o, "warnings", warnings);
-    json_object_set_new(o, "image_id", json_string(id));
-    json_object_set_new(o, "instant", json_string(format_instant(instant, im->instant_ns)));
+    output_add_identity(&im->output, o, im->instant_ns);
     return o;
 }
 
 /* ---- the child ---- */
 
-static int watch_signals(struct import *im)
-{
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGUSR1);
-    sigprocmask(SIG_BLOCK, &set, NULL);
-    im->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    return im->signal_fd < 0 ? -errno : 0;
-}
-
 static void tear_down(struct import *im)
 {
-    if (im->sink && im->encoder)
-        sink_cancel(im->sink); /* after a commit: nothing to cancel */
-    if (im->encoder) {
-        encoder_cancel(im->encoder);
-        encoder_close(im->encoder);
-    }
-    if (im->sink && sink_close(im->sink))
-        log_warn("the sink hangs; its thread ends with this process");
-    image_writer_close(im->writer);
+    output_cancel(&im->output); /* after a commit: nothing to cancel */
+    output_close(&im->output);
     memory_file_close(&im->file);
     free(im->state);
 }
@@ -334,19 +259,18 @@ static int work(void *opaque, struct guardian_board *board, json_t **summary, st
     im->board = board;
     /* Nobody depends on us: a signal to the guardian may simply end us. */
     atomic_store(&board->finishing, true);
-    int ret = watch_signals(im);
+    int ret = interrupts_watch(&im->interrupts);
     if (ret)
         return error_set(e, VMSNAP_EXIT_FAILED, -ret, "cannot start");
     ret = prepare(im, e);
     if (!ret)
         ret = read_all(im, e);
     if (ret && ret != -EINTR && !e->exit_code)
-        ret = encoder_failed(im, ret, e);
+        ret = output_explain(&im->output, ret, e);
     if (!ret)
         ret = finish(im, e);
-    if (ret && im->interrupted_by)
-        error_set(e, im->interrupted_by == SIGTERM ? VMSNAP_EXIT_SIGTERM : VMSNAP_EXIT_SIGINT, 0,
-                  "interrupted by %s", im->interrupted_by == SIGTERM ? "SIGTERM" : "SIGINT");
+    if (ret && im->interrupts.by)
+        ret = interrupts_error(&im->interrupts, e);
     if (!ret)
         *summary = summarize(im);
     tear_down(im);
@@ -355,7 +279,7 @@ static int work(void *opaque, struct guardian_board *board, json_t **summary, st
 
 int import_run(const struct import_options *options, json_t **summary, struct error *e)
 {
-    struct import im = {.options = options, .file.fd = -1, .signal_fd = -1};
+    struct import im = {.options = options, .file.fd = -1, .interrupts.fd = -1};
     im.started_ns = clock_monotonic_ns();
     struct guardian g = {.opaque = &im, .work = work};
     return guardian_run(&g, summary, e);
