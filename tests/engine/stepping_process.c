@@ -20,6 +20,13 @@
 #define POISONED_PAGES 3u
 #define UNTOUCHED_PAGES 512u /* with poison: not read either, so that a shared hole stays one */
 
+/* Seldom, and for long: a thread that naps thousands of times a second beside one that never rests
+ * takes the CPU from all other sessions on a busy host (measured on Linux 6.18, with autogroups:
+ * the scheduler weighs the session anew at each nap; hogs in other sessions, the kernel's workers
+ * and the snapshot's own threads got none for up to 80 s). */
+#define READS_AT_ONCE 8192u
+#define READER_NAP_US 6400u
+
 static struct stepping_board *board;
 
 /* Pages below this are written in step s. */
@@ -158,8 +165,8 @@ static void *reader(void *opaque)
                 break;
             }
         }
-        if (x % 64 == 0)
-            usleep(50);
+        if (x % READS_AT_ONCE == 0)
+            usleep(READER_NAP_US);
     }
     return NULL;
 }
