@@ -20,10 +20,56 @@
 
 #define FILE_MODE 0600
 
+enum vmsnap_exit publish_exit_code(int err)
+{
+    return err == ENOSPC || err == EDQUOT ? VMSNAP_EXIT_NO_SPACE : VMSNAP_EXIT_FAILED;
+}
+
+void publish_hint(struct error *e)
+{
+    switch (e ? e->err : 0) {
+    case ENOSPC:
+    case EDQUOT:
+        error_hint(e, "make room there, or name a file on another file system");
+        break;
+    case EACCES:
+    case EPERM:
+    case EROFS:
+    case ENOENT:
+    case ENOTDIR:
+    case ELOOP:
+        error_hint(e, "name a file in a directory that is there and that you may write to");
+        break;
+    case EISDIR:
+    case ENAMETOOLONG:
+        error_hint(e, "name a file, by a shorter path if need be");
+        break;
+    case EFBIG:
+        error_hint(e,
+                   "raise the limit of a file's size ('ulimit -f'), or name a file on another file "
+                   "system");
+        break;
+    case EIO:
+        error_hint(e, "look for the storage's errors in the kernel's log (dmesg), or name a file "
+                      "on another file system");
+        break;
+    default:
+        break;
+    }
+}
+
 static const char *base_name(const char *path)
 {
     const char *slash = strrchr(path, '/');
     return slash ? slash + 1 : path;
+}
+
+/* What went wrong with a file that is being made, as -err. */
+static int failed(struct error *e, int err, const char *what, const char *path)
+{
+    error_set(e, publish_exit_code(err), err, "%s%s", what, path);
+    publish_hint(e);
+    return -err;
 }
 
 static int refuse_existing(const char *path, struct error *e)
@@ -42,15 +88,15 @@ static int settle_path(struct publish *p, const char *path, struct error *e)
     int n = snprintf(p->path, sizeof(p->path), "%s", path);
     const char *name = base_name(path);
     if (n < 0 || (size_t)n >= sizeof(p->path) - 48)
-        return error_set(e, VMSNAP_EXIT_FAILED, ENAMETOOLONG, "%.200s...", path);
+        return failed(e, ENAMETOOLONG, "", path);
     if (*name == '\0' || strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
-        return error_set(e, VMSNAP_EXIT_FAILED, EISDIR, "'%s' is no name for a file", path);
+        return failed(e, EISDIR, "no name for a file: ", path);
     if (lstat(path, &st) < 0)
-        return errno == ENOENT ? 0 : error_set(e, VMSNAP_EXIT_FAILED, errno, "%s", path);
+        return errno == ENOENT ? 0 : failed(e, errno, "", path);
     if (!p->overwrite && !S_ISDIR(st.st_mode))
         return refuse_existing(path, e);
     if (!realpath(path, p->path) || stat(p->path, &st) < 0)
-        return error_set(e, VMSNAP_EXIT_FAILED, errno, "%s", path);
+        return failed(e, errno, "", path);
     if (!S_ISREG(st.st_mode)) {
         error_set(e, VMSNAP_EXIT_FAILED, 0, "%s is not a regular file", path);
         error_hint(e, "only a regular file is replaced; to write to a pipe use -");
@@ -77,12 +123,8 @@ static int open_directory(struct publish *p, struct error *e)
     size_t dir_bytes = (size_t)(base_name(p->path) - p->path);
     snprintf(dir, sizeof(dir), "%.*s", (int)dir_bytes, p->path);
     p->dir_fd = open(dir_bytes ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (p->dir_fd < 0) {
-        int rc =
-            error_set(e, VMSNAP_EXIT_FAILED, errno, "opening directory %s", dir_bytes ? dir : ".");
-        error_hint(e, "name a file in a directory that is there and that you may write to");
-        return rc;
-    }
+    if (p->dir_fd < 0)
+        return failed(e, errno, "opening directory ", dir_bytes ? dir : ".");
     name_temporary(p, dir_bytes);
     return 0;
 }
@@ -104,13 +146,7 @@ static int open_file(struct publish *p, struct error *e)
                        FILE_MODE);
         p->linked = p->fd >= 0;
     }
-    if (p->fd < 0) {
-        int err = errno;
-        enum vmsnap_exit code =
-            err == ENOSPC || err == EDQUOT ? VMSNAP_EXIT_NO_SPACE : VMSNAP_EXIT_FAILED;
-        return error_set(e, code, err, "creating a file for %s", p->path);
-    }
-    return 0;
+    return p->fd < 0 ? failed(e, errno, "creating a file for ", p->path) : 0;
 }
 
 int publish_open(struct publish *p, const char *path, bool overwrite, struct error *e)
@@ -176,7 +212,7 @@ static int sync_directory(const struct publish *p, struct error *e)
     int err = errno;
     if (!p->overwrite)
         unlinkat(p->dir_fd, base_name(p->path), 0);
-    return error_set(e, VMSNAP_EXIT_FAILED, err, "flushing the directory of %s", p->path);
+    return failed(e, err, "flushing the directory of ", p->path);
 }
 
 int publish_link(struct publish *p, struct error *e)
@@ -192,8 +228,7 @@ int publish_link(struct publish *p, struct error *e)
     if (r == -EEXIST)
         return refuse_existing(p->path, e);
     if (r < 0)
-        return error_set(e, VMSNAP_EXIT_FAILED, -r, "giving the finished file its name %s",
-                         p->path);
+        return failed(e, -r, "giving the finished file its name ", p->path);
     TESTHOOK_POINT("sink-after-link");
     return sync_directory(p, e);
 }
@@ -201,7 +236,7 @@ int publish_link(struct publish *p, struct error *e)
 int publish_commit(struct publish *p, struct error *e)
 {
     if (fsync(p->fd) < 0)
-        return error_set(e, VMSNAP_EXIT_FAILED, errno, "flushing %s", p->path);
+        return failed(e, errno, "flushing ", p->path);
     return publish_link(p, e);
 }
 

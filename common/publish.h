@@ -35,6 +35,11 @@ int publish_commit(struct publish *p, struct error *e);
 /* Only the second half of publish_commit(), for a caller that has done the fsync. */
 int publish_link(struct publish *p, struct error *e);
 
+/* Of a file that can't be made or written, by its errno: the exit code, and what to do about it (a
+ * hint in *e, by e->err, unless it has one). */
+enum vmsnap_exit publish_exit_code(int err);
+void publish_hint(struct error *e);
+
 /* Closes; what was not committed leaves nothing behind. */
 void publish_close(struct publish *p);
 

@@ -73,7 +73,7 @@ static void publish_state(struct job *j)
         TESTHOOK_POINT("firecracker-state-file");
         ret = write_file(file.fd, j->device_state, j->device_state_bytes);
         if (ret)
-            error_set(&e, VMSNAP_EXIT_FAILED, -ret, "cannot write %s", j->options->state_path);
+            error_set(&e, publish_exit_code(-ret), -ret, "cannot write %s", j->options->state_path);
         else
             ret = publish_commit(&file, &e);
         publish_close(&file);

@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/publish.h"
 #include "common/thread.h"
 
 #define CLOSE_GRACE_NS 1000000000ull
@@ -247,15 +248,17 @@ int sink_error(const struct sink *s, struct error *e)
         memcpy(e->hint, s->publish_error.hint, sizeof(e->hint));
         return r;
     }
-    bool full = r == -ENOSPC || r == -EDQUOT;
-    error_set(e, full ? VMSNAP_EXIT_NO_SPACE : VMSNAP_EXIT_FAILED, -r, "%s %s at byte %llu",
-              s->failed_step, s->name, (unsigned long long)s->failed_offset);
-    if (full)
+    error_set(e, publish_exit_code(-r), -r, "%s %s at byte %llu", s->failed_step, s->name,
+              (unsigned long long)s->failed_offset);
+    if (e->exit_code == VMSNAP_EXIT_NO_SPACE)
         error_hint(e, "make room there, or write to another file system; nothing was published");
     else if (r == -EOWNERDEAD)
-        error_hint(e, "the process that writes the file was killed");
+        error_hint(e, "the process that writes the file was killed, by the host's lack of memory "
+                      "perhaps (dmesg tells); nothing was published");
     else if (r == -EPIPE)
         error_hint(e, "the reader of the pipe has ended; see what it says");
+    else
+        publish_hint(e);
     return r;
 }
 

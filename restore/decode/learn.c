@@ -57,6 +57,11 @@ int learn_begin(struct learn *l, const struct image *img, struct error *e)
         rc = try_to_write(path, e);
     if (rc) {
         error_wrap(e, "--learn");
+        if (e)
+            e->hint[0] = '\0'; /* of who may choose the name */
+        error_hint(e, "what is learned goes into a file beside the image: make its directory "
+                      "writable (with room in it), put a copy of the image elsewhere, or leave "
+                      "out --learn");
         return rc;
     }
     return learn_begin_asked(l, img, count_learned(img), e);
@@ -227,9 +232,10 @@ enum learn_news learn_poll(struct learn *l, int timeout_ms, struct error *e)
     if (err == 0)
         return LEARN_WRITTEN;
     l->n_written = 0;
-    bool full = err == ENOSPC || err == EDQUOT;
-    error_set(e, full ? VMSNAP_EXIT_NO_SPACE : VMSNAP_EXIT_FAILED, err,
-              "--learn: the working set can't be written to %s", l->publish.path);
+    error_set(e, publish_exit_code(err), err, "--learn: the working set can't be written to %s",
+              l->publish.path);
+    error_hint(e, "the guest is served as without --learn; make room there, or see why it can't be "
+                  "written, and learn with another VM");
     return LEARN_FAILED;
 }
 

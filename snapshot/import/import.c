@@ -47,10 +47,12 @@ struct import {
 
 /* ---- before anything is written ---- */
 
+#define STATE_HINT "give the file that PUT /snapshot/create wrote to snapshot_path"
+
 static int state_error(const char *path, const char *what, struct error *e)
 {
     error_set(e, VMSNAP_EXIT_IMAGE, 0, "%s is no vmstate file: it is %s", path, what);
-    error_hint(e, "give the file that PUT /snapshot/create wrote to snapshot_path");
+    error_hint(e, STATE_HINT);
     return -EINVAL;
 }
 
@@ -62,8 +64,11 @@ static int read_state(struct import *im, struct error *e)
         return 0;
     struct stat st;
     CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0 || fstat(fd, &st))
-        return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't open the vmstate file %s", path);
+    if (fd < 0 || fstat(fd, &st)) {
+        int rc = error_set(e, VMSNAP_EXIT_FAILED, errno, "can't open the vmstate file %s", path);
+        error_hint(e, STATE_HINT);
+        return rc;
+    }
     if (!S_ISREG(st.st_mode))
         return state_error(path, "not a regular file", e);
     if (st.st_size == 0)

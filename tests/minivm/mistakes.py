@@ -3,6 +3,7 @@
 soon what is wrong, and what to do about it. minivm stands for Firecracker."""
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -11,7 +12,8 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from case import case, main  # noqa: E402
-from minivm import MiniVm  # noqa: E402
+from firecracker import Api  # noqa: E402
+from minivm import MiniVm, end_and_wait  # noqa: E402
 from vmsnap import vmsnap  # noqa: E402
 
 SIZES = ("--memory", "16M", "--populate", "8M")
@@ -60,6 +62,84 @@ def not_yet(t):
     threading.Timer(2.5, os.kill, (vm.pid, signal.SIGCONT)).start()
     result = vmsnap(t, "snapshot", "--qmp", vm.control, t.path("late.img"))
     t.equal(result.code, 0, result.text())
+
+
+def small_place(t, name, size):
+    """A tmpfs of that size."""
+    place = t.path(name)
+    os.mkdir(place)
+    t.need(t.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place]).returncode == 0,
+           "no tmpfs can be mounted here")
+    t.defer(t.run, ["umount", "-l", place])
+    return place
+
+
+def read_only_place(t, image):
+    """A file system that can't be written, with a copy of the image."""
+    place = small_place(t, "fixed", "64m")
+    shutil.copy(image, place)
+    t.equal(t.run(["mount", "-o", "remount,ro", place]).returncode, 0, "remount")
+    return place
+
+
+def saved(t):
+    """(image, memory file, state file) of a VM that has ended."""
+    vm = MiniVm(t, *SIZES)
+    vm.wait_for_writes(1000)
+    vm.stop()
+    state, memory = vm.save_files()
+    end_and_wait(vm)
+    image = t.path("vm.img")
+    t.equal(vmsnap(t, "import", "firecracker", "--vmstate", state, memory, image).code, 0, "import")
+    return image, memory, state
+
+
+def refused(t, code, hint, *args):
+    """The command fails with that code and says what to do; nothing stays of it in the directory."""
+    result = vmsnap(t, *args)
+    t.equal(result.code, code, f"{args}: {result.text()}")
+    error = result.error
+    t.check(hint in error["hint"], f"{args}: {error} should say '{hint}'")
+
+
+@case("minivm.mistakes.files", "kernel", 60)
+def files(t):
+    """Files that can't be written, exist or can't be read: each error says what to do."""
+    image, memory, state = saved(t)
+    full, fixed = small_place(t, "full", "64k"), read_only_place(t, image)
+    _, api = with_api(t)
+    with open(f"{full}/ballast", "wb") as f:
+        f.write(b"x" * 65536)
+    importing, writable = ("import", "firecracker"), "you may write to"
+    taking = ("snapshot", "--api", api, "--vmstate")
+    raw, vmstate = ("export", "--format", "raw", image), ("export", "--format", "vmstate", image)
+    listening = ("restore", "--listen", t.path("never.sock"))
+    for code, hint, *args in (
+            (18, "make room", *importing, memory, f"{full}/a.img"),
+            (1, writable, *importing, memory, f"{fixed}/a.img"),
+            (1, writable, *importing, memory, t.path("none/a.img")),
+            (1, "--overwrite", *importing, memory, image),
+            (1, "mem_file_path", *importing, t.path("none"), t.path("a.img")),
+            (1, "snapshot_path", *importing, "--vmstate", t.path("none"), memory, t.path("a.img")),
+            (13, "snapshot_path", *importing, "--vmstate", t.dir, memory, t.path("a.img")),
+            (18, "make room", *raw, f"{full}/a.mem"), (18, "make room", *vmstate, f"{full}/a.state"),
+            (1, writable, *raw, f"{fixed}/a.mem"), (1, "--overwrite", *vmstate, state),
+            (1, "name a file", *raw, t.dir + "/"),
+            (1, "--overwrite", *taking, state, t.path("a.img")),
+            (1, writable, *taking, f"{fixed}/a.state", t.path("a.img")),
+            (18, "make room", *taking, t.path("a.state"), f"{full}/a.img"),
+            (1, "beside the image", *listening, "--learn", f"{fixed}/vm.img"),
+            (1, writable, *listening, "--detach", "--report", t.path("none/r"), image),
+            (1, writable, *listening, "--detach", "--report", f"{fixed}/r", image),
+            (18, "make room", *listening, "--detach", "--report", f"{full}/r", image),
+            (1, writable, *listening, "--detach", "--pidfile", f"{fixed}/p", image),
+            (13, "import firecracker", *listening, memory), (1, "check the path", *listening, "none"),
+            (1, writable, "restore", "--listen", f"{fixed}/s", image),
+            (1, writable, "restore", "--listen", t.path("none/s"), image),
+            (1, "where nothing lies", "restore", "--listen", memory, image)):
+        refused(t, code, hint, *args)
+    t.equal([n for n in os.listdir(t.dir) if "vmsnap" in n or n.startswith("a.")], [], "litter")
+    t.equal(Api(t, api).get("/")["state"], "Running", "the VM")
 
 
 if __name__ == "__main__":

@@ -230,13 +230,13 @@ static int write_all(int fd, const char *data, uint64_t bytes, const char *name,
     while (bytes > 0) {
         ssize_t n = write(fd, data, bytes);
         if (n < 0 && (errno != EINTR || interrupted)) {
-            bool full = errno == ENOSPC || errno == EDQUOT;
-            return error_set(e,
-                             interrupted == SIGINT ? VMSNAP_EXIT_SIGINT
-                             : interrupted         ? VMSNAP_EXIT_SIGTERM
-                             : full                ? VMSNAP_EXIT_NO_SPACE
-                                                   : VMSNAP_EXIT_FAILED,
-                             errno, "writing %s", name);
+            int r = error_set(e,
+                              interrupted == SIGINT ? VMSNAP_EXIT_SIGINT
+                              : interrupted         ? VMSNAP_EXIT_SIGTERM
+                                                    : publish_exit_code(errno),
+                              errno, "writing %s", name);
+            publish_hint(e);
+            return r;
         }
         data += n > 0 ? n : 0;
         bytes -= n > 0 ? (uint64_t)n : 0;

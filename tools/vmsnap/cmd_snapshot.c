@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "common/format.h"
-#include "common/log.h"
+#include "common/publish.h"
 #include "common/sink/sink.h"
 #include "snapshot/snapshot.h"
 #include "tools/vmsnap/closing.h"
@@ -116,6 +116,18 @@ static const struct option_spec options[] = {
     {.name = NULL},
 };
 
+/* Whether it can be made is found out before the VM is touched. Nothing is left of the try. */
+static int try_state_file(struct error *e)
+{
+    struct publish file;
+    int rc = publish_open(&file, args.state_path, args.overwrite, e);
+    if (rc)
+        error_wrap(e, "--vmstate");
+    else
+        publish_close(&file);
+    return rc;
+}
+
 static int check_source(struct error *e)
 {
     if (!args.qmp_path && !args.api_path)
@@ -124,9 +136,7 @@ static int check_source(struct error *e)
         return option_usage_error(e, "--qmp and --api exclude each other");
     if (args.qmp_path && (args.state_path || args.maps.count))
         return option_usage_error(e, "%s goes with --api", args.maps.count ? "--map" : "--vmstate");
-    if (args.state_path && !args.overwrite && access(args.state_path, F_OK) == 0)
-        return error_set(e, VMSNAP_EXIT_FAILED, EEXIST, "%s", args.state_path);
-    return 0;
+    return args.state_path ? try_state_file(e) : 0;
 }
 
 static int check_args(const struct command_line *line, struct error *e)

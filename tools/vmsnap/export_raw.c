@@ -16,6 +16,7 @@
 
 #include "common/clock.h"
 #include "common/progress.h"
+#include "common/publish.h"
 #include "common/thread.h"
 
 #define PIECE_BYTES (1u << 20)
@@ -72,14 +73,15 @@ static void fail(struct job *j, int r, const struct error *e)
 
 static int write_error(const struct export_raw *x, int err, uint64_t offset, struct error *e)
 {
-    bool full = err == ENOSPC || err == EDQUOT;
-    int r = error_set(e, full ? VMSNAP_EXIT_NO_SPACE : VMSNAP_EXIT_FAILED, err,
-                      "writing %s at byte %llu", x->name, (unsigned long long)offset);
-    if (full)
-        error_hint(e, "make room there, or write to another file system");
-    else if (err == EFBIG)
+    int r = error_set(e, publish_exit_code(err), err, "writing %s at byte %llu", x->name,
+                      (unsigned long long)offset);
+    if (err == EFBIG)
         error_hint(e, "the guest-physical address space is wider than a file there may be; "
                       "--region exports one region by its own offsets");
+    else if (err == EPIPE)
+        error_hint(e, "the reader of the pipe has ended; see what it says");
+    else
+        publish_hint(e);
     return r;
 }
 
@@ -285,6 +287,8 @@ static void check_interrupt(struct job *j)
     struct error e = {0};
     error_set(&e, number == SIGINT ? VMSNAP_EXIT_SIGINT : VMSNAP_EXIT_SIGTERM, 0,
               "interrupted; %s is not complete", j->x->name);
+    error_hint(&e, "export it again; %s",
+               j->x->stream ? "the reader of the pipe has got a part" : "nothing was published");
     fail(j, -EINTR, &e);
 }
 

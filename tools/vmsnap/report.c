@@ -153,11 +153,38 @@ static bool wants_colour(void)
     return !(no && *no) && term && strcmp(term, "dumb") != 0 && isatty(STDERR_FILENO);
 }
 
+/* What to do next, where nobody who knew more has said it: by the cause alone. */
+static const char *hint_of(const struct error *e)
+{
+    static const struct {
+        int err;
+        const char *hint;
+    } causes[] = {
+        {ENOSPC, "make room there"},
+        {EDQUOT, "make room there, or have the quota raised"},
+        {EACCES, "run vmsnap as root, or as a user who has that right"},
+        {EPERM, "run vmsnap as root, or as a user who has that right"},
+        {EROFS, "name a path on a file system that can be written"},
+        {ENOENT, "check the path"},
+        {ENOTDIR, "check the path"},
+        {EISDIR, "name a file, not a directory"},
+        {ENAMETOOLONG, "name a shorter path"},
+        {EMFILE, "raise the limit of open files ('ulimit -n')"},
+        {ENFILE, "the host has no more open files: raise fs.file-max, or end what holds them"},
+        {ENOMEM, "free memory on the host or in this cgroup, or give fewer --threads"},
+        {EIO, "look for the storage's errors in the kernel's log (dmesg)"},
+    };
+    for (size_t i = 0; !e->hint[0] && i < sizeof(causes) / sizeof(causes[0]); i++)
+        if (causes[i].err == e->err)
+            return causes[i].hint;
+    return e->hint;
+}
+
 json_t *report_describe_error(const struct error *e)
 {
     json_t *o = json_pack("{s:i, s:o, s:s, s:o}", "exit_code", e->exit_code, "message",
                           report_string(e->message), "guest_state", guest_state_name(e->guest),
-                          "hint", report_string(e->hint));
+                          "hint", report_string(hint_of(e)));
     if (o && e->vmm_pid)
         json_object_set_new(o, "vmm_pid", json_integer(e->vmm_pid));
     return o;
@@ -177,9 +204,10 @@ void report_error(const struct error *e, bool with_guest)
             colour ? "\033[31m" : "", colour ? "\033[0m" : "", e->message, guest ? "; " : "",
             guest ? guest_words(e->guest) : "");
     static char last_hint[sizeof(e->hint)];
-    if (e->hint[0] && strcmp(e->hint, last_hint) != 0) /* of many errors of a kind once */
-        fprintf(stderr, "vmsnap: hint: %s\n", e->hint);
-    memcpy(last_hint, e->hint, sizeof(last_hint));
+    const char *hint = hint_of(e);
+    if (hint[0] && strcmp(hint, last_hint) != 0) /* of many errors of a kind once */
+        fprintf(stderr, "vmsnap: hint: %s\n", hint);
+    snprintf(last_hint, sizeof(last_hint), "%s", hint);
 }
 
 int report_finish(void)

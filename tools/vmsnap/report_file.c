@@ -7,6 +7,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/publish.h"
+
 #define BUFFER_BYTES 65536 /* a line is one write: several processes have the file */
 #define ROOM_BYTES 16384   /* for what tells how it went */
 
@@ -73,8 +75,12 @@ int report_file_open(const char *path, struct error *e)
     file.made = fd >= 0;
     if (fd < 0 && errno == EEXIST)
         fd = open(path, flags | O_CREAT, 0644);
-    if (fd < 0)
-        return error_set(e, VMSNAP_EXIT_FAILED, errno, "can't write %s", path);
+    if (fd < 0) {
+        int failed =
+            error_set(e, publish_exit_code(errno), errno, "--report: can't write %s", path);
+        publish_hint(e);
+        return failed;
+    }
     int rc = prepare(fd, e);
     if (rc == 0)
         return 0;
