@@ -181,6 +181,14 @@ static void finish(struct sink *s)
     set_state(s, SINK_DONE);
 }
 
+/* Waits for a reply, at most that long (-1: no limit). One that comes when none is owed is the end
+ * of whoever writes: it would keep every later wait from being one. */
+static void await_reply(struct sink *s, int timeout_ms)
+{
+    if (sink_wait_for(s, s->reply_fd, POLLIN, timeout_ms) > 0 && s->in_flight == 0)
+        fail(s, -EOWNERDEAD, "writing", sink_offset(s));
+}
+
 static void run_io(struct sink *s)
 {
     while (sink_failure(s) == 0) {
@@ -190,7 +198,7 @@ static void run_io(struct sink *s)
         int held_ms = held_back_ms(s);
         if (held_ms > 0) {
             s->wait_for = &s->stages.held_back;
-            sink_wait_for(s, s->reply_fd, POLLIN, held_ms);
+            await_reply(s, held_ms);
             continue;
         }
         struct sink_buffer *b = next_filled(s, &last);
@@ -202,7 +210,7 @@ static void run_io(struct sink *s)
             return;
         } else {
             s->wait_for = s->in_flight ? &s->stages.waiting : &s->stages.idle;
-            sink_wait(s, s->reply_fd, POLLIN);
+            await_reply(s, -1);
         }
     }
 }

@@ -250,6 +250,22 @@ static void killed_writer_is_an_error(void)
     unlink(path);
 }
 
+/* One that dies while there is nothing to write is noticed all the same, and nobody spins. */
+static void killed_idle_writer_is_noticed(void)
+{
+    char path[] = "/var/tmp/vmsnap-sink-idle-XXXXXX";
+    close(mkstemp(path));
+    struct sink *sink = open_file_sink(path);
+    CHECK(sink_append(sink, "bytes", 5, NULL) == 0); /* stays in its buffer */
+    CHECK(kill(find_child(), SIGKILL) == 0);
+    uint64_t until = clock_monotonic_ns() + LIMIT_NS;
+    while (sink_error(sink, NULL) == 0 && clock_monotonic_ns() < until)
+        usleep(1000);
+    CHECK(sink_error(sink, NULL) == -EOWNERDEAD);
+    CHECK(sink_close(sink) == 0 && !has_child());
+    unlink(path);
+}
+
 /* The writer is stopped: appenders block, a cancel frees them, nothing of it stays. */
 static void stopped_writer_can_be_cancelled(void)
 {
@@ -360,6 +376,7 @@ int main(void)
     threads_do_not_mix();
     all_pipe_tests();
     killed_writer_is_an_error();
+    killed_idle_writer_is_noticed();
     stopped_writer_can_be_cancelled();
     killed_parent_lets_go_of_its_descriptors();
 #ifdef VMSNAP_TEST_HOOKS
