@@ -14,10 +14,15 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "common/thread.h"
+
+#define LOOK_MS 50
 
 /* Insertion: a handful, and qsort() may allocate. */
 static void sort(int *fds, unsigned n)
@@ -89,6 +94,36 @@ int child_end(int pidfd, int grace_ms)
     struct pollfd ended = {.fd = pidfd, .events = POLLIN};
     child_kill(pidfd);
     bool gone = poll(&ended, 1, grace_ms) == 1;
+    reap(pidfd);
+    return gone ? 0 : -EBUSY;
+}
+
+/* pidfd_open(2), "fdinfo". 0: it can't be told. */
+static pid_t pid_of(int pidfd)
+{
+    char path[48], text[512];
+    snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", pidfd);
+    int fd = open(path, O_RDONLY | O_CLOEXEC), pid = 0;
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+    if (fd >= 0)
+        close(fd);
+    text[n > 0 ? n : 0] = '\0';
+    const char *line = strstr(text, "\nPid:");
+    return line && sscanf(line, " Pid: %d", &pid) == 1 && pid > 0 ? pid : 0;
+}
+
+/* On its way out it may sleep for a moment: one that is seen to sleep twice in a row hangs. */
+int child_end_patiently(int pidfd, int grace_ms)
+{
+    struct pollfd ended = {.fd = pidfd, .events = POLLIN};
+    child_kill(pidfd);
+    bool gone = poll(&ended, 1, grace_ms) == 1;
+    pid_t pid = gone ? 0 : pid_of(pidfd);
+    int asleep = 0;
+    for (int ms = 0; !gone && pid && asleep < 2 && ms < THREAD_STARVED_MS; ms += LOOK_MS) {
+        gone = poll(&ended, 1, LOOK_MS) == 1;
+        asleep = thread_is_starved(pid) ? 0 : asleep + 1;
+    }
     reap(pidfd);
     return gone ? 0 : -EBUSY;
 }

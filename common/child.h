@@ -28,6 +28,9 @@ void child_kill(int pidfd);
  * it can, and stays a zombie until we end. */
 int child_end(int pidfd, int grace_ms);
 
+/* The same, but one that gets no CPU to end with is waited for longer (THREAD_STARVED_MS). */
+int child_end_patiently(int pidfd, int grace_ms);
+
 /* Lets it go on if it still runs. */
 void child_leave(int pidfd);
 

@@ -5,7 +5,9 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/resource.h>
+#include <time.h>
 #include <unistd.h>
 
 int thread_start(pthread_t *thread, void *(*run)(void *), void *opaque)
@@ -24,6 +26,14 @@ int thread_start(pthread_t *thread, void *(*run)(void *), void *opaque)
     return -err;
 }
 
+bool thread_join_within(pthread_t thread, unsigned seconds)
+{
+    struct timespec limit;
+    clock_gettime(CLOCK_MONOTONIC, &limit);
+    limit.tv_sec += (time_t)seconds;
+    return pthread_clockjoin_np(thread, NULL, CLOCK_MONOTONIC, &limit) == 0;
+}
+
 int thread_session_nice(int nice_value)
 {
     char text[16];
@@ -34,6 +44,19 @@ int thread_session_nice(int nice_value)
     int ret = write(fd, text, (size_t)len) == len ? 0 : -errno;
     close(fd);
     return ret;
+}
+
+bool thread_is_starved(pid_t tid)
+{
+    char path[32], text[128];
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)tid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+    if (fd >= 0)
+        close(fd);
+    text[n > 0 ? n : 0] = '\0';
+    const char *name_end = strrchr(text, ')'); /* the name may hold anything */
+    return name_end && name_end[1] == ' ' && name_end[2] && strchr("RZX", name_end[2]);
 }
 
 int thread_go_first(int priority)

@@ -6,12 +6,18 @@
 #define VMSNAP_COMMON_THREAD_H
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <sys/types.h>
 
 #define THREAD_STACK_BYTES (256u << 10)
 
 /* 0 or -errno. */
 int thread_start(pthread_t *thread, void *(*run)(void *), void *opaque);
+
+/* Joins it if it ends within that time, by a clock that nobody sets; false: it has not, and is
+ * left.
+ */
+bool thread_join_within(pthread_t thread, unsigned seconds);
 
 /*
  * The nice value of this whole session towards others. Where autogroups are on (sched(7); Debian's
@@ -33,5 +39,13 @@ int thread_go_nice(pid_t tid, int nice_value);
 /* Puts the calling thread ahead of everything that is not real-time (SCHED_RR; bounded by the
  * kernel's real-time throttling); without the right to that as far ahead as may be: then -errno. */
 int thread_go_first(int priority);
+
+/* Whether a thread of any process, by its number, runs, waits for a CPU or has just ended: it does
+ * not sleep in the kernel. */
+bool thread_is_starved(pid_t tid);
+
+/* For a thread or process that is to end and only gets no CPU for it: on a host where others take
+ * all of it that may be long, and is no reason to take it for one that hangs. */
+#define THREAD_STARVED_MS 30000
 
 #endif

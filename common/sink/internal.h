@@ -75,7 +75,8 @@ struct sink {
     struct sink_buffer **filled; /* closed ones: ring of n_buffers, first in first out */
     unsigned n_free, first_filled, n_filled;
     enum sink_state state;
-    bool ended; /* the I/O thread touches nothing any more */
+    bool ended;     /* the I/O thread touches nothing any more */
+    atomic_int tid; /* its; 0: it has not begun */
 
     /* Set once: -errno. The fields behind it are written before it. */
     _Atomic int failure;

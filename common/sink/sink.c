@@ -32,6 +32,7 @@
 #include "common/thread.h"
 
 #define CLOSE_GRACE_NS 1000000000ull
+#define LOOK_NS 50000000u
 /* With a limit on the rate: buffers are handed over at so much of a second's bytes. */
 #define PACE_PER_S 40u
 #define PACE_ALIGN 4096u /* what O_DIRECT needs */
@@ -218,6 +219,7 @@ static void run_io(struct sink *s)
 static void *io_thread(void *opaque)
 {
     struct sink *s = opaque;
+    atomic_store(&s->tid, gettid());
     s->lap_ns = clock_monotonic_ns();
     run_io(s);
     pthread_mutex_lock(&s->lock);
@@ -321,18 +323,31 @@ static int free_sink(struct sink *s)
     return r;
 }
 
-/* Whether the I/O thread comes to its end within the grace period. */
-static bool thread_ends(struct sink *s)
+/* Whether the I/O thread comes to its end by then. */
+static bool thread_ends_until(struct sink *s, uint64_t until_ns)
 {
-    uint64_t until = clock_monotonic_ns() + CLOSE_GRACE_NS;
-    const struct timespec deadline = {.tv_sec = (time_t)(until / 1000000000u),
-                                      .tv_nsec = (long)(until % 1000000000u)};
+    const struct timespec deadline = {.tv_sec = (time_t)(until_ns / 1000000000u),
+                                      .tv_nsec = (long)(until_ns % 1000000000u)};
     int r = 0;
     pthread_mutex_lock(&s->lock);
     while (!s->ended && r != ETIMEDOUT)
         r = pthread_cond_timedwait(&s->changed, &s->lock, &deadline);
     bool ended = s->ended;
     pthread_mutex_unlock(&s->lock);
+    return ended;
+}
+
+/* Within the grace period; or later, if it only gets no CPU for it. */
+static bool thread_ends(struct sink *s)
+{
+    uint64_t now = clock_monotonic_ns();
+    uint64_t last_ns = now + THREAD_STARVED_MS * 1000000ull;
+    bool ended = thread_ends_until(s, now + CLOSE_GRACE_NS);
+    for (int asleep = 0; !ended && asleep < 2 && now < last_ns; now = clock_monotonic_ns()) {
+        int tid = atomic_load(&s->tid);
+        ended = thread_ends_until(s, now + LOOK_NS);
+        asleep = !tid || thread_is_starved(tid) ? 0 : asleep + 1;
+    }
     return ended;
 }
 

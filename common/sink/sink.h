@@ -80,7 +80,7 @@ void sink_cancel(struct sink *s);
 
 /* Ends the I/O and frees. Without a commit before it, nothing is left behind. What hangs in the
  * kernel is given a second, then left to end by itself (returns -EBUSY): a process that holds
- * nothing but the unfinished file. */
+ * nothing but the unfinished file. What only gets no CPU is waited for (thread.h). */
 int sink_close(struct sink *s);
 
 #endif

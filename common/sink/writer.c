@@ -273,7 +273,7 @@ int sink_writer_stop(struct sink_writer *w, int grace_ms)
     if (w->pidfd < 0)
         return 0;
     close(w->socket);
-    int r = child_end(w->pidfd, grace_ms);
+    int r = child_end_patiently(w->pidfd, grace_ms);
     w->pidfd = -1;
     return r;
 }
