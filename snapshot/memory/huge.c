@@ -339,11 +339,8 @@ void huge_stop(struct huge *h)
         return;
     atomic_store(&h->stop, true);
     eventfd_write(h->stop_event, 1);
-    struct timespec limit;
-    clock_gettime(CLOCK_REALTIME, &limit);
-    limit.tv_sec += STOP_LIMIT_S;
     h->started = false;
-    h->left_alone = pthread_timedjoin_np(h->thread, NULL, &limit) != 0;
+    h->left_alone = !thread_join_within(h->thread, STOP_LIMIT_S);
     if (h->left_alone) {
         log_info("huge pages: a call hangs in the kernel; its thread ends with this process");
         return;

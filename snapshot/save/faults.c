@@ -58,6 +58,7 @@
 #define AROUND_CLUSTERS 4u /* save this much round a fault: 64 KiB */
 #define AHEAD_MAX_CLUSTERS 128u
 #define LOOSEN_MAX_CLUSTERS 64u /* before the instant */
+#define STOP_LIMIT_S 2
 
 struct span {
     const struct cluster_range *range;
@@ -391,6 +392,7 @@ int faults_start(struct faults **out, struct capture *c, struct shard *shard, st
     f->saved = (struct streams){
         .first = AROUND_CLUSTERS, .most = AHEAD_MAX_CLUSTERS, .behind = AROUND_CLUSTERS};
     f->busy_read_ns = BUSY_READ_MIN_NS;
+    f->emptied_ns = clock_monotonic_ns();
     f->control = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int ret = f->control < 0 ? -errno : thread_start(&f->thread, fault_thread, f);
     if (ret) {
@@ -421,12 +423,8 @@ int faults_stop(struct faults *f)
 {
     atomic_store(&f->stop, true);
     eventfd_write(f->control, 1);
-    struct timespec limit;
-    clock_gettime(CLOCK_REALTIME, &limit);
-    limit.tv_sec += 2;
-    int err = pthread_timedjoin_np(f->thread, NULL, &limit);
-    if (err)
-        return -err;
+    if (!thread_join_within(f->thread, STOP_LIMIT_S))
+        return -ETIMEDOUT;
     histogram_merge(&f->capture->latency, &f->latency);
     close(f->control);
     free(f);
