@@ -100,12 +100,18 @@ static void explain_death(const struct guardian_board *b, int status, int interr
         error_set(e, code, 0, "the worker ended with status %d%s", WEXITSTATUS(status), published);
 }
 
-/* The error of a worker that ended by itself, without having resumed the VM. */
-static bool has_told_error(int status, int result_fd, struct error *e)
+/* The error of a worker that ended by itself, without having resumed the VM, or that died while it
+ * gave up. */
+static bool has_told_error(const struct guardian_board *b, int status, int result_fd,
+                           int interrupted_by, struct error *e)
 {
     json_t *summary = NULL;
-    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
-        return false;
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+        if (interrupted_by || !atomic_load(&((struct guardian_board *)b)->has_told))
+            return false;
+        *e = b->told;
+        return true;
+    }
     bool told = take_over(result_fd, &summary, e) != 0;
     json_decref(summary);
     return told;
@@ -120,7 +126,7 @@ static int clean_up_after(struct guardian *g, int status, int interrupted_by, in
                              : atomic_load(&b->paused_before) ? GUEST_PAUSED
                                                               : GUEST_RUNNING;
     struct error problem = {0};
-    if (!has_told_error(status, result_fd, e))
+    if (!has_told_error(b, status, result_fd, interrupted_by, e))
         explain_death(b, status, interrupted_by, e);
     else if (e->guest == GUEST_ENDED) {
         if (b->temporary[0])

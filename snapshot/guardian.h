@@ -34,6 +34,10 @@ struct guardian_board {
     atomic_bool finishing;     /* the guest is free of us: the worker may simply be killed */
     atomic_bool published;     /* the image has its final name */
     char temporary[PATH_MAX];  /* file to remove if the worker dies; "" for none */
+    /* Why the worker gives up, for the case that it dies before it is through with that: in `told`
+     * once `has_told` is set. */
+    struct error told;
+    atomic_bool has_told;
 };
 
 struct guardian {

@@ -257,6 +257,14 @@ static void resume_vm(struct job *j)
         log_warn("cannot resume the VM (%s); the guardian tries again", problem.message);
 }
 
+/* With the VM still paused the guardian ends us if the rest takes its time, for the watch beats no
+ * more then, and resumes the VM: what has gone wrong is not to be lost with us. */
+static void tell_guardian(struct job *j, const struct error *e)
+{
+    j->board->told = *e;
+    atomic_store(&j->board->has_told, true);
+}
+
 /* After a failure at any step: the guest first. Says in *e what became of it. */
 static void give_up(struct job *j, struct error *e)
 {
@@ -271,11 +279,14 @@ static void give_up(struct job *j, struct error *e)
         e->guest = GUEST_ENDED;
     if (alive && (atomic_load(&j->board->paused) || (j->pause_begun && !j->pause_over)))
         resume_vm(j);
+    tell_guardian(j, e);
+    TESTHOOK_POINT("giving-up");
     output_cancel(&j->output);
     if (j->capture_ready)
         let_go(j);
     struct error problem = {0};
-    if (alive && remerge(j, &problem))
+    /* A VM that could not be resumed is the guardian's: it is to come to it soon. */
+    if (alive && !atomic_load(&j->board->paused) && remerge(j, &problem))
         log_warn("KSM stays off for the VM's memory: %s", problem.message);
     if (e->guest == GUEST_UNTOUCHED && j->capture_ready)
         e->guest = !target_alive(&s->target)               ? GUEST_ENDED
