@@ -98,14 +98,6 @@ const struct hazard_kind *hazard_kinds(size_t *count)
     return kinds;
 }
 
-bool hazard_allowable(const char *name)
-{
-    for (size_t i = 0; i < N_ENTRIES; i++)
-        if (strcmp(entries[i].kind.name, name) == 0)
-            return entries[i].kind.allowable;
-    return false;
-}
-
 void hazard_found(struct hazard *h, const char *fmt, ...)
 {
     va_list ap;

@@ -24,9 +24,6 @@ struct hazard_kind {
 /* All kinds, in the order in which they are published. */
 const struct hazard_kind *hazard_kinds(size_t *count);
 
-/* True when `name` is a published name that --allow takes. */
-bool hazard_allowable(const char *name);
-
 struct hazard {
     const struct hazard_kind *kind;
     bool found;

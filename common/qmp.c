@@ -24,8 +24,7 @@
 struct qmp {
     struct qmp_wire wire;
     uint64_t last_id;
-    bool broken; /* what came was not QMP: nothing can be trusted any more */
-    bool events_lost;
+    bool broken;      /* what came was not QMP: nothing can be trusted any more */
     json_t *greeting; /* NULL after a takeover */
     char error_class[64];
     struct qmp_event events[EVENTS_MAX]; /* a ring */
@@ -80,7 +79,6 @@ static void event_keep(struct qmp *q, const json_t *message, const char *name)
         struct qmp_event oldest;
         event_take(q, 0, &oldest);
         qmp_event_clear(&oldest);
-        q->events_lost = true;
     }
     struct qmp_event *ev = event_at(q, q->n_events++);
     snprintf(ev->name, sizeof(ev->name), "%s", name);
@@ -222,22 +220,6 @@ int qmp_hmp(struct qmp *q, const char *line, int timeout_ms, char **text, struct
     return r;
 }
 
-int qmp_next_event(struct qmp *q, int timeout_ms, struct qmp_event *event)
-{
-    uint64_t deadline_ns = deadline_after(timeout_ms);
-    while (q->n_events == 0) {
-        if (q->broken)
-            return -EPIPE;
-        json_t *message = NULL;
-        int r = receive(q, deadline_ns, &message, NULL);
-        json_decref(message); /* a late reply */
-        if (r < 0)
-            return r == -ETIMEDOUT ? 0 : r;
-    }
-    event_take(q, 0, event);
-    return 1;
-}
-
 int qmp_wait_event(struct qmp *q, const char *name, int timeout_ms, struct qmp_event *event,
                    struct error *e)
 {
@@ -259,11 +241,6 @@ int qmp_wait_event(struct qmp *q, const char *name, int timeout_ms, struct qmp_e
             return r;
         }
     }
-}
-
-bool qmp_events_lost(const struct qmp *q)
-{
-    return q->events_lost;
 }
 
 bool qmp_failed_with(const struct qmp *q, const char *error_class)

@@ -69,17 +69,11 @@ struct qmp_event {
     json_t *data;    /* may be NULL */
 };
 
-/* Takes the oldest kept event, waiting up to timeout_ms for one. 1 and *event, 0 none, -errno. The
- * caller ends with qmp_event_clear(). */
-int qmp_next_event(struct qmp *q, int timeout_ms, struct qmp_event *event);
-void qmp_event_clear(struct qmp_event *event);
-
-/* Takes the oldest kept event of that name, waiting for one; other events stay. -ETIMEDOUT. */
+/* Takes the oldest kept event of that name, waiting for one; other events stay (256 of them, then
+ * the oldest go). -ETIMEDOUT. The caller ends with qmp_event_clear(). */
 int qmp_wait_event(struct qmp *q, const char *name, int timeout_ms, struct qmp_event *event,
                    struct error *e);
-
-/* True once events had to be dropped: more than 256 came and nobody took them. */
-bool qmp_events_lost(const struct qmp *q);
+void qmp_event_clear(struct qmp_event *event);
 
 /* True when the last command failed by an error reply (-EPROTO) of this class
  * ("CommandNotFound", "DeviceNotFound", ...): the connection is as good as before. */

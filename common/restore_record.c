@@ -51,11 +51,6 @@ int restore_record_next(const struct target *t, int after)
     return found;
 }
 
-int restore_record_find(const struct target *t)
-{
-    return restore_record_next(t, -1);
-}
-
 bool restore_record_is(int fd)
 {
     char name[32], link[64];
@@ -199,7 +194,7 @@ static void hint(const struct target *t, const struct restore_look *look, struct
 static void wait_for_hand_off(const struct target *t)
 {
     uint64_t until_ns = clock_monotonic_ns() + HAND_OFF_WAIT_NS;
-    while (restore_record_find(t) >= 0 && clock_monotonic_ns() < until_ns)
+    while (restore_record_next(t, -1) >= 0 && clock_monotonic_ns() < until_ns)
         usleep(HAND_OFF_LOOK_US);
 }
 

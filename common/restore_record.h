@@ -60,10 +60,9 @@ struct restore_look {
     uint64_t n_done, n_damaged; /* clusters; those that are all zeros need not be brought in */
 };
 
-/* The number of the VMM's descriptor of a record, or -errno; -ENOENT: it has none. The first; and
- * the next after `after`: a process with the memory of two VMs has two, one that a try has left a
- * copy in the same twice. */
-int restore_record_find(const struct target *t);
+/* The number of the VMM's first descriptor of a record after `after` (-1: of all), or -errno;
+ * -ENOENT: none. A process with the memory of two VMs has two, one that a try has left a copy in
+ * the same twice. */
 int restore_record_next(const struct target *t, int after);
 
 /* True: `fd` is a descriptor of a memfd named as records are, not of a file that is only called so.

@@ -10,6 +10,16 @@
 /* The hot list holds at most this many clusters (1 GiB), or a quarter of the VM if that is more. */
 #define HOT_ROOM_MIN 65536u
 
+static void free_parts(struct capture *c)
+{
+    if (c->failed_event >= 0)
+        close(c->failed_event);
+    c->failed_event = -1;
+    free(c->hot);
+    c->hot = NULL;
+    cluster_map_free(&c->map);
+}
+
 int capture_init(struct capture *c, const struct target *target, const struct region *regions,
                  uint32_t n_regions, unsigned n_shards)
 {
@@ -31,20 +41,10 @@ int capture_init(struct capture *c, const struct target *target, const struct re
     c->failed_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (!c->hot || c->failed_event < 0) {
         ret = c->hot ? -errno : -ENOMEM;
-        capture_free(c);
+        free_parts(c);
         return ret;
     }
     return 0;
-}
-
-void capture_free(struct capture *c)
-{
-    if (c->failed_event >= 0)
-        close(c->failed_event);
-    c->failed_event = -1;
-    free(c->hot);
-    c->hot = NULL;
-    cluster_map_free(&c->map);
 }
 
 uint64_t capture_n_hot(const struct capture *c)

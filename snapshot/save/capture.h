@@ -80,10 +80,10 @@ struct capture {
     uint64_t clusters_precopied; /* copies made before the instant, by the main thread */
 };
 
-/* Borrows everything. n_shards: 1 to SHARDS_MAX, not open yet. 0 or -ENOMEM. */
+/* Borrows everything. n_shards: 1 to SHARDS_MAX, not open yet. 0 or -ENOMEM. It
+ * lives as long as the process. */
 int capture_init(struct capture *c, const struct target *target, const struct region *regions,
                  uint32_t n_regions, unsigned n_shards);
-void capture_free(struct capture *c);
 
 /* How many entries the hot list has; after faults_stop(). */
 uint64_t capture_n_hot(const struct capture *c);

@@ -4,18 +4,16 @@ supported), booted by QEMU under TCG: each with the shared libraries it needs, a
 system in memory. The guest's console has a line for each test. Kernel and first initramfs are
 those of tools/guest.sh; the environment variable VMSNAP_GUEST names another folder with them."""
 
-import gzip
 import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from case import Failed, case, main, tool, wait_until  # noqa: E402
-from guest import Guest, guest_file  # noqa: E402
+from guest import Guest, guest_file, initramfs_with  # noqa: E402
 
 SLOWNESS = 4  # TCG on a busy machine against the host
 GUEST_MIB = 2560 # kernel.engine_ended has a process of 1 GiB, and its image lies in memory too
@@ -104,16 +102,7 @@ def build_initramfs(t, tests):
     with open(script, "w", encoding="ascii") as f:
         f.write(RUN.format(directory=DIRECTORY, lines="\n".join(lines)))
     os.chmod(script, 0o755)
-    names = [os.path.relpath(os.path.join(at, name), root)
-             for at, folders, files in os.walk(root) for name in folders + files]
-    archive = subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=root, check=True,
-                             input="\n".join(sorted(names)).encode(), stdout=subprocess.PIPE,
-                             timeout=60).stdout
-    path = t.path("initramfs.gz")
-    with open(path, "wb") as f, open(guest_file("initramfs.gz"), "rb") as first:
-        f.write(first.read())
-        f.write(gzip.compress(archive, 1))
-    return path
+    return initramfs_with(t, root)
 
 
 def judge(t, guest, tests):

@@ -6,6 +6,7 @@ and one that the test itself uses (`guest.qmp`), and its serial console in a fil
 to, so that a guest restored from its recorded command line goes on in the same file.
 """
 
+import gzip
 import os
 import re
 import shutil
@@ -22,6 +23,19 @@ DISK_MAGIC = 0x4b5349444f495643 # VIO_DISK_MAGIC of tests/guest/vio.c
 
 def guest_file(name):
     return os.path.join(os.environ.get("VMSNAP_GUEST") or os.path.join(TOP, "build", "guest"), name)
+
+
+def initramfs_with(t, root):
+    """An initramfs: the guest's own, and behind it what lies below `root`."""
+    names = [os.path.relpath(os.path.join(at, name), root)
+             for at, folders, files in os.walk(root) for name in folders + files]
+    archive = subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=root, check=True,
+                             input="\n".join(sorted(names)).encode(), stdout=subprocess.PIPE,
+                             timeout=60).stdout
+    path = t.path("initrd")
+    with open(path, "wb") as f, open(guest_file("initramfs.gz"), "rb") as first:
+        f.write(first.read() + gzip.compress(archive, 1))
+    return path
 
 
 def parse_fields(line):

@@ -42,13 +42,6 @@ class ImageFile:
             if one[0] == kind:
                 one[1] = bytearray(payload)
 
-    def seal_record(self, offset, frame_bytes):
-        """Makes the checksum of a record right; offset in the file."""
-        seed = self.get(self.header, 24)
-        at = offset - BLOCK
-        self.set(self.records, at + 8,
-                 checksum(bytes(self.records[at + 16:at + 24 + frame_bytes]), seed))
-
     def build(self):
         """The file, with section table, sizes and checksums as they have to be."""
         at = BLOCK + len(self.records)

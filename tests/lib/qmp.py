@@ -1,7 +1,6 @@
 """A small QMP client whose every wait has a deadline."""
 
 import json
-import os
 import socket
 import time
 
@@ -104,15 +103,3 @@ class Qmp:
 def event_seconds(event):
     stamp = event["timestamp"]
     return stamp["seconds"] + stamp["microseconds"] * 1e-6
-
-
-def socket_is_free(path):
-    """True when nobody listens on `path`."""
-    if not os.path.exists(path):
-        return True
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
-        try:
-            s.connect(path)
-        except OSError:
-            return True
-    return False

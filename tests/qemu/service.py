@@ -2,17 +2,15 @@
 """The example unit under a real systemd: a Linux guest whose process 1 is this host's systemd starts
 vmsnap-restore@.service, with all its hardening, on an image of a minivm that runs inside."""
 
-import gzip
 import os
 import re
 import shutil
-import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 from case import Failed, case, main, tool, wait_until  # noqa: E402
-from guest import Guest, guest_file  # noqa: E402
+from guest import Guest, initramfs_with  # noqa: E402
 
 SYSTEMD = "/lib/systemd/systemd"
 PROGRAMS = (SYSTEMD, "/lib/systemd/systemd-shutdown", "/bin/systemctl", "/usr/bin/systemd-escape")
@@ -106,19 +104,6 @@ def build_root(t):
     return root
 
 
-def build_initramfs(t):
-    root = build_root(t)
-    names = [os.path.relpath(os.path.join(at, name), root)
-             for at, folders, files in os.walk(root) for name in folders + files]
-    archive = subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=root, check=True,
-                             input="\n".join(sorted(names)).encode(), stdout=subprocess.PIPE,
-                             timeout=60).stdout
-    path = t.path("initrd")
-    with open(path, "wb") as f, open(guest_file("initramfs.gz"), "rb") as first:
-        f.write(first.read() + gzip.compress(archive, 1))
-    return path
-
-
 def said(guest):
     """What the script in the guest said, in order."""
     return re.findall(r"SERVICE (.*?)\r?$", guest.console.text(), re.M)
@@ -131,7 +116,7 @@ def under_systemd(t):
     hardening stands in the way."""
     for program in PROGRAMS:
         t.need(os.path.exists(program), f"no {program} here (package systemd)")
-    guest = Guest(t, memory_mib=768, cpus=2, work="none", devices=(), initrd=build_initramfs(t),
+    guest = Guest(t, memory_mib=768, cpus=2, work="none", devices=(), initrd=initramfs_with(t, build_root(t)),
                   append="rdinit=/start systemd.log_target=console", extra=["-cpu", "max"]).start()
     try:
         wait_until(lambda: "end" in said(guest) or guest.process.poll() is not None, 100,

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "common/codec.h"
 
@@ -156,4 +157,19 @@ int sample_write_file(const char *path, struct error *e)
     r = sample_write(sink, e);
     int closed = sink_close(sink);
     return r ? r : closed;
+}
+
+int sample_in_memory(struct sample_memory *m, struct error *e)
+{
+    struct sink *sink;
+    const struct sink_options options = {.n_buffers = SINK_MIN_BUFFERS};
+    m->fd = memfd_create("image", MFD_CLOEXEC);
+    int r = sink_open_fd(&sink, m->fd, &options, e);
+    if (r)
+        return r;
+    r = sample_write(sink, e);
+    m->n_bytes = sink_offset(sink);
+    int closed = sink_close(sink);
+    m->bytes = mmap(NULL, m->n_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, m->fd, 0);
+    return r ? r : closed ? closed : m->bytes == MAP_FAILED ? -errno : 0;
 }

@@ -26,4 +26,13 @@ int sample_write(struct sink *sink, struct error *e);
 /* The same to a file. */
 int sample_write_file(const char *path, struct error *e);
 
+/* The same in a memfd that the caller may damage; it is never unmapped. */
+struct sample_memory {
+    int fd;
+    uint8_t *bytes; /* the file, mapped to be written */
+    uint64_t n_bytes;
+};
+
+int sample_in_memory(struct sample_memory *m, struct error *e);
+
 #endif

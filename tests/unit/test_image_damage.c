@@ -18,23 +18,12 @@
 
 #define PLACES 300
 
-static int image_file; /* a memfd */
-static uint8_t *bytes; /* the same, mapped */
-static uint64_t n_bytes;
+static struct sample_memory image;
 
-/* The sample goes through a pipe-like sink into a memfd, so that the file is ours to damage. */
 static void make_sample(void)
 {
-    struct sink *sink;
     struct error e = {0};
-    const struct sink_options options = {.n_buffers = SINK_MIN_BUFFERS};
-    image_file = memfd_create("image", MFD_CLOEXEC);
-    cr_assert_eq(sink_open_fd(&sink, image_file, &options, &e), 0, "%s", e.message);
-    cr_assert_eq(sample_write(sink, &e), 0, "%s", e.message);
-    n_bytes = sink_offset(sink);
-    cr_assert_eq(sink_close(sink), 0);
-    bytes = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, image_file, 0);
-    cr_assert_neq(bytes, MAP_FAILED);
+    cr_assert_eq(sample_in_memory(&image, &e), 0, "%s", e.message);
     srandom(20261);
 }
 
@@ -44,7 +33,7 @@ static struct image *try_open(struct error *e)
 {
     struct image *img = NULL;
     *e = (struct error){0};
-    int r = image_open_fd(&img, dup(image_file), "sample", e);
+    int r = image_open_fd(&img, dup(image.fd), "sample", e);
     cr_assert_eq(r == 0, img != NULL);
     cr_assert(r == 0 || (e->exit_code == VMSNAP_EXIT_IMAGE && e->message[0]), "%s", e->message);
     return img;
@@ -107,7 +96,7 @@ static void flip_is_found(uint64_t at, uint8_t mask)
 {
     struct error e;
     struct seen seen = {0};
-    bytes[at] ^= mask;
+    image.bytes[at] ^= mask;
     struct image *img = try_open(&e);
     if (img) {
         cr_assert_geq(verify(img, 1 + at % 3, &seen), 1, "byte %llu ^ %#x was not found",
@@ -116,7 +105,7 @@ static void flip_is_found(uint64_t at, uint8_t mask)
         cr_assert_eq(read_all(img), seen.clusters);
         image_close(img);
     }
-    bytes[at] ^= mask;
+    image.bytes[at] ^= mask;
 }
 
 Test(image_damage, the_whole_image_is_good)
@@ -134,7 +123,7 @@ Test(image_damage, the_whole_image_is_good)
 Test(image_damage, a_flipped_byte_anywhere_is_found)
 {
     for (unsigned i = 0; i < PLACES; i++)
-        flip_is_found((uint64_t)random() % n_bytes, (uint8_t)(1 + random() % 255));
+        flip_is_found((uint64_t)random() % image.n_bytes, (uint8_t)(1 + random() % 255));
 }
 
 Test(image_damage, a_flipped_bit_of_what_is_not_page_data_is_found)
@@ -150,7 +139,7 @@ Test(image_damage, a_flipped_bit_of_what_is_not_page_data_is_found)
         flip_is_found(at, 0x80);
     for (uint64_t at = sizeof(struct image_header); at < sizeof(struct image_header) + 48; at++)
         flip_is_found(at, 0x10); /* the record that no index entry names any more */
-    for (uint64_t at = records_end; at < n_bytes; at += 1 + (uint64_t)random() % 20)
+    for (uint64_t at = records_end; at < image.n_bytes; at += 1 + (uint64_t)random() % 20)
         flip_is_found(at, (uint8_t)(1u << random() % 8));
 }
 
@@ -158,9 +147,9 @@ Test(image_damage, a_truncated_image_is_refused)
 {
     struct error e;
     for (unsigned i = 0; i < PLACES; i++) {
-        uint64_t length = i < 20 ? i : (uint64_t)random() % n_bytes;
+        uint64_t length = i < 20 ? i : (uint64_t)random() % image.n_bytes;
         int shorter = memfd_create("short", MFD_CLOEXEC);
-        cr_assert_eq(write(shorter, bytes, length), (ssize_t)length);
+        cr_assert_eq(write(shorter, image.bytes, length), (ssize_t)length);
         struct image *img = NULL;
         cr_assert_lt(image_open_fd(&img, shorter, "short", &e), 0, "%llu bytes were accepted",
                      (unsigned long long)length);
@@ -174,8 +163,8 @@ Test(image_damage, a_file_cut_while_it_is_open_gives_errors)
     struct error e;
     struct seen seen;
     struct image *img = try_open(&e);
-    munmap(bytes, n_bytes);
-    cr_assert_eq(ftruncate(image_file, 6000), 0);
+    munmap(image.bytes, image.n_bytes);
+    cr_assert_eq(ftruncate(image.fd, 6000), 0);
     cr_assert_gt(read_all(img), 10);
     cr_assert_gt(verify(img, 2, &seen), 10);
     image_close(img);
@@ -185,7 +174,7 @@ Test(image_damage, appended_bytes_are_refused)
 {
     struct error e;
     char more[8192] = {0};
-    cr_assert_eq(pwrite(image_file, more, sizeof(more), (off_t)n_bytes), (ssize_t)sizeof(more));
+    cr_assert_eq(pwrite(image.fd, more, sizeof(more), (off_t)image.n_bytes), (ssize_t)sizeof(more));
     cr_assert_null(try_open(&e));
 }
 
@@ -230,7 +219,7 @@ Test(image_damage, without_the_checksum_a_wrong_byte_comes_out)
     sample_cluster(0, 0, expected, &stored);
     /* The last byte of cluster 0's frame is a literal of its last, random, page. */
     uint64_t entry = image_index_entry(img, 0);
-    bytes[IMAGE_INDEX_OFFSET(entry) + sizeof(struct image_record) + 200] ^= 1;
+    image.bytes[IMAGE_INDEX_OFFSET(entry) + sizeof(struct image_record) + 200] ^= 1;
     cr_assert_eq(image_read_cluster(img, 0, codec, got, &e), -EBADMSG);
     setenv("VMSNAP_BREAK", "checksum-ignored", 1);
     cr_assert_eq(image_read_cluster(img, 0, codec, got, &e), 0, "%s", e.message);

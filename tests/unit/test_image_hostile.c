@@ -11,29 +11,19 @@
 #include "common/image/reader.h"
 #include "tests/unit/image_sample.h"
 
-static int image_file; /* a memfd */
-static uint8_t *bytes; /* the same, mapped */
-static uint64_t n_bytes;
+static struct sample_memory image;
 
 static void make_sample(void)
 {
-    struct sink *sink;
     struct error e = {0};
-    const struct sink_options options = {.n_buffers = SINK_MIN_BUFFERS};
-    image_file = memfd_create("image", MFD_CLOEXEC);
-    cr_assert_eq(sink_open_fd(&sink, image_file, &options, &e), 0, "%s", e.message);
-    cr_assert_eq(sample_write(sink, &e), 0, "%s", e.message);
-    n_bytes = sink_offset(sink);
-    cr_assert_eq(sink_close(sink), 0);
-    bytes = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, image_file, 0);
-    cr_assert_neq(bytes, MAP_FAILED);
+    cr_assert_eq(sample_in_memory(&image, &e), 0, "%s", e.message);
 }
 
 TestSuite(image_hostile, .init = make_sample, .timeout = 30);
 
 static struct image_header *header(void)
 {
-    return (struct image_header *)bytes;
+    return (struct image_header *)image.bytes;
 }
 
 /* The trailer and what follows the records need not be aligned in the file: all goes by copy. */
@@ -43,14 +33,14 @@ static uint8_t *section(enum image_section_type type)
 {
     for (uint32_t i = 0; i < IMAGE_MAX_SECTIONS; i++)
         if (trailer.sections[i].type == (uint32_t)type)
-            return bytes + trailer.sections[i].offset + 8;
+            return image.bytes + trailer.sections[i].offset + 8;
     cr_assert_fail("no section %d", type);
     return NULL;
 }
 
 static void load_trailer(void)
 {
-    memcpy(&trailer, bytes + n_bytes - sizeof(trailer), sizeof(trailer));
+    memcpy(&trailer, image.bytes + image.n_bytes - sizeof(trailer), sizeof(trailer));
 }
 
 /* Makes every checksum right again, as far as the section table makes sense. */
@@ -58,12 +48,13 @@ static void reseal(void)
 {
     for (uint32_t i = 0; i < trailer.n_sections && i < IMAGE_MAX_SECTIONS; i++) {
         struct image_section *s = &trailer.sections[i];
-        if (s->offset < n_bytes && s->bytes < n_bytes && s->offset + 8 + s->bytes <= n_bytes)
-            s->checksum = codec_checksum(bytes + s->offset, 8 + s->bytes, 0);
+        if (s->offset < image.n_bytes && s->bytes < image.n_bytes &&
+            s->offset + 8 + s->bytes <= image.n_bytes)
+            s->checksum = codec_checksum(image.bytes + s->offset, 8 + s->bytes, 0);
     }
     trailer.checksum = 0;
     trailer.checksum = codec_checksum(&trailer, sizeof(trailer), 0);
-    memcpy(bytes + n_bytes - sizeof(trailer), &trailer, sizeof(trailer));
+    memcpy(image.bytes + image.n_bytes - sizeof(trailer), &trailer, sizeof(trailer));
     header()->checksum = 0;
     header()->checksum = codec_checksum(header(), sizeof(*header()), 0);
 }
@@ -72,7 +63,7 @@ static int open_sample(struct error *e)
 {
     struct image *img = NULL;
     *e = (struct error){0};
-    int r = image_open_fd(&img, dup(image_file), "hostile", e);
+    int r = image_open_fd(&img, dup(image.fd), "hostile", e);
     image_close(img);
     return r;
 }
@@ -234,8 +225,8 @@ Test(image_hostile, resealing_makes_a_good_image)
 Test(image_hostile, every_lie_is_refused_by_name)
 {
     static uint8_t good[1 << 20];
-    cr_assert_leq(n_bytes, sizeof(good));
-    memcpy(good, bytes, n_bytes);
+    cr_assert_leq(image.n_bytes, sizeof(good));
+    memcpy(good, image.bytes, image.n_bytes);
     for (size_t i = 0; i < sizeof(lies) / sizeof(lies[0]); i++) {
         struct error e;
         load_trailer();
@@ -245,7 +236,7 @@ Test(image_hostile, every_lie_is_refused_by_name)
         cr_expect_eq(e.exit_code, VMSNAP_EXIT_IMAGE, "%s: %s", lies[i]->name, e.message);
         cr_expect_not_null(strstr(e.message, lies[i]->says), "%s: %s", lies[i]->name, e.message);
         cr_expect_not_null(strstr(e.message, "at file offset"), "%s: %s", lies[i]->name, e.message);
-        memcpy(bytes, good, n_bytes);
+        memcpy(image.bytes, good, image.n_bytes);
     }
 }
 
@@ -277,7 +268,7 @@ static void replace_record(uint64_t at, uint64_t cluster, const void *frame, uin
     memcpy(buf + sizeof(r), frame, frame_bytes);
     r.checksum = codec_checksum(buf + 16, 8 + frame_bytes, seed);
     memcpy(buf, &r, sizeof(r));
-    memcpy(bytes + at, buf, sizeof(r) + frame_bytes);
+    memcpy(image.bytes + at, buf, sizeof(r) + frame_bytes);
 }
 
 /* Reads cluster 0 of the image as it stands: must be refused, and nothing written behind `out`. */
@@ -288,7 +279,7 @@ static void cluster_0_is_refused(const char *says)
     uint8_t out[IMAGE_CLUSTER_BYTES + 64];
     struct codec *codec = codec_new(1);
     memset(out, 0x5a, sizeof(out));
-    cr_assert_eq(image_open_fd(&img, dup(image_file), "hostile", &e), 0, "%s", e.message);
+    cr_assert_eq(image_open_fd(&img, dup(image.fd), "hostile", &e), 0, "%s", e.message);
     cr_assert_lt(image_read_cluster(img, 0, codec, out, &e), 0);
     cr_assert_eq(e.exit_code, VMSNAP_EXIT_IMAGE);
     cr_assert_not_null(strstr(e.message, says), "%s", e.message);

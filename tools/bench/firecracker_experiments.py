@@ -13,7 +13,6 @@ from side_by_side import SideBySide
 
 ON_DEMAND, LAZY, FAULT_ALL = "on_demand", "on_demand, mapped lazily", "fault_all"
 PLAIN, LEARNED, NO_FILL = "vmsnap", "vmsnap, learned", "vmsnap, no fill"
-METHODS = (ON_DEMAND, LAZY, FAULT_ALL, PLAIN, LEARNED, NO_FILL)
 KINDS = {ON_DEMAND: "on_demand", LAZY: "on_demand_lazy", FAULT_ALL: "fault_all"}
 WARM, COLD = "in page cache", "not in page cache"
 N_CROWD, CROWD_RATE = 8, 20000

@@ -7,14 +7,20 @@
 
 #define REASON_BYTES 1280
 
-static void say(struct check_list *list, const char *mark, const char *name, bool ok, bool refused,
-                const char *allow, const char *reason)
+enum verdict { OK, NOTE, REFUSED };
+
+/* One item: how it is, and in words of the form `fmt` why. */
+static void say(struct check_list *list, enum verdict verdict, const char *name, const char *allow,
+                const char *fmt, va_list ap)
 {
+    static const char *const marks[] = {[OK] = "yes", [NOTE] = "note", [REFUSED] = "NO"};
+    char reason[REASON_BYTES];
+    vsnprintf(reason, sizeof(reason), fmt, ap);
     list->n_items++;
-    report_line("%-4s %-24s %s%s%s%s", mark, name, reason, allow ? " (--allow " : "",
+    report_line("%-4s %-24s %s%s%s%s", marks[verdict], name, reason, allow ? " (--allow " : "",
                 allow ? allow : "", allow ? ")" : "");
-    json_t *o = json_pack("{s:s, s:b, s:b, s:o}", "name", name, "ok", (int)ok, "refused",
-                          (int)refused, "reason", report_string(reason));
+    json_t *o = json_pack("{s:s, s:b, s:b, s:o}", "name", name, "ok", verdict == OK, "refused",
+                          verdict == REFUSED, "reason", report_string(reason));
     if (o)
         json_object_set_new(o, "allow", allow ? json_string(allow) : json_null());
     report_object("item", o);
@@ -22,22 +28,18 @@ static void say(struct check_list *list, const char *mark, const char *name, boo
 
 void check_ok(struct check_list *list, const char *name, const char *fmt, ...)
 {
-    char reason[REASON_BYTES];
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(reason, sizeof(reason), fmt, ap);
+    say(list, OK, name, NULL, fmt, ap);
     va_end(ap);
-    say(list, "yes", name, true, false, NULL, reason);
 }
 
 void check_note(struct check_list *list, const char *name, const char *fmt, ...)
 {
-    char reason[REASON_BYTES];
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(reason, sizeof(reason), fmt, ap);
+    say(list, NOTE, name, NULL, fmt, ap);
     va_end(ap);
-    say(list, "note", name, false, false, NULL, reason);
 }
 
 /* Exit codes from the worst down: what no option and no other VM helps against comes first. */
@@ -56,15 +58,13 @@ static int badness(enum vmsnap_exit code)
 void check_refused(struct check_list *list, const char *name, enum vmsnap_exit exit_code,
                    const char *allow, const char *fmt, ...)
 {
-    char reason[REASON_BYTES];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(reason, sizeof(reason), fmt, ap);
-    va_end(ap);
     list->n_refused++;
     if (badness(exit_code) > badness(list->exit_code))
         list->exit_code = exit_code;
-    say(list, "NO", name, false, true, allow, reason);
+    va_list ap;
+    va_start(ap, fmt);
+    say(list, REFUSED, name, allow, fmt, ap);
+    va_end(ap);
 }
 
 void check_failed(struct check_list *list, const char *name, const struct error *e)
