@@ -1,10 +1,13 @@
 #include "common/log.h"
 
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 static int current_level = LOG_NORMAL;
+static char process[32]; /* whose guest it is about; empty: there is one, or none */
 
 void log_set_level(int level)
 {
@@ -16,18 +19,35 @@ int log_level(void)
     return current_level;
 }
 
+void log_set_process(int pid)
+{
+    if (pid > 0)
+        snprintf(process, sizeof(process), "process %d", pid);
+    else
+        process[0] = '\0';
+}
+
+/* As a whole number: process 12 is not named by "process 123". */
+static bool names_process(const char *text)
+{
+    size_t len = strlen(process);
+    for (const char *at = text; (at = strstr(at, process)); at += len)
+        if (at[len] < '0' || at[len] > '9')
+            return true;
+    return false;
+}
+
 /* One write() per line, so that lines of several threads and processes do not mix. */
 static void log_line(const char *prefix, const char *fmt, va_list ap)
 {
-    char line[1024];
-    int used = snprintf(line, sizeof(line), "%svmsnap: %s", isatty(STDERR_FILENO) ? "\r\033[K" : "",
-                        prefix);
-    int n = vsnprintf(line + used, sizeof(line) - (size_t)used - 1, fmt, ap);
-    if (n < 0)
+    char text[1024], line[1200];
+    if (vsnprintf(text, sizeof(text), fmt, ap) < 0)
         return;
-    size_t len = (size_t)used + (size_t)n;
-    if (len > sizeof(line) - 2)
-        len = sizeof(line) - 2;
+    bool whose = process[0] && !names_process(text);
+    int n = snprintf(line, sizeof(line) - 1, "%svmsnap: %s%s%s%s",
+                     isatty(STDERR_FILENO) ? "\r\033[K" : "", prefix, whose ? process : "",
+                     whose ? ": " : "", text);
+    size_t len = n < (int)sizeof(line) - 1 ? (size_t)n : sizeof(line) - 2;
     line[len++] = '\n';
     if (write(STDERR_FILENO, line, len) < 0)
         return; /* nowhere left to say it */

@@ -16,6 +16,10 @@ enum log_level {
 void log_set_level(int level);
 int log_level(void);
 
+/* From here on, in this process and those it forks: "process N: " stands before each text that does
+ * not name that process itself. 0: no more. Before threads start. */
+void log_set_process(int pid);
+
 /* One line each, "vmsnap: " in front, newline added. A progress line on the terminal is cleared
  * first. Any thread. */
 void log_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

@@ -140,7 +140,9 @@ static int look_disks(void *opaque, struct hazard *h, struct error *e)
     }
     char id[64];
     take_text(id, sizeof(id), json_text(first, "drive_id", "?"));
-    if (n)
+    if (n == 1)
+        hazard_found(h, "the drive %s is writable: vmsnap saves memory and devices, not disks", id);
+    else if (n)
         hazard_found(h,
                      "%zu drives are writable, %s for one: vmsnap saves memory and devices, not "
                      "disks",

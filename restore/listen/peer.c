@@ -105,8 +105,10 @@ static int take_handoff(struct peer *p, struct error *e)
         TESTHOOK_POINT("listen-heard");
         rc = who_connected(p->mailbox.connection, p->began_ns, &p->target, e);
     }
-    if (rc == 0)
-        rc = place_blocks(p, &m, e);
+    if (rc)
+        return rc;
+    log_set_process(p->target.pid);
+    rc = place_blocks(p, &m, e);
     if (rc == 0)
         rc = claim_take(p->c->claims, p->target.pid, &p->blocks, &p->claim, e);
     if (rc == 0)
@@ -170,6 +172,7 @@ static _Noreturn void begin_next(struct peer *p, int place)
 {
     int connection = p->mailbox.connection;
     let_go(p);
+    log_set_process(0);
     target_close(&p->target);
     supervisor_forget();
     peer_run(p->c, place, connection, clock_monotonic_ns());

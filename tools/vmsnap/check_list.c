@@ -83,6 +83,7 @@ int check_finish(const struct check_list *list)
     if (list->n_refused == 0)
         report_closing("nothing that was looked at stands in the way");
     else
-        report_closing("%zu of %zu items stand in the way", list->n_refused, list->n_items);
+        report_closing("%zu of %zu items stand%s in the way", list->n_refused, list->n_items,
+                       list->n_refused == 1 ? "s" : "");
     return list->exit_code;
 }

@@ -54,13 +54,14 @@ void restore_text_listening(const json_t *o)
 static void print_all(const json_t *o)
 {
     uint64_t n = json_count(o, "vms"), left = json_count(o, "vms_left");
+    uint64_t refused = json_count(o, "handoffs_refused");
     char more[64] = "";
     if (left > 0)
         snprintf(more, sizeof(more), ", %" PRIu64 " left to their servers", left);
     report_closing("%" PRIu64 " VM%s served, %" PRIu64 " of them with all memory in%s; %" PRIu64
-                   " handoffs refused",
-                   n, n == 1 ? "" : "s", json_count(o, "vms_complete"), more,
-                   json_count(o, "handoffs_refused"));
+                   " handoff%s refused",
+                   n, n == 1 ? "" : "s", json_count(o, "vms_complete"), more, refused,
+                   refused == 1 ? "" : "s");
 }
 
 /* In front of a line of one of many VMs. */
@@ -84,15 +85,21 @@ static void workset_words(char *out, size_t size, const json_t *o)
     uint64_t learned = json_count(o, "clusters_learned"), used = json_count(o, "workset_clusters");
     *out = '\0';
     if (learned > 0)
-        snprintf(out, size, "; %" PRIu64 " clusters learned", learned);
+        snprintf(out, size, "; %" PRIu64 " cluster%s learned", learned, learned == 1 ? "" : "s");
     else if (used > 0)
-        snprintf(out, size, "; a working set of %" PRIu64 " clusters was used", used);
+        snprintf(out, size, "; a working set of %" PRIu64 " cluster%s was used", used,
+                 used == 1 ? "" : "s");
 }
 
 void restore_text_summary(const json_t *o, bool of_many)
 {
     if (json_object_get(o, "vms")) {
         print_all(o);
+        return;
+    }
+    if (!json_object_get(o, "demand_faults")) { /* somebody else was it */
+        report_closing("process %" PRIu64 ": all memory is in, by another vmsnap",
+                       json_count(o, "vmm_pid"));
         return;
     }
     char complete[FORMAT_MAX], p99[FORMAT_MAX];
@@ -103,7 +110,8 @@ void restore_text_summary(const json_t *o, bool of_many)
     if (of_many)
         whose(who, o);
     if (poisoned > 0)
-        report_line("%s%" PRIu64 " pages are poisoned: the image is damaged there", who, poisoned);
+        report_line("%s%" PRIu64 " page%s poisoned: the image is damaged there", who, poisoned,
+                    poisoned == 1 ? " is" : "s are");
     char workset[96];
     workset_words(workset, sizeof(workset), o);
     report_closing("%s%s%s; %" PRIu64 " pages prefetched, %" PRIu64 " filled, %" PRIu64
