@@ -156,9 +156,14 @@ static void explain_end(const struct restore *r, int vmm_status)
     struct server_stats stats = r->session.last;
     if (r->session.server)
         server_get_stats(r->session.server, &stats);
-    if (vmm_status == 128 + SIGBUS && stats.counts.pages_poisoned > 0)
-        log_warn("the VMM was ended by SIGBUS: it touched memory that is poisoned, since the image "
-                 "is damaged there");
+    if (vmm_status != 128 + SIGBUS || stats.counts.pages_poisoned == 0)
+        return;
+    struct error e = {.guest = GUEST_ENDED};
+    error_set(&e, VMSNAP_EXIT_IMAGE, 0,
+              "the VMM was ended by SIGBUS: it touched memory that is poisoned, since the image is "
+              "damaged there");
+    error_hint(&e, "start it again from a sound copy of the image");
+    r->o->trouble(r->o->opaque, &e);
 }
 
 static int match_blocks(struct restore *r, struct error *e)
@@ -396,6 +401,8 @@ static _Noreturn void run_server(struct restore *r, int fd)
     r->o->detached(r->o->opaque);
     r->o->report(r->o->opaque, "running", running);
     accompany(r);
+    if (r->vmm.vmm_status != -1)
+        explain_end(r, vmm_exit_status(&r->vmm));
     tear_down(r);
     pidfile_stay(&r->pidfile);
     _exit(0);

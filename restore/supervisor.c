@@ -96,7 +96,7 @@ static void answer_asker(const struct supervisor *s)
     char text[192];
     if (s->server)
         return;
-    if (s->given_up)
+    if (s->given_up && !s->complete)
         snprintf(
             text, sizeof(text),
             "process %d is served no more from here: its guest waits, or another vmsnap serves "
@@ -200,6 +200,12 @@ static int connection_of(const struct supervisor *s)
     return s->charge ? s->charge->connection(s->charge->opaque) : -1;
 }
 
+/* Of two waits, of which -1 has no end. */
+static int sooner(int a_ms, int b_ms)
+{
+    return a_ms < 0 || (b_ms >= 0 && b_ms < a_ms) ? b_ms : a_ms;
+}
+
 static void supervise(struct supervisor *s)
 {
     for (;;) {
@@ -226,9 +232,8 @@ static void supervise(struct supervisor *s)
             fds[2].fd = -1;
             wait_ms = 50;
         }
-        int end_ms = watch_end(s);
-        if (end_ms >= 0 && (wait_ms < 0 || end_ms < wait_ms))
-            wait_ms = end_ms;
+        wait_ms = sooner(wait_ms, watch_end(s));
+        wait_ms = sooner(wait_ms, supervisor_watch_given_up(s));
         poll(fds, 4, wait_ms);
         if (fds[0].revents)
             take_signal(s);

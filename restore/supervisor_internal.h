@@ -42,6 +42,8 @@ struct supervisor {
     uint64_t n_settled; /* clusters that needed nothing any more when the last one took over */
 
     bool lives, runs, complete, given_up;
+    bool is_recorded;             /* given up: the VMM has a record of what is missing */
+    bool by_other;                /* given up: and somebody else serves it */
     bool on_terminal;             /* the VMM has it */
     bool resumes;                 /* the guest is to be let run */
     bool served;                  /* by hand: the takeover has come about */
@@ -83,6 +85,12 @@ bool supervisor_wants_server(const struct supervisor *s);
 void supervisor_start_server(struct supervisor *s);
 
 bool supervisor_vmm_ended(const struct supervisor *s);
+
+/* ---- given up: supervisor_watch.c ---- */
+
+/* Looks whether somebody has taken it over by hand, and is through: then s->complete. In how many
+ * milliseconds to look again; -1: never. */
+int supervisor_watch_given_up(struct supervisor *s);
 
 /* ---- how it ends: supervisor_end.c ---- */
 

@@ -161,6 +161,13 @@ static void let_go(void *opaque)
     close_fd(&p->claim);
 }
 
+/* By a server of ours, or by somebody who took over. */
+static void all_is_in(void *opaque)
+{
+    peer_note_complete(opaque);
+    let_go(opaque);
+}
+
 static int connection_of(void *opaque)
 {
     const struct peer *p = opaque;
@@ -241,7 +248,7 @@ static void attend(struct peer *p)
                                              .serve = peer_serve,
                                              .connection = connection_of,
                                              .heard = heard,
-                                             .complete = let_go,
+                                             .complete = all_is_in,
                                              .opaque = p};
     supervisor_attend(&p->o, &charge);
 }

@@ -26,4 +26,7 @@ struct peer {
 /* In a server's process: serves it until all is in or it has ended (supervisor.h). */
 int peer_serve(void *opaque, struct error *e);
 
+/* All its memory is in: counted once, by whichever server or takeover it is. */
+void peer_note_complete(const struct peer *p);
+
 #endif

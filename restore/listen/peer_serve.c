@@ -61,8 +61,7 @@ static int serve(struct session *s, const struct peer *p, bool is_new, struct er
     return session_serve(s, uffd, !is_new, e);
 }
 
-/* Once, by whichever server or takeover it is. */
-static void note_complete(const struct peer *p)
+void peer_note_complete(const struct peer *p)
 {
     if (!atomic_exchange(&p->c->roll->complete[p->place], true))
         atomic_fetch_add(&p->c->roll->n_complete, 1);
@@ -73,7 +72,7 @@ static int clear_up(struct session *s, const struct peer *p, struct error *e)
 {
     int rc = session_close_there(s, e); /* finds it */
     s->complete_ns = clock_monotonic_ns() - s->began_ns;
-    note_complete(p);
+    peer_note_complete(p);
     if (rc == 0)
         session_summarize(s);
     return rc;
@@ -100,7 +99,7 @@ static int serve_to_the_end(struct session *s, struct peer *p, struct error *e)
     report_running(s, !is_new);
     session_accompany(s);
     if (s->handed_over ? record_is_released(&s->record) : s->complete_ns > 0)
-        note_complete(p);
+        peer_note_complete(p);
     return session_explain_end(s, e);
 }
 

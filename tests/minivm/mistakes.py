@@ -11,10 +11,16 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, main  # noqa: E402
+from case import case, main, wait_until  # noqa: E402
 from firecracker import Api  # noqa: E402
-from minivm import MiniVm, end_and_wait  # noqa: E402
-from vmsnap import vmsnap  # noqa: E402
+from listener import Listener  # noqa: E402
+from minivm import MiniVm, MiniVmPlace, end_and_wait, take_image  # noqa: E402
+from vmsnap import json_lines, vmsnap  # noqa: E402
+
+try:
+    from imagefile import damage_clusters, stored_clusters
+except ImportError: # no python3-xxhash
+    damage_clusters = None
 
 SIZES = ("--memory", "16M", "--populate", "8M")
 SOON = 5 # seconds; --timeout is 30
@@ -140,6 +146,39 @@ def files(t):
         refused(t, code, hint, *args)
     t.equal([n for n in os.listdir(t.dir) if "vmsnap" in n or n.startswith("a.")], [], "litter")
     t.equal(Api(t, api).get("/")["state"], "Running", "the VM")
+
+
+@case("minivm.mistakes.whose", "kernel", 60)
+def whose(t):
+    """A warning from within one of many served VMs says whose it is."""
+    image, _, state = saved(t)
+    with open(image + ".workset", "wb") as f:
+        f.write(b"no working set")
+    listener = Listener(t, image)
+    vm = MiniVm(t, "--vmstate", state, "--uffd-backend", listener.path)
+    wanted = f"vmsnap: warning: process {vm.pid}: what an earlier run learned is not used"
+    wait_until(lambda: wanted in listener.text(), 10, f"a warning: {listener.text()}")
+    end_and_wait(vm)
+
+
+@case("minivm.mistakes.poison-detached", "kernel", 60)
+def poison_detached(t):
+    """A VMM that touches poisoned memory dies of it: told where a detached server tells all else."""
+    t.need(damage_clusters, "no python3-xxhash")
+    sizes = (*SIZES, "--accel", "threads", "--pattern", "random")
+    image, report = take_image(t, *sizes), t.path("report")
+    with open(image, "rb") as f:
+        damage_clusters(image, sorted(stored_clusters(f.read()))[64::4]) # the VMM itself reads the first
+    done = vmsnap(t, "restore", "--no-fill", "--prefetch", "none", "--on-damage", "poison", "--detach", "--report",
+                  report, image, "--", *MiniVmPlace(t, *sizes).argv())
+    t.equal(done.code, 0, done.text())
+
+    def last_error():
+        with open(report, encoding="utf-8") as f:
+            errors = [o for o in json_lines(f.read()) if o["type"] == "error"]
+        return errors and "ended by SIGBUS" in errors[-1]["message"] and errors[-1]
+    error = wait_until(last_error, 20, "it is told")
+    t.check(error["guest_state"] == "ended" and "sound copy" in error["hint"], f"what is told: {error}")
 
 
 if __name__ == "__main__":

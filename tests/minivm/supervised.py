@@ -451,6 +451,9 @@ def gives_up(t):
                              *([image + ".moved"] if cause == "no image" else []))
         place.connect()
         place.wait_for_writes(500)
+        wait_until(lambda: restored.result().of_type("summary"), 20, "it hears that all is in")
+        last = restored.result().of_type("summary")[-1]
+        t.equal((last["handed_over"], last["complete_ns"]), (True, None), f"its last words: {last}")
         place.qmp.command("quit")
         t.equal(finish(inner, again).code, 0, "the one by hand")
         restored.process.wait(20)
