@@ -111,7 +111,8 @@ class Guest:
         self.devices = devices if boot == "linux" else ()
         self.append = append
         self.boot_pages, self.initrd = boot_pages, initrd or guest_file("initramfs.gz")
-        self.options = {"mib": 64, **options}
+        self.options = {"mib": 32, **options}
+        self.options.setdefault("rounds", 2 if self.options["mib"] <= 64 else 1)
         self.dir = t.path(self.name)
         os.mkdir(self.dir)
         if user:
