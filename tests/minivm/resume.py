@@ -13,7 +13,7 @@ from case import case, descendants, main, open_files, wait_until  # noqa: E402
 from minivm import MiniVmPlace, take_image  # noqa: E402
 from vmsnap import finish, pause_log, start_vmsnap, vmsnap  # noqa: E402
 
-SIZES = ("--memory", "96M", "--populate", "80M", "--cpus", "2")
+SIZES = ("--memory", "48M", "--populate", "40M", "--cpus", "2", "--rate", "50000")
 # Where the guest runs already, or may.
 POINTS = ("restore-running", "restore-prefetched", "restore-filled", "restore-released",
           "restore-closing", "restore-handed-off")

@@ -167,7 +167,7 @@ def killed_serving(t, times, seed):
             ends = []
             for _ in range(times):
                 inner = t.sub()
-                nth = chance.randint(1, 6 if point == "serve-releasing" else 600)
+                nth = chance.randint(1, 3 if point == "serve-releasing" else 300)
                 ends.append(killed_anywhere(inner, image, options, point, nth))
                 inner.end()
             t.say(f"{options[1]}, {point}: {ends}")
