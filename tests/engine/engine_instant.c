@@ -1,9 +1,10 @@
 /*
  * Snapshots of a process that writes all its memory all the time, in every kind of memory, holes
  * included, with the smallest buffers there are: every page of every image is what it was at the
- * instant, and the process finds its own memory right.
+ * instant, and the process finds its own memory right. As many snapshots as it is told, or 6.
  */
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "tests/engine/stepping_test.h"
 
@@ -29,8 +30,9 @@ static int one_round(struct stepping_test *t, int round)
     return wrong != 0 || faults == 0;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    int rounds = argc > 1 ? atoi(argv[1]) : ROUNDS;
     struct stepping_test t;
     int unable = stepping_test_begin(&t);
     if (unable)
@@ -44,7 +46,7 @@ int main(void)
     printf("%u kinds of memory%s\n", t.source.base.n_regions,
            t.source.base.n_regions < t.board->n_blocks ? " (no huge pages in hugetlbfs here)" : "");
     int failed = 0;
-    for (int round = 0; round < ROUNDS && !failed; round++)
+    for (int round = 0; round < rounds && !failed; round++)
         failed = one_round(&t, round);
     failed |= !stepping_test_goes_on(&t) || stepping_test_found_wrong(&t);
     stepping_test_end(&t);

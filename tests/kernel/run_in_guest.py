@@ -132,14 +132,18 @@ def judge(t, guest, tests):
     t.check(any(status == 0 for status, _ in ends.values()), "no test ran in the guest")
 
 
-QUICK = ("kernel.probe", "kernel.memory_facts", "kernel.region_read", "kernel.inject_calls",
-         "kernel.engine_busy", "kernel.engine_huge_pieces", "kernel.engine_instant")
+# By name, each with what it is told besides.
+QUICK = {"kernel.probe": [], "kernel.memory_facts": [], "kernel.region_read": [], "kernel.inject_calls": [],
+         "kernel.engine_busy": [], "kernel.engine_huge_pieces": [],
+         "kernel.engine_instant": ["2"]} # snapshots: one armed in the pause, one while the process ran
 
 
 def in_guest(t, limit_s, names=None):
     t.need(os.path.exists(guest_file("vmlinuz")), "no guest kernel: run tools/guest.sh")
     tests = [one for one in kernel_tests(t) if not names or one.name in names]
     t.check(len(tests) == len(names or tests), f"of {names} only {[one.name for one in tests]}")
+    for one in tests:
+        one.command += (names or {}).get(one.name, [])
     initramfs = build_initramfs(t, tests)
     guest = Guest(t, cpus=2, memory_mib=GUEST_MIB, devices=(), work="",
                   initrd=initramfs, run=f"/{DIRECTORY}/run", extra=["-cpu", "max"])

@@ -285,7 +285,7 @@ def restore(t):
             ("hangs while it loads", {"load-state": "hang"}, 17, ""),
     ):
         t.quiet = True
-        result = vmsnap(t, "restore", "--timeout", "5s", image, "--", sys.executable, "-B", LIAR,
+        result = vmsnap(t, "restore", "--timeout", "3s", image, "--", sys.executable, "-B", LIAR,
                         json.dumps(lies), timeout=40)
         t.quiet = False
         t.equal(result.code, code, f"{what}: exit status ({result.text()})")

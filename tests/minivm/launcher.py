@@ -134,7 +134,7 @@ def progress(t):
 def report(t):
     """The report of a detached server: progress once a second, unasked, that comes nearer to the whole."""
     image, path, place = take_image(t, *QUIET, writes=100), t.path("report"), MiniVmPlace(t, *QUIET)
-    rate = os.path.getsize(image) // 3 # what is read of the image, per second
+    rate = os.path.getsize(image) // 2 # what is read of the image, per second
     detached = Restore(t, image, place, "--detach", "--prefetch", "none", "--bwlimit", str(rate),
                        "--report", path)
     detached.wait_running()
