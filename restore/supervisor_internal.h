@@ -39,6 +39,7 @@ struct supervisor {
     uint64_t next_ns;   /* not before that another one */
     unsigned n_started; /* successors */
     unsigned n_failures;
+    bool lacks_process; /* none could be had for a server */
     uint64_t n_settled; /* clusters that needed nothing any more when the last one took over */
 
     bool lives, runs, complete, given_up;

@@ -211,6 +211,18 @@ static void note_failure(struct supervisor *s)
     s->next_ns = now + (delay < MAX_DELAY_NS ? delay : MAX_DELAY_NS);
 }
 
+/* There is no process for it, which says nothing of servers, and comes round: it is not counted,
+ * and not given up. */
+static void put_off(struct supervisor *s, int rc)
+{
+    if (!s->lacks_process)
+        log_warn("no process for another server of process %d (%s): tried again every second; its "
+                 "guest waits at memory that is not in",
+                 (int)s->vmm, strerror(-rc));
+    s->lacks_process = true;
+    s->next_ns = clock_monotonic_ns() + MAX_DELAY_NS;
+}
+
 void supervisor_start_server(struct supervisor *s)
 {
     s->is_first = false;
@@ -219,7 +231,9 @@ void supervisor_start_server(struct supervisor *s)
     if (rc > 0)
         supervisor_run_server(s);
     if (rc < 0)
-        note_failure(s);
+        put_off(s, rc);
+    else
+        s->lacks_process = false;
 }
 
 static void report_death(struct supervisor *s, int number)
