@@ -102,7 +102,8 @@ static int look(struct mailbox *in, struct peer_message *m, int *fd, struct erro
             return rc;
         if (in->n_fds > 0)
             return take_first(in, m, fd);
-        if (m->used_bytes == in->n_bytes) /* it may come with another message yet */
+        /* It may come with another message yet; but for that there must be room. */
+        if (m->used_bytes == in->n_bytes && in->n_bytes < PEER_MESSAGE_MAX_BYTES)
             return -EAGAIN;
         drop_bytes(in, m->used_bytes);
     }
