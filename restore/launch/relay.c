@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdint.h>
 #include <sys/eventfd.h>
@@ -9,12 +10,23 @@
 
 #include "common/thread.h"
 
-/* False at the end, or (non-blocking) when nothing is there. */
-static bool pass_on(int fd)
+/* Whether our stderr takes something. Who reads it may have stopped to: that must not keep us from
+ * ending. */
+static bool await_room(const struct relay *r)
 {
-    char buf[4096];
-    ssize_t n = read(fd, buf, sizeof(buf));
-    if (n <= 0)
+    struct pollfd fds[2] = {{.fd = STDERR_FILENO, .events = POLLOUT},
+                            {.fd = r->stop_fd, .events = POLLIN}};
+    while (poll(fds, 2, -1) < 0)
+        ;
+    return fds[0].revents != 0;
+}
+
+/* False at the end, or (non-blocking) when nothing is there, or when it can't be passed on. */
+static bool pass_on(const struct relay *r)
+{
+    char buf[PIPE_BUF]; /* what a pipe that takes something takes as a whole */
+    ssize_t n = read(r->read_fd, buf, sizeof(buf));
+    if (n <= 0 || !await_room(r))
         return false;
     n = write(STDERR_FILENO, buf, (size_t)n);
     (void)n; /* nowhere left to say it */
@@ -29,7 +41,7 @@ static void *run_relay(void *opaque)
                                 {.fd = r->stop_fd, .events = POLLIN}};
         if (poll(fds, 2, -1) < 0)
             continue;
-        if (fds[0].revents && pass_on(r->read_fd))
+        if (fds[0].revents && pass_on(r))
             continue;
         if (fds[0].revents || fds[1].revents)
             return NULL;
