@@ -123,6 +123,11 @@ void queue_sleep_begin(struct queue *q)
 void queue_sleep_end(struct queue *q)
 {
     atomic_store_explicit(&q->sleeping, false, memory_order_relaxed);
+    queue_clear_wake(q);
+}
+
+void queue_clear_wake(struct queue *q)
+{
     uint64_t n;
     ssize_t got = read(q->wake_fd, &n, sizeof(n)); /* EAGAIN: nobody woke us */
     (void)got;

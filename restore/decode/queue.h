@@ -91,4 +91,7 @@ void queue_wake(struct queue *q);
 void queue_sleep_begin(struct queue *q);
 void queue_sleep_end(struct queue *q);
 
+/* The server, woken from any other sleep by wake_fd: else that would wake it from the next one. */
+void queue_clear_wake(struct queue *q);
+
 #endif

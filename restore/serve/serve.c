@@ -192,6 +192,8 @@ static void sleep_for_more(struct server *s, uint32_t timeout_ns)
     uint64_t began_ns = clock_monotonic_ns();
     note_waiting(s, began_ns);
     ppoll(fds, 2, timeout_ns ? &timeout : NULL, NULL);
+    if (fds[1].revents) /* a command may come while something is tried again */
+        queue_clear_wake(&s->queue);
     /* A fault that came meanwhile has waited since the wakeup, not since we went to sleep. */
     s->inbox.last_empty_ns = stage_lap(&s->stages.asleep, began_ns, 0);
 }
