@@ -108,8 +108,8 @@ static void probe_pagemap(struct kernel_features *f)
     f->pagemap_scan = ioctl(pagemap, PAGEMAP_SCAN, &scan) >= 0 && !TESTHOOK_MASKED("pagemap-scan");
 }
 
-/* The pagemap entry of a hole in shared memory that `fd` write-protects: only a marker. 0: failed.
- */
+/* The pagemap entry of a hole in shared memory that `fd` write-protects: only a
+ * marker. 0: failed. */
 static uint64_t armed_hole_entry(int fd, int pagemap, void *hole)
 {
     uint64_t entry = 0;

@@ -36,8 +36,8 @@ void progress_start(struct progress *p, const char *what, bool redraw);
 /* At the start: what others have done before counts for no rate. */
 void progress_begin_at(struct progress *p, uint64_t done_bytes);
 
-/* Call as often as is convenient: it prints only when it is time to, or when it was asked (true).
- */
+/* Call as often as is convenient: it prints only when it is time to, or when it
+ * was asked (true). */
 bool progress_update(struct progress *p, uint64_t done_bytes, uint64_t total_bytes,
                      uint64_t faults);
 

@@ -2,7 +2,7 @@
  * A command carries an id that no other client of the same connection can have used
  * ("vmsnap-PID-N"), and only the reply with that id counts: a late reply to a command that timed
  * out, or to one of a process that died and whose connection was taken over, is skipped. Events
- * come at any time; they are kept in a ring, the oldest making room, which is remembered.
+ * come at any time; they are kept in a ring, the oldest making room.
  */
 #include "common/qmp.h"
 

@@ -65,8 +65,8 @@ struct restore_look {
  * the same twice. */
 int restore_record_next(const struct target *t, int after);
 
-/* True: `fd` is a descriptor of a memfd named as records are, not of a file that is only called so.
- */
+/* True: `fd` is a descriptor of a memfd named as records are, not of a file that
+ * is only called so. */
 bool restore_record_is(int fd);
 
 /*

@@ -53,8 +53,8 @@ struct pm_scan_arg {
 
 #define UFFD_PIECE_BYTES (16ull << 20)
 
-/* UFFDIO_API handshake. -EINVAL on an fd that has had it (a taken-over one): the caller's to skip.
- */
+/* UFFDIO_API handshake. -EINVAL on an fd that has had it (a taken-over one): the
+ * caller's to skip. */
 int uffd_enable(int fd, uint64_t features);
 
 /* Registers [start, start+len). `modes`: UFFDIO_REGISTER_MODE_*. *ioctls (may be NULL) gets the

@@ -25,8 +25,8 @@ struct clock_outcome {
 
 /*
  * Begins. `fd`: the connection to the agent, taken over; -1: there is none, for the reason in *why.
- * At most `timeout_ms`. A failure is a warning at once, and in the
- * result. NULL when memory is short.
+ * At most `timeout_ms`. A failure is a warning at once, and in the result. NULL when memory is
+ * short.
  */
 struct clock_sync *clock_sync_start(int fd, int timeout_ms, const struct error *why);
 

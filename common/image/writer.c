@@ -55,8 +55,8 @@ static bool name_is_good(const char *name)
     return len > 0 && len < REGION_NAME_MAX;
 }
 
-/* A huge page of more than 2 GiB would not fit the field; no architecture that QEMU runs on has it.
- */
+/* A huge page of more than 2 GiB would not fit the field; no architecture that
+ * QEMU runs on has it. */
 static bool page_size_is_good(uint64_t page_bytes)
 {
     return page_bytes >= IMAGE_PAGE_BYTES && page_bytes <= 1u << 31 &&

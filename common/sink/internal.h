@@ -20,8 +20,8 @@ struct sink_buffer {
 };
 
 struct sink_ops {
-    /* The buffers are there; the I/O thread is not yet. May set s->reply_fd. NULL: nothing to do.
-     */
+    /* The buffers are there; the I/O thread is not yet. May set s->reply_fd.
+     * NULL: nothing to do. */
     int (*start)(struct sink *s);
     /* Starts to write a buffer. 1: written whole; 0: in flight, to be reaped; -errno. May wait,
      * but must come back with -ECANCELED once sink_failure() is set. */

@@ -2,9 +2,9 @@
  * scan.c - what is present, asked for with PAGEMAP_SCAN (Linux 6.7), which skips holes
  * without looking at each page of them; where that is missing, by reading pagemap.
  *
- * PAGEMAP_SCAN can't tell swap from markers (both are "swapped"), so
- * where it says so pagemap is read for the entry. And it works on an address space that is gone,
- * finding it empty; reading pagemap fails then, which is why one entry is read after each scan.
+ * PAGEMAP_SCAN can't tell swap from markers (both are "swapped"), so where it says so pagemap is
+ * read for the entry. And it works on an address space that is gone, finding it empty; reading
+ * pagemap fails then, which is why one entry is read after each scan.
  */
 #include <assert.h>
 #include <errno.h>

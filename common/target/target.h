@@ -24,8 +24,8 @@ struct target {
 /* One that was not opened: target_close() takes it. */
 #define TARGET_NONE ((struct target){.pidfd = -1, .proc_fd = -1, .pagemap_fd = -1, .mem_fd = -1})
 
-/* Opens the process. -ESRCH / -EPERM with exit code 10. The caller closes it with target_close().
- */
+/* Opens the process. -ESRCH / -EPERM with exit code 10. The caller closes it
+ * with target_close(). */
 int target_open(struct target *t, pid_t pid, struct error *e);
 void target_close(struct target *t);
 

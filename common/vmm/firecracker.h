@@ -16,8 +16,8 @@
 /* The region of an imported memory file: a handoff's `offset` is an offset into it. */
 #define FIRECRACKER_REGION_NAME "mem"
 
-/* The least that an image of one says (docs/format.md); new reference, NULL when memory is short.
- */
+/* The least that an image of one says (docs/format.md); new reference, NULL when
+ * memory is short. */
 json_t *firecracker_describe(void);
 
 /* True when a description (of an image, say) is of such a VM. */

@@ -15,8 +15,8 @@
  */
 bool detach_fork(int *fd, json_t **running, int *rc, struct error *e);
 
-/* The server: the guest runs. Closes fd and lets go of the terminal. -EPIPE: nobody waits any more.
- */
+/* The server: the guest runs. Closes fd and lets go of the terminal. -EPIPE:
+ * nobody waits any more. */
 int detach_tell_running(int fd, const json_t *running);
 
 /* stdin, stdout and stderr are /dev/null from now on. */

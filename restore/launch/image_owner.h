@@ -6,9 +6,8 @@
 
 /*
  * A recorded line is code: it is run only from an image that root or the caller owns and nobody
- * else can write, in directories of which the same holds (or that are sticky, as /tmp). 0, or exit
- * code
- * 14. `fd`: the open image, so that what is checked is what was read.
+ * else can write, in directories of which the same holds (or that are sticky, as /tmp). `fd`: the
+ * open image, so that what is checked is what was read. 0, or exit code 14.
  */
 int image_owner_check(int fd, const char *path, struct error *e);
 

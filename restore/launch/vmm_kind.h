@@ -35,8 +35,8 @@ struct vmm_kind {
                         bool (*inherited)(int fd), struct restore_hazard *out, size_t *count,
                         struct error *e);
 
-    /* Whether the files are there that the line reads (qemu/files.h); NULL: the line does not say.
-     */
+    /* Whether the files are there that the line reads (qemu/files.h); NULL: the
+     * line does not say. */
     bool (*files_exist)(const struct relaunch *l, char **missing);
 
     /* Adds what makes the VMM wait for its state, and connect to `socket_path`. */

@@ -2,8 +2,7 @@
  * peer.c - see peer.h.
  *
  *     vmsnap restore --listen     the listener: accepts, and waits for its children
- *      `- vmsnap-peer             this file: reads the handoff, checks it, then supervises; one per
- * VM
+ *      `- vmsnap-peer             this file: reads the handoff, checks it, supervises; one per VM
  *          `- vmsnap-server       peer_serve.c: the faults, the fill
  *
  * Nothing that a VMM says is looked at in the listener's process, and nothing of one VM's lies in
@@ -151,8 +150,8 @@ static void close_fd(int *fd)
     *fd = -1;
 }
 
-/* What only a server needs, the VMM's userfaultfd above all, is not held for as long as it lives.
- */
+/* What only a server needs, the VMM's userfaultfd above all, is not held for as
+ * long as it lives. */
 static void let_go(void *opaque)
 {
     struct peer *p = opaque;

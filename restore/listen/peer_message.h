@@ -29,8 +29,8 @@ struct peer_region {
     uint64_t page_bytes; /* 4 KiB or 2 MiB */
 };
 
-/* No two regions overlap, neither in the VMM nor in the memory file. In the order of the message.
- */
+/* No two regions overlap, neither in the VMM nor in the memory file. In the
+ * order of the message. */
 struct peer_message {
     struct peer_region regions[PEER_MESSAGE_MAX_REGIONS];
     uint32_t n_regions; /* at least one */

@@ -139,8 +139,8 @@ static int refuse_size(uint64_t placed, uint64_t total, struct error *e)
     return -EINVAL;
 }
 
-/* The part of the place that lies in region `saved`, whose first byte is the image's byte `base`.
- */
+/* The part of the place that lies in region `saved`, whose first byte is the
+ * image's byte `base`. */
 static int place_part(struct block *b, const struct block_place *p,
                       const struct image_region *saved, uint64_t base, struct error *e)
 {

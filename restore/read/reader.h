@@ -42,8 +42,8 @@ int reader_ask(struct reader *r, uint64_t offset, uint32_t bytes, bool fresh);
  * -errno; 0: not within timeout_ms; -EOWNERDEAD. */
 int reader_wait(struct reader *r, int timeout_ms, int64_t *result);
 
-/* Ends it, or leaves it to end by itself if it hangs. One that is all zeros, or stopped: nothing.
- */
+/* Ends it, or leaves it to end by itself if it hangs. One that is all zeros, or
+ * stopped: nothing. */
 void reader_stop(struct reader *r);
 
 /* The same in two steps, for several: reader_kill() does not wait, reader_end() at most that long.

@@ -1,5 +1,5 @@
-/* trouble.h - what went wrong while serving, on its way to the main thread, which tells the user.
- */
+/* trouble.h - what went wrong while serving, on its way to the main thread,
+ * which tells the user. */
 #ifndef VMSNAP_RESTORE_TROUBLE_H
 #define VMSNAP_RESTORE_TROUBLE_H
 

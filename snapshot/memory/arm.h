@@ -1,5 +1,5 @@
-/* arm.h - the VM's memory under our userfaultfds: registered, protected at the instant, released.
- */
+/* arm.h - the VM's memory under our userfaultfds: registered, protected at the
+ * instant, released. */
 #ifndef VMSNAP_SNAPSHOT_ARM_H
 #define VMSNAP_SNAPSHOT_ARM_H
 

@@ -203,8 +203,8 @@ void cluster_map_track_all(struct cluster_map *m, uint64_t from, uint64_t to)
 
 #define EACH_LOOSE 0x8080808080808080ull
 
-/* Eight states at once; `at` is a multiple of 8 (of the map's start, which malloc() has aligned).
- */
+/* Eight states at once; `at` is a multiple of 8 (of the map's start, which
+ * malloc() has aligned). */
 static uint64_t eight(const struct cluster_map *m, uint64_t at)
 {
     const uint64_t *word = (const void *)(m->states + at);

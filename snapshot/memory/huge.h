@@ -29,8 +29,8 @@ void huge_expect_discards(struct huge *h);
  */
 int huge_start(struct huge *h);
 
-/* An eventfd that becomes readable when the thread has done what it could; -1: it was not started.
- */
+/* An eventfd that becomes readable when the thread has done what it could; -1: it
+ * was not started. */
 int huge_event_fd(const struct huge *h);
 
 /* Of huge_bytes_before(), what the thread is done with. Any thread. */

@@ -234,8 +234,8 @@ static bool take_batch(struct chunk_saver *s, const struct cluster_range *range,
     return !capture_failed(c);
 }
 
-/* Saves the first n of s->batch, or as many as there are buffers for. Returns how many; 0: failed.
- */
+/* Saves the first n of s->batch, or as many as there are buffers for. Returns how
+ * many; 0: failed. */
 static unsigned save_batch(struct chunk_saver *s, const struct cluster_range *range, unsigned n)
 {
     bool waited;

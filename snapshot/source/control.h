@@ -82,8 +82,8 @@ int source_control_restore_memory(struct source *s, struct error *e);
 
 /* ---- source/control_pause.c: around the instant ---- */
 
-/* Stops a running VM and says so; leaves a paused one as it is. On
- * failure after `stop` was sent the VM may be stopped: the caller calls resume. */
+/* Stops a running VM and says so; leaves a paused one as it is. On failure after `stop` was sent
+ * the VM may be stopped: the caller calls resume. */
 int source_control_stop(struct source_control *c, bool *was_running, struct error *e);
 
 /* Continues the VM if source_control_stop() stopped it. May be called twice. */

@@ -1,9 +1,9 @@
 /*
  * qemu_probe - what vmsnap makes of a QEMU's memory, for tests.
  *
- *   qemu_probe SOCKET PID list                      all blocks and GPA ranges as one JSON
- * object qemu_probe SOCKET PID read NAME OFFSET BYTES    a block's bytes, by region_read(), to
- * stdout
+ *   qemu_probe SOCKET PID list     all blocks and GPA ranges as one JSON object
+ *   qemu_probe SOCKET PID read NAME OFFSET BYTES
+ *                                  a block's bytes, by region_read(), to stdout
  *
  * PID 0: the process behind the socket.
  */

@@ -277,8 +277,8 @@ static void check_index(void)
     }
 }
 
-/* The record at `at`, whose frame has `n` bytes, into `out` (CLUSTER bytes). Returns its cluster.
- */
+/* The record at `at`, whose frame has `n` bytes, into `out` (CLUSTER bytes).
+ * Returns its cluster. */
 static uint64_t read_record(uint64_t at, uint64_t n, unsigned char *out)
 {
     const unsigned char *p = file + at;

@@ -1,5 +1,5 @@
-/* What is asked for ahead of a guest that goes through memory in order, and of one that does not.
- */
+/* What is asked for ahead of a guest that goes through memory in order, and of
+ * one that does not. */
 #include <criterion/criterion.h>
 
 #include "restore/decode/ahead.h"

@@ -68,8 +68,8 @@ static int open_sample(struct error *e)
     return r;
 }
 
-/* A lie: changes the image (through `trailer`, header(), section()); `says` must be in the error.
- */
+/* A lie: changes the image (through `trailer`, header(), section()); `says` must
+ * be in the error. */
 struct lie {
     const char *name, *says;
     void (*tell)(void);

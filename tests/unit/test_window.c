@@ -1,5 +1,5 @@
-/* Memory that goes away under a writer's hands: an error, in any thread, and no end of the process.
- */
+/* Memory that goes away under a writer's hands: an error, in any thread, and no
+ * end of the process. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <signal.h>

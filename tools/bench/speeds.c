@@ -55,8 +55,8 @@ static void add_up(struct worker *sum, const struct worker *w)
     histogram_merge(&sum->times, &w->times);
 }
 
-/* Runs them all, and adds up in *sum what they did; *ns: how long it took. 0 or the first -errno.
- */
+/* Runs them all, and adds up in *sum what they did; *ns: how long it took. 0 or
+ * the first -errno. */
 static int run_crew(struct crew *crew, unsigned n, struct worker *sum, uint64_t *ns)
 {
     struct worker *workers = calloc(n, sizeof(*workers));

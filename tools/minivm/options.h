@@ -38,8 +38,8 @@ uint64_t options_region_unit(const struct options *o);
 /* Do they describe a machine? Prints what does not. */
 bool options_fit(const struct options *o);
 
-/* Fills `o`; on a mistake it prints what is wrong and returns false. Ends the process for --help.
- */
+/* Fills `o`; on a mistake it prints what is wrong and returns false. Ends the
+ * process for --help. */
 bool options_parse(struct options *o, int argc, char **argv);
 
 #endif

@@ -1,5 +1,5 @@
-/* sandbox.h - a seccomp filter as strict as Firecracker's, for who attaches to a VMM that has one.
- */
+/* sandbox.h - a seccomp filter as strict as Firecracker's, for who attaches to a
+ * VMM that has one. */
 #ifndef MINIVM_SANDBOX_H
 #define MINIVM_SANDBOX_H
 

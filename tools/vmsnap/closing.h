@@ -6,8 +6,11 @@
 
 /*
  * The line of a snapshot, which people paste into tickets: it leads with the pause.
- *     paused 3.1 ms (KVM); 4.0 GiB RAM, 1.1 GiB stored (3.6:1) in 3.9 s; 2210 write faults, p99 71
- * us; guest running Through report_closing().
+ *
+ *     paused 3.1 ms (KVM); 4.0 GiB RAM, 1.1 GiB stored (3.6:1) in 3.9 s; 2210 write faults,
+ *     p99 71 us; guest running
+ *
+ * Through report_closing().
  */
 void closing_snapshot(const json_t *summary);
 

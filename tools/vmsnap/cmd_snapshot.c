@@ -1,5 +1,5 @@
-/* cmd_snapshot.c - `vmsnap snapshot`: options in, one live snapshot, the line for the ticket out.
- */
+/* cmd_snapshot.c - `vmsnap snapshot`: options in, one live snapshot, the line
+ * for the ticket out. */
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>

@@ -20,8 +20,8 @@ int report_file_open(const char *path, struct error *e);
 /* NULL: none was opened. */
 FILE *report_file(void);
 
-/* This process goes on writing, at the end, without being one of those that keep the file locked.
- */
+/* This process goes on writing, at the end, without being one of those that keep
+ * the file locked. */
 void report_file_unlock_here(void);
 
 /* Before each line. */

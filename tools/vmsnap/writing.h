@@ -1,5 +1,5 @@
-/* writing.h - what the commands that write a large file have in common: snapshot, import, export.
- */
+/* writing.h - what the commands that write a large file have in common:
+ * snapshot, import, export. */
 #ifndef VMSNAP_TOOLS_WRITING_H
 #define VMSNAP_TOOLS_WRITING_H
 

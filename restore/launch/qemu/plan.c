@@ -17,8 +17,8 @@ static bool is_own_qmp(const struct qemu_option *o)
     return qemu_option_is(o, "qmp") && at && strchr(at + 1, '/');
 }
 
-/* `machine`: the versioned name; alone it is what we appended ourselves, or printed for the user.
- */
+/* `machine`: the versioned name; alone it is what we appended ourselves, or
+ * printed for the user. */
 static bool is_own_machine(const struct qemu_option *o, const char *machine)
 {
     return qemu_option_is(o, "machine") && o->value && strcmp(o->value, machine) == 0;
