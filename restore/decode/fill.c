@@ -11,6 +11,7 @@
 #include "common/futex.h"
 #include "common/pace.h"
 #include "common/thread.h"
+#include "restore/decode/rest.h"
 #include "restore/decode/sweep.h"
 #include "restore/memory/in_place.h"
 #include "restore/memory/window.h"
@@ -93,6 +94,7 @@ struct worker {
     unsigned number;
     struct codec *codec;
     uint64_t lap_ns;
+    struct rest rest;
 };
 
 /* What window_guard() runs. */
@@ -322,19 +324,25 @@ static bool run_prefetch(struct worker *w)
 
 /* ---- the rest ---- */
 
+/* Does nothing for so long, or until something is asked for ahead. */
+static void pause_for(struct worker *w, unsigned ms)
+{
+    struct fill *f = w->fill;
+    queue_flush(f->config.queue);
+    w->lap_ns = stage_lap(&f->stages.looking, w->lap_ns, 0);
+    ahead_wait(f->config.ahead, ms);
+    w->lap_ns = stage_lap(&f->stages.held_back, w->lap_ns, 0);
+}
+
 /* Waits until the limit on the rate lets one go on; what is asked for ahead is brought in
  * meanwhile. False: stop. */
 static bool keep_pace(struct worker *w)
 {
-    struct fill *f = w->fill;
     while (bring_ahead(w)) {
-        uint64_t ns = held_back_ns(f);
+        uint64_t ns = held_back_ns(w->fill);
         if (ns == 0)
             return true;
-        queue_flush(f->config.queue);
-        w->lap_ns = stage_lap(&f->stages.looking, w->lap_ns, 0);
-        ahead_wait(f->config.ahead, (unsigned)(ns / 1000000 + 1));
-        w->lap_ns = stage_lap(&f->stages.held_back, w->lap_ns, 0);
+        pause_for(w, (unsigned)(ns / 1000000 + 1));
     }
     return false;
 }
@@ -347,9 +355,13 @@ static void run_rest(struct worker *w)
     w->lap_ns = clock_monotonic_ns();
     uint64_t last_until_ns = w->lap_ns + CALM_LAST_NS;
     calm_down(&f->calm, CALM_LAST);
+    rest_begin(&w->rest);
     while (!stopped(f)) {
+        unsigned rest_ms = last_until_ns ? rest_due_ms(&w->rest) : 0;
+        if (rest_ms > 0)
+            pause_for(w, rest_ms);
         if (!keep_pace(w))
-            return;
+            break;
         if (last_until_ns && w->lap_ns > last_until_ns) {
             last_until_ns = 0;
             calm_down(&f->calm, CALM_NICE);
@@ -358,8 +370,9 @@ static void run_rest(struct worker *w)
         if (!sweep_take(&f->sweep, &r.block, &r.first, &r.n))
             break;
         if (!submit_range(w, &r))
-            return;
+            break;
     }
+    rest_end(&w->rest);
     if (!stopped(f) && atomic_fetch_sub(&f->all_working, 1) == 1)
         f->config.finished(f->config.opaque);
 }

@@ -8,6 +8,9 @@
  * them), and no fault ever comes meanwhile. So lingering that found nothing twice in a row is left
  * out for a number of faults, for twice as many the next time, until it has found something.
  *
+ * And where the server itself is kept waiting for a CPU, as on a host that starts many VMs at once,
+ * what it lingers on is the time of others' guests.
+ *
  * The server's thread alone.
  */
 #ifndef VMSNAP_RESTORE_LINGER_H
@@ -15,6 +18,8 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+
+#include "common/run_delay.h"
 
 #define LINGER_NS 200000u
 
@@ -24,9 +29,14 @@ struct linger {
     uint32_t fruitless; /* faults in a row that came only after that */
     uint32_t without;   /* faults to come for which it sleeps at once */
     uint32_t next;      /* how many that will be the next time */
+    struct run_delay delay;
+    uint32_t n;     /* faults since that was looked at */
+    bool contended; /* as of then: there are more who want a CPU than CPUs */
 };
 
-void linger_init(struct linger *l);
+/* The server's thread, of itself. */
+void linger_begin(struct linger *l);
+void linger_end(struct linger *l);
 
 /* How long after the last fault it goes on. */
 uint64_t linger_ns(const struct linger *l);

@@ -278,6 +278,7 @@ static void *run_server(void *opaque)
 {
     struct server *s = opaque;
     take_nudges();
+    linger_begin(&s->linger);
     setpriority(PRIO_PROCESS, 0, SERVER_NICE); /* without the right to it: as it is */
     prctl(PR_SET_TIMERSLACK, 1000);            /* ns: short sleeps are to be short */
     if (s->config.takes_over)
@@ -289,6 +290,7 @@ static void *run_server(void *opaque)
         else
             turn_without_message(s);
     }
+    linger_end(&s->linger);
     return NULL;
 }
 
@@ -365,7 +367,6 @@ int server_start(struct server **out, const struct server_config *config, struct
                               .answerer = &s->answerer,
                               .linger = &s->linger,
                               .last_empty_ns = clock_monotonic_ns()};
-    linger_init(&s->linger);
     int rc = init_server(s);
     if (rc) {
         server_stop(s);

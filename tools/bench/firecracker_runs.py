@@ -17,7 +17,7 @@ from vmsnap import vmsnap
 
 IMPORT_SECONDS = 120
 RUN_SECONDS = 60
-LOOK_SECONDS = 0.05
+LOOK_SECONDS, MEMORY_SECONDS = 0.05, 0.25
 LEARNED_TOUCHES, LEARN_RATE = 10000, 20000
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -88,7 +88,7 @@ class Vmsnap:
 
     def __init__(self, t, image, *options):
         self.file, self.fills = image, "--no-fill" not in options
-        self.watch = MemoryWatch(os.getpid(), os.path.realpath(tool("vmsnap")))
+        self.watch = MemoryWatch(os.getpid(), os.path.realpath(tool("vmsnap")), MEMORY_SECONDS)
         try:
             self.listener = Listener(t, image, *options)
         except Failed:

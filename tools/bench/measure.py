@@ -85,18 +85,18 @@ def observe(samples, begin, end, gap, buckets):
 
 class MemoryWatch:
     """The largest proportional size (PSS) that a process and its descendants had together, looked
-    at every 50 ms from a thread. Memory that they share counts once; in `peak_rss` for each. `peak_own`: what
-    is no file's. `program`: only those of them that run it."""
+    at `every` so many seconds from a thread, which takes CPU time from what is measured. Memory that they share
+    counts once; in `peak_rss` for each. `peak_own`: what is no file's. `program`: only those of them that run it."""
 
-    def __init__(self, pid, program=None):
-        self.pid, self.program = pid, program
+    def __init__(self, pid, program=None, every=0.05):
+        self.pid, self.program, self.every = pid, program, every
         self.peak = self.peak_rss = self.peak_own = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self):
-        while not self._stop.wait(0.05):
+        while not self._stop.wait(self.every):
             found = list(map(memory_bytes, self._processes()))
             pss, rss, own = (sum(one[what] for one in found) for what in ("pss", "rss", "own"))
             self.peak, self.peak_rss = max(self.peak, pss), max(self.peak_rss, rss)
