@@ -34,6 +34,14 @@ struct layout {
     unsigned n;
 };
 
+/*
+ * An arena of glibc's malloc: so many bytes from a multiple of it on, without a reservation like
+ * guest memory, the first part of it open (132 KiB or more) and the rest without access. So one
+ * that lies behind guest memory is joined to it (seen: Firecracker 1.14 linked with glibc, as its
+ * releases are not).
+ */
+#define ARENA_BYTES (64 * MIB)
+
 /* A stretch of mappings that are alike. */
 struct stretch {
     uint64_t start, end;
@@ -54,8 +62,8 @@ static bool is_candidate(const struct mapping *m)
            (nameless || m->inode != 0 || m->hugetlb);
 }
 
-/* Guest memory is mapped without a reservation, thread stacks and heaps are not: what lies beside
- * it is kept apart. */
+/* Guest memory is mapped without a reservation, thread stacks are not: what lies beside it is kept
+ * apart. */
 static bool goes_on(const struct mapping *m, const struct mapping *next)
 {
     return next->start == m->end && next->page_bytes == m->page_bytes &&
@@ -63,6 +71,18 @@ static bool goes_on(const struct mapping *m, const struct mapping *next)
            next->inode == m->inode && next->dev_major == m->dev_major &&
            next->dev_minor == m->dev_minor &&
            (m->inode == 0 || m->hugetlb || next->offset == m->offset + (m->end - m->start));
+}
+
+/* What is left of a stretch if the open part of an arena, whose rest is `next`, was joined to it.
+ */
+static void cut_arena(struct stretch *s, const struct mapping *next)
+{
+    uint64_t arena = next->end - ARENA_BYTES;
+    bool is_rest = next->start == s->end && next->noreserve && !next->readable &&
+                   next->inode == 0 && !next->shared && next->end % ARENA_BYTES == 0 &&
+                   next->end - next->start >= ARENA_BYTES / 2;
+    if (is_rest && s->start < arena && arena < s->end)
+        s->end = arena;
 }
 
 static int list_stretches(struct stretch_list *out, const struct mapping_list *maps,
@@ -76,6 +96,8 @@ static int list_stretches(struct stretch_list *out, const struct mapping_list *m
     for (size_t i = 0; i < maps->count; i++) {
         const struct mapping *m = &maps->items[i];
         if (!is_candidate(m)) {
+            if (last)
+                cut_arena(&out->items[out->count - 1], m);
             last = NULL;
             continue;
         }

@@ -132,6 +132,25 @@ Test(firecracker_memory, beside_other_memory)
     cr_assert_eq(found.items[0].hva, at);
 }
 
+/* A malloc arena of glibc behind it, which is mapped alike: 64 MiB, the first part of them open. */
+Test(firecracker_memory, beside_an_arena)
+{
+    uint64_t arena_bytes = 64 * MIB, open_bytes = 132 << 10;
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    char *around = mmap(NULL, 1024 * MIB, PROT_NONE, flags, -1, 0);
+    cr_assert_neq(around, MAP_FAILED);
+    char *arena = around + 896 * MIB - (uintptr_t)around % arena_bytes;
+    char *guest = arena - 777 * MIB;
+    mprotect(guest, 777 * MIB + open_bytes, PROT_READ | PROT_WRITE);
+    munmap(arena + arena_bytes, (size_t)(around + 1024 * MIB - arena - arena_bytes));
+    cr_assert_eq(look(777), 0, "%s", err.message);
+    cr_assert_eq(found.items[0].hva, (uint64_t)(uintptr_t)guest);
+    region_set_free(&found);
+    /* But not where more than the rest of one lies behind it. */
+    munmap(arena + arena_bytes - MIB, MIB);
+    cr_assert_lt(look(777), 0);
+}
+
 static uint64_t map_file(int fd, uint64_t bytes)
 {
     cr_assert_eq(ftruncate(fd, (off_t)bytes), 0);
