@@ -1,132 +1,194 @@
 #!/usr/bin/python3
-"""A real Firecracker, where there is one in PATH (and KVM): booted, saved, and started again from its files
-with vmsnap as its page-fault backend. Where there is none the case is skipped and says so."""
+"""A real Firecracker, where there is one in PATH (and KVM), with vmsnap as its page-fault backend, and taken by
+vmsnap over its API. Where there is none the cases are skipped and say so. Its guest is tests/guest/fc_kernel.c."""
 
-import lzma
 import os
+import re
 import shutil
-import struct
+import signal
 import sys
+from functools import partial
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, end_process, main, wait_until  # noqa: E402
+from case import case, descendants, end_process, main, open_files, tool, wait_until  # noqa: E402
 from firecracker import Api  # noqa: E402
-from guest import Console, guest_file  # noqa: E402
+from guest import Console  # noqa: E402
 from listener import Listener  # noqa: E402
-from minivm import kvm_works  # noqa: E402
-from vmsnap import vmsnap  # noqa: E402
+from minivm import kvm_works, need_huge_pages  # noqa: E402
+from vmsnap import pause_log, vmsnap  # noqa: E402
 
-BOOT_ARGS = ("console=ttyS0 reboot=k panic=1 pci=off quiet no_timer_check vmsnap.work=selfcheck "
-             "vmsnap.mib=64 vmsnap.rate=2000")
 MEMORY_MIB = 256
-LZ4_BLOCK = 8 << 20
-
-
-def lz4_block(data):
-    """One block of LZ4, as lz4.org's block format describes it."""
-    out, at, end = bytearray(), 0, len(data)
-
-    def length(first, at):
-        more = 255 if first == 15 else 0
-        while more == 255:
-            more = data[at]
-            first += more
-            at += 1
-        return first, at
-    while at < end:
-        token = data[at]
-        literals, at = length(token >> 4, at + 1)
-        out += data[at:at + literals]
-        at += literals
-        if at >= end:
-            break
-        back = data[at] | data[at + 1] << 8
-        count, at = length(token & 15, at + 2)
-        count += 4
-        while count > 0: # a match may overlap what it makes
-            piece = out[-back:len(out) - back + count if count < back else None]
-            out += piece
-            count -= len(piece)
-    return out
-
-
-def unpack_kernel(path):
-    """The ELF image in a bzImage (Documentation/arch/x86/boot.rst: payload_offset, payload_length), which
-    is all that most versions of Firecracker load. None: packed in a way that is not known here."""
-    with open(path, "rb") as f:
-        data = f.read()
-    start, length = struct.unpack_from("<II", data, 0x248)
-    start += ((data[0x1f1] or 4) + 1) * 512
-    payload = data[start:start + length]
-    if payload.startswith(b"\xfd7zXZ\0"):
-        return lzma.LZMADecompressor(format=lzma.FORMAT_XZ).decompress(payload)
-    if not payload.startswith(b"\x02\x21\x4c\x18"): # LZ4's legacy frame
-        return None
-    out, at = bytearray(), 4
-    while at + 4 < len(payload): # the last 4 bytes are the size of it all
-        size = struct.unpack_from("<I", payload, at)[0]
-        out += lz4_block(payload[at + 4:at + 4 + size])
-        at += 4 + size
-    return bytes(out)
+BALLOON = {"amount_mib": 0, "deflate_on_oom": False}
 
 
 class Firecracker:
     """A process of it, its API and its console, which is its standard output."""
 
     def __init__(self, t):
-        path = t.path(t.unique("fc") + ".sock")
-        self.console = Console(path + ".out")
+        self.socket = t.path(t.unique("fc") + ".sock")
+        self.console = Console(self.socket + ".out")
         with open(self.console.path, "wb") as out:
-            self.process = t.spawn(["firecracker", "--api-sock", path, "--id", "vmsnap-test"],
+            self.process = t.spawn(["firecracker", "--api-sock", self.socket, "--id", "vmsnap-test"],
                                    stdout=out, stderr=out)
-        wait_until(lambda: os.path.exists(path), 10, "Firecracker listens")
-        self.api = Api(t, path, timeout=60)
+        self.pid = self.process.pid
+        wait_until(lambda: os.path.exists(self.socket), 10, "Firecracker listens")
+        self.api = Api(t, self.socket, timeout=60)
         self.t = t
 
     def ask(self, method, path, **body):
         status, answer = self.api.request(method, path, body)
         self.t.equal(status, 204, f"{method} {path}: {answer}")
 
-    def wait_for_rounds(self, n, since=0):
-        """Until the guest has checked all of its memory n times more."""
-        def rounds():
-            found = self.console.counters("SELFCHECK", since)
-            return found and found[-1]["rounds"] >= found[0]["rounds"] + n
-        wait_until(rounds, 90, f"{n} rounds of the guest's own check")
+    def boot(self, balloon=None, **machine):
+        self.ask("PUT", "/boot-source", kernel_image_path=tool("tests", "guest", "fc_kernel"), boot_args="")
+        self.ask("PUT", "/machine-config", **{"vcpu_count": 1, "mem_size_mib": MEMORY_MIB, **machine})
+        if balloon:
+            self.ask("PUT", "/balloon", **balloon)
+        self.ask("PUT", "/actions", action_type="InstanceStart")
+        self.wait_for_rounds(3)
+        return self
+
+    def load(self, state, listener):
+        self.ask("PUT", "/snapshot/load", snapshot_path=state, resume_vm=True,
+                 mem_backend={"backend_type": "Uffd", "backend_path": listener.path})
+        return self
+
+    def rounds(self):
+        return self.console.counters("SELFCHECK")
+
+    def wait_for_rounds(self, n):
+        """Until the guest has checked all of its memory n times more, whole lines seen."""
+        seen = len(self.rounds())
+        wait_until(lambda: len(self.rounds()) > seen + n or self.console.errors(), 60,
+                   f"{n} rounds of the guest's own check")
         self.t.equal(self.console.errors(), [], "what the guest says is wrong")
+        return self
+
+    def save(self):
+        """By its own PUT /snapshot/create, and it is ended: (state file, image)."""
+        t, stem = self.t, self.t.unique("vm")
+        state, memory, image = (t.path(stem + end) for end in (".state", ".mem", ".vmsnap"))
+        self.ask("PATCH", "/vm", state="Paused")
+        self.ask("PUT", "/snapshot/create", snapshot_type="Full", snapshot_path=state, mem_file_path=memory)
+        end_process(self.process)
+        made = vmsnap(t, "import", "firecracker", "--vmstate", state, memory, image)
+        t.equal(made.code, 0, made.text())
+        os.unlink(memory)
+        return state, image
+
+    def take(self, *options):
+        """By vmsnap, while it runs on: (state file, image)."""
+        t, stem = self.t, self.t.unique("taken")
+        state, image = t.path(stem + ".state"), t.path(stem + ".vmsnap")
+        checked = vmsnap(t, "check", "--api", self.socket, *options)
+        t.equal(checked.code, 0, f"check: {checked.text()}")
+        taken = vmsnap(t, "snapshot", "--api", self.socket, "--vmstate", state, *options, image)
+        t.equal(taken.code, 0, f"snapshot: {taken.text()}")
+        t.equal(taken.summary["warnings"], [], "warnings")
+        t.equal(self.api.get("/")["state"], "Running", "state after a snapshot")
+        self.wait_for_rounds(2)
+        return state, image
 
 
-@case("minivm.firecracker.real", "kvm", 300)
-def real(t):
+def need_firecracker(t):
     t.need(shutil.which("firecracker"), "there is no firecracker in PATH")
     t.need(kvm_works(), "no /dev/kvm here")
-    t.need(os.path.exists(guest_file("vmlinuz")), "the guest is not built: tools/guest.sh")
-    kernel = unpack_kernel(guest_file("vmlinuz"))
-    t.need(kernel, "the kernel is packed in a way that this test does not know")
-    with open(t.path("vmlinux"), "wb") as f:
-        f.write(kernel)
-    vm = Firecracker(t)
-    vm.ask("PUT", "/boot-source", kernel_image_path=t.path("vmlinux"),
-           initrd_path=guest_file("initramfs.gz"), boot_args=BOOT_ARGS)
-    vm.ask("PUT", "/machine-config", vcpu_count=1, mem_size_mib=MEMORY_MIB)
-    vm.ask("PUT", "/actions", action_type="InstanceStart")
-    vm.wait_for_rounds(2)
-    state, memory, image = t.path("vm.state"), t.path("vm.mem"), t.path("image")
-    vm.ask("PATCH", "/vm", state="Paused")
-    vm.ask("PUT", "/snapshot/create", snapshot_type="Full", snapshot_path=state, mem_file_path=memory)
-    end_process(vm.process)
-    made = vmsnap(t, "import", "firecracker", "--vmstate", state, memory, image)
-    t.equal(made.code, 0, made.text())
-    os.unlink(memory)
-    listener = Listener(t, image)
-    for _ in range(2): # two of them from one image
-        clone = Firecracker(t)
-        clone.ask("PUT", "/snapshot/load", snapshot_path=state, resume_vm=True,
-                  mem_backend={"backend_type": "Uffd", "backend_path": listener.path})
-        clone.wait_for_rounds(3)
-        t.equal(clone.api.get("/")["state"], "Running", "state")
+
+
+def check_served(t, vm, listener):
+    """All of its memory is in, and nothing of vmsnap is left in the way."""
+    vm.wait_for_rounds(3)
+    wait_until(lambda: listener.of_type("summary"), 30, f"all is in: {listener.text()}")
     t.equal(listener.of_type("error"), [], listener.text())
+    t.check(not any("memfd:vmsnap" in link for link in open_files(vm.pid)), "the record is gone")
+    t.equal(vm.api.get("/")["state"], "Running", "state")
+
+
+@case("minivm.firecracker.real", "kvm", 120)
+def real(t):
+    """Booted, saved, and started twice from its files."""
+    need_firecracker(t)
+    state, image = Firecracker(t).boot().save()
+    listener = Listener(t, image)
+    clones = [Firecracker(t).load(state, listener) for _ in range(2)]
+    for clone in clones:
+        check_served(t, clone, listener)
+
+
+@case("minivm.firecracker.real-balloon", "kvm", 120)
+def real_balloon(t):
+    """What the guest gives away while its memory comes in reads as zeros."""
+    need_firecracker(t)
+    state, image = Firecracker(t).boot(balloon=BALLOON).save()
+    for options in ((), ("--no-fill",)):
+        listener = Listener(t, image, *options)
+        clone = Firecracker(t).load(state, listener).wait_for_rounds(5)
+        rounds = clone.rounds()
+        t.check(rounds[-1]["given"] >= rounds[0]["given"] + 256, f"it gives pages away: {rounds[-1]}")
+        end_process(clone.process)
+        wait_until(partial(listener.of_type, "summary"), 10, "the end of the session")
+        if options: # else all may have been in before the first was given away
+            t.check(listener.of_type("summary")[0]["pages_discarded"] >= 64, listener.text())
+        t.equal(listener.of_type("error"), [], listener.text())
+
+
+@case("minivm.firecracker.real-huge", "kvm", 120, lock="hugepages")
+def real_huge(t):
+    """Huge pages of 2 MiB."""
+    need_firecracker(t)
+    need_huge_pages(t, MEMORY_MIB // 2 + 4)
+    state, image = Firecracker(t).boot(huge_pages="2M").save()
+    listener = Listener(t, image)
+    clone = Firecracker(t).load(state, listener)
+    check_served(t, clone, listener)
+    clone.take()
+
+
+@case("minivm.firecracker.real-resume", "kvm", 120)
+def real_resume(t):
+    """All of vmsnap killed: the guest waits, goes on when it is taken over by hand, and all is right."""
+    need_firecracker(t)
+    state, image = Firecracker(t).boot().save()
+    log, reached, _ = pause_log(t)
+    listener = Listener(t, image, "--no-fill", hooks={"pause_at": "serve-installed:20", "pause_log": log})
+    clone = Firecracker(t).load(state, listener)
+    reached("serve-installed")
+    for pid in [listener.pid, *descendants(listener.pid)]:
+        os.kill(pid, signal.SIGKILL)
+    t.equal(clone.rounds(), [], "the guest waits")
+    resumed = vmsnap(t, "restore", "--resume", str(clone.pid))
+    t.equal(resumed.code, 0, resumed.text())
+    clone.wait_for_rounds(3)
+    t.check(not any("memfd:vmsnap" in link for link in open_files(clone.pid)), "the record is gone")
+
+
+@case("minivm.firecracker.real-again", "kvm", 120, lock="firecracker-places")
+def real_again(t):
+    """Taken by vmsnap while it runs, served to another, and taken from that again."""
+    need_firecracker(t)
+    vm = Firecracker(t).boot()
+    for _ in range(3):
+        state, image = vm.take()
+        end_process(vm.process)
+        listener = Listener(t, image)
+        vm = Firecracker(t).load(state, listener)
+        check_served(t, vm, listener)
+
+
+@case("minivm.firecracker.real-regions", "kvm", 120, lock="firecracker-places")
+def real_regions(t):
+    """A VM with memory above 4 GiB too: joined, its regions are named as the hint says."""
+    need_firecracker(t)
+    vm = Firecracker(t).boot(mem_size_mib=4096)
+    told = vmsnap(t, "check", "--api", vm.socket)
+    reason = next(o for o in told.of_type("item") if o["name"] == "memory")["reason"]
+    maps = re.findall(r"--map 0x\S+:0x\S+", reason) # of newer versions, then of older ones
+    newer = [int(n) for n in vm.api.get("/version")["firecracker_version"].split(".")[:2]] >= [1, 13]
+    state, image = vm.take(*" ".join(maps[:2] if newer else maps[2:]).split())
+    end_process(vm.process)
+    listener = Listener(t, image)
+    check_served(t, Firecracker(t).load(state, listener), listener)
 
 
 if __name__ == "__main__":
