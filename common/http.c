@@ -140,6 +140,8 @@ int http_dial(const struct http *h, int *fd, int timeout_ms, struct error *e)
         int err = errno;
         error_set(e, err == EAGAIN ? VMSNAP_EXIT_TIMEOUT : VMSNAP_EXIT_TARGET, err,
                   "cannot connect to the API socket %s", h->name);
+        if (err == EACCES || err == EPERM)
+            error_hint(e, "to connect takes the right to write to it: run vmsnap as root");
         error_hint(e, "is the VM running, and was it started with --api-sock?");
         return -err;
     }

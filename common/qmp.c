@@ -430,6 +430,8 @@ int qmp_dial(int *out, const char *path, int timeout_ms, struct error *e)
     if (r < 0) {
         int code = r == -ETIMEDOUT ? VMSNAP_EXIT_TIMEOUT : VMSNAP_EXIT_TARGET;
         error_set(e, code, -r, "cannot connect to the QMP socket %s", path);
+        if (r == -EACCES || r == -EPERM)
+            error_hint(e, "to connect takes the right to write to it: run vmsnap as root");
         error_hint(e, "is the VM running, and was it started with -qmp unix:%s,server=on,wait=off?",
                    path);
         return r;

@@ -346,7 +346,8 @@ static int refuse_none(const struct target *t, int rc, struct error *e)
         return error_set(e, VMSNAP_EXIT_TARGET, -rc, "can't look at the descriptors of process %d",
                          (int)t->pid);
     error_set(e, VMSNAP_EXIT_TARGET, 0, "process %d is not being restored by vmsnap", (int)t->pid);
-    error_hint(e, "either all of its memory is in, or it was never started by 'vmsnap restore'");
+    error_hint(e, "either all of its memory is in, or PID is not that of a VMM, 'vmm_pid' of what "
+                  "restore told");
     return rc;
 }
 

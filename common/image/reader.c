@@ -238,7 +238,9 @@ int image_open(struct image **out, const char *path, struct error *e)
     error_set(e, VMSNAP_EXIT_FAILED, err, "opening image %s", path);
     if (strcmp(path, "-") == 0) /* no image comes from a pipe */
         error_hint(e, ONLY_FILES);
-    else if (err == ENOENT)
+    else if (err == ENXIO)
+        error_hint(e, "a socket lies there: an image is a file (--listen SOCK, then IMAGE)");
+    else if (err != EACCES && err != EPERM)
         error_hint(e, "check the path");
     else
         error_hint(e,

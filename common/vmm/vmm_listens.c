@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/qmp.h"
 
 #define ACCEPTS 0x10000u /* __SO_ACCEPTCON: the flag in /proc/net/unix of a socket that listens */
 #define SOCKETS_MAX 65536u
@@ -90,4 +91,31 @@ int vmm_listens(json_t **out, const struct target *t, struct error *e)
     free(sockets.items);
     *out = paths;
     return 0;
+}
+
+/* By the name that the program's own processes have (prctl(2), PR_SET_NAME). */
+static bool is_vmsnap(pid_t pid)
+{
+    char path[64], name[32] = "";
+    snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
+    CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
+    return fd >= 0 && read(fd, name, sizeof(name) - 1) > 0 && strncmp(name, "vmsnap", 6) == 0;
+}
+
+int vmm_behind(int connection, pid_t *pid, struct error *e)
+{
+    int rc = qmp_peer_pid(connection, pid);
+    if (rc) {
+        error_set(e, VMSNAP_EXIT_TARGET, -rc,
+                  "cannot tell which process is behind the VM's socket");
+        error_hint(e, "name the VM's process with --pid");
+        return rc;
+    }
+    if (!is_vmsnap(*pid))
+        return 0;
+    error_set(e, VMSNAP_EXIT_TARGET, 0, "process %d, which listens there, is a vmsnap and no VMM",
+              (int)*pid);
+    error_hint(e, "the socket of 'vmsnap restore --listen' is for VMs that load their memory: give "
+                  "that of a VMM, --api with a Firecracker's --api-sock");
+    return -EPROTOTYPE;
 }

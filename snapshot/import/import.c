@@ -75,6 +75,8 @@ static int read_state(struct import *im, struct error *e)
         return state_error(path, "empty", e);
     if (st.st_size > FIRECRACKER_MAX_STATE_BYTES)
         return state_error(path, "longer than 64 MiB", e);
+    if (st.st_ino == im->file.before.st_ino && st.st_dev == im->file.before.st_dev)
+        return state_error(path, "the memory file", e);
     im->state = malloc((size_t)st.st_size);
     if (!im->state)
         return error_set(e, VMSNAP_EXIT_FAILED, ENOMEM, "can't read %s", path);

@@ -9,9 +9,25 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "common/image/format.h"
+
+#define HINT                                                                                       \
+    "give the file that PUT /snapshot/create wrote to mem_file_path; that of snapshot_path goes "  \
+    "with --vmstate"
+
+/* Whether it begins as images do. */
+static bool is_image(int fd)
+{
+    char magic[sizeof(((struct image_header *)NULL)->magic)];
+    return pread(fd, magic, sizeof(magic), offsetof(struct image_header, magic)) ==
+               (ssize_t)sizeof(magic) &&
+           memcmp(magic, IMAGE_HEADER_MAGIC, sizeof(magic)) == 0;
+}
 
 int memory_file_open(struct memory_file *f, const char *path, struct error *e)
 {
@@ -20,17 +36,18 @@ int memory_file_open(struct memory_file *f, const char *path, struct error *e)
         open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO is to be refused, not awaited */
     if (f->fd < 0 || fstat(f->fd, &f->before)) {
         int rc = error_set(e, VMSNAP_EXIT_FAILED, errno, "can't open the memory file %s", path);
-        error_hint(e, "give the file that PUT /snapshot/create wrote to mem_file_path");
+        error_hint(e, HINT);
         return rc;
     }
     f->bytes = (uint64_t)f->before.st_size;
     const char *wrong = !S_ISREG(f->before.st_mode)        ? "not a regular file"
                         : f->bytes == 0                    ? "empty"
+                        : is_image(f->fd)                  ? "an image of vmsnap already"
                         : f->bytes % IMAGE_PAGE_BYTES != 0 ? "no multiple of 4096 bytes long"
                                                            : NULL;
     if (wrong) {
         error_set(e, VMSNAP_EXIT_IMAGE, 0, "%s is no memory file: it is %s", path, wrong);
-        error_hint(e, "give the file that PUT /snapshot/create wrote to mem_file_path");
+        error_hint(e, HINT);
         return -EINVAL;
     }
     posix_fadvise(f->fd, 0, 0, POSIX_FADV_RANDOM);

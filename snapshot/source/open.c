@@ -3,27 +3,20 @@
  * the greeting is waited for: that says at once that another snapshot holds the socket. The
  * greeting then tells which VMM it is.
  */
-#include <errno.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/restore_record.h"
 #include "common/vmm/vmm_control.h"
+#include "common/vmm/vmm_listens.h"
 #include "snapshot/source/control.h"
 
 int source_link_find_process(struct source_link *link, int control_socket, pid_t pid,
                              struct error *e)
 {
-    if (pid <= 0) {
-        int r = qmp_peer_pid(control_socket, &pid);
-        if (r < 0) {
-            error_set(e, VMSNAP_EXIT_TARGET, -r,
-                      "cannot tell which process is behind the VM's socket");
-            error_hint(e, "name the VM's process with --pid");
-            return r;
-        }
-    }
-    int r = target_open(&link->target, pid, e);
+    int r = pid > 0 ? 0 : vmm_behind(control_socket, &pid, e);
+    if (r == 0)
+        r = target_open(&link->target, pid, e);
     if (r == 0)
         r = target_lock(&link->target, e);
     return r < 0 ? r : restore_refuse_under_way(&link->target, e);

@@ -32,6 +32,8 @@ USAGE_ERRORS = [
     ([], "no command given", "vmsnap --help"),
     (["snapshto"], "unknown command 'snapshto'", "vmsnap --help"),
     (["--nonsense"], "unknown option '--nonsense'", "vmsnap --help"),
+    (["-q", "info", "a"], "unknown option '-q'", "come after the command"),
+    (["import", "vm.mem", "vm.img"], "IMAGE is missing", "firecracker [OPTIONS] MEMFILE IMAGE"),
     (["snapshot"], "IMAGE is missing", "vmsnap snapshot --help"),
     (["snapshot", "--qmp", "s"], "IMAGE is missing", "vmsnap snapshot --help"),
     (["snapshot", "--qmp", "s", "a", "b"], "unexpected argument 'b'", None),

@@ -379,6 +379,7 @@ def gone(t):
         connection.close()
         if i % 50 == 20:
             check_serves(t, listener, state, f"beside {i} that went")
+    wait_until(lambda: len(listener.of_type("error")) >= 100, 20, "it has come to all of them")
     settle(t, listener, fds)
     said = len(listener.of_type("error"))
     t.equal(said, 100, "errors: of those that had begun, and of nobody else")

@@ -60,6 +60,22 @@ def sockets(t):
     t.check(not os.path.exists(image), "no image")
 
 
+@case("minivm.mistakes.listener", "kernel", 60)
+def listener_socket(t):
+    """The socket of `restore --listen` is no VMM's; and no image."""
+    image, _, _ = saved(t)
+    listener = Listener(t, image)
+    for option in ("--qmp", "--api"):
+        result = soon(t, option, "snapshot", option, listener.path, t.path("never.img"))
+        t.equal(result.code, 10, result.text())
+        t.check("vmsnap and no VMM" in result.error["message"] and "--api-sock" in result.error["hint"],
+                f"{option}: {result.error}")
+        result = soon(t, f"check {option}", "check", option, listener.path)
+        t.check("vmsnap and no VMM" in result.text(), f"check {option}: {result.text()}")
+    refused(t, 1, "--listen SOCK, then IMAGE", "restore", "--listen", image, listener.path)
+    t.equal(listener.of_type("error"), [], "errors of the listener")
+
+
 @case("minivm.mistakes.not-yet", "kernel", 60)
 def not_yet(t):
     """A VMM that greets late is not taken for anything else."""
@@ -128,6 +144,9 @@ def files(t):
             (1, "mem_file_path", *importing, t.path("none"), t.path("a.img")),
             (1, "snapshot_path", *importing, "--vmstate", t.path("none"), memory, t.path("a.img")),
             (13, "snapshot_path", *importing, "--vmstate", t.dir, memory, t.path("a.img")),
+            (13, "snapshot_path", *importing, "--vmstate", memory, memory, t.path("a.img")),
+            (13, "--vmstate", *importing, state, t.path("a.img")),
+            (13, "mem_file_path", *importing, image, t.path("a.img")),
             (18, "make room", *raw, f"{full}/a.mem"), (18, "make room", *vmstate, f"{full}/a.state"),
             (1, writable, *raw, f"{fixed}/a.mem"), (1, "--overwrite", *vmstate, state),
             (1, "name a file", *raw, t.dir + "/"),

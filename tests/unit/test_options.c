@@ -237,7 +237,7 @@ Test(options, required_options_are_required)
     int rc = parse("image", NULL);
     command.options = specs;
     refused(rc, "--qmp SOCK is missing");
-    cr_assert_str_eq(error.hint, "see 'vmsnap try --help'");
+    cr_assert_str_eq(error.hint, "vmsnap try [OPTIONS] IMAGE [OUT]; see 'vmsnap try --help'");
 }
 
 Test(options, numbers_are_plain_and_in_range)

@@ -20,6 +20,7 @@
 #include "common/vmm/firecracker_api.h"
 #include "common/vmm/firecracker_memory.h"
 #include "common/vmm/vmm_control.h"
+#include "common/vmm/vmm_listens.h"
 #include "restore/launch/qemu/generation_id.h"
 
 static void list_hazards(struct check_list *list, const struct hazard *found, size_t n)
@@ -195,11 +196,9 @@ static pid_t find_peer(struct check_list *list, int fd, const char *item, const 
 {
     struct error e = {0};
     pid_t peer = -1;
-    int rc = qmp_peer_pid(fd, &peer);
-    if (rc == 0)
+    if (vmm_behind(fd, &peer, &e) == 0)
         return peer;
-    error_set(&e, VMSNAP_EXIT_TARGET, -rc, "%s: cannot tell whose it is", path);
-    error_hint(&e, "name the VM's process with --pid");
+    error_wrap(&e, "%s", path);
     check_failed(list, item, &e);
     return -1;
 }

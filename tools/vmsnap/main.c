@@ -139,7 +139,8 @@ int main(int argc, char **argv)
     const struct command *command = find_command(name);
     if (!command) {
         option_usage_error(&e, "unknown %s '%s'", name[0] == '-' ? "option" : "command", name);
-        error_hint(&e, "see 'vmsnap --help'");
+        error_hint(&e, name[0] == '-' ? "options come after the command; see 'vmsnap --help'"
+                                      : "see 'vmsnap --help'");
         return fail(&e, false);
     }
     return run_command(command, argc - 1, argv + 1);

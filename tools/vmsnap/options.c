@@ -381,16 +381,27 @@ static int take_rest(const struct grammar *g, const struct command *command, int
     return 0;
 }
 
+static int missing(const struct command *command, struct error *e, const char *option,
+                   const char *name)
+{
+    int rc = option_usage_error(e, "%s%s%s is missing", option, *option ? " " : "", name);
+    error_hint(e, "vmsnap %s %s; see 'vmsnap %s --help'", command->name, command->usage[0],
+               command->name);
+    return rc;
+}
+
 static int check_complete(const struct grammar *g, const struct command *command,
                           const struct command_line *line, struct error *e)
 {
     for (size_t i = 0; i < g->count; i++)
-        if (g->specs[i]->required && !g->seen[i])
-            return option_usage_error(e, "--%s %s is missing", g->specs[i]->name,
-                                      g->specs[i]->argument);
+        if (g->specs[i]->required && !g->seen[i]) {
+            char option[64];
+            snprintf(option, sizeof(option), "--%s", g->specs[i]->name);
+            return missing(command, e, option, g->specs[i]->argument);
+        }
     for (unsigned i = 0; command->operands && command->operands[i].name; i++)
         if (i >= line->n_operands && !command->operands[i].optional)
-            return option_usage_error(e, "%s is missing", command->operands[i].name);
+            return missing(command, e, "", command->operands[i].name);
     return 0;
 }
 
