@@ -83,11 +83,16 @@ static void reap(struct supervisor *s)
 
 /* ---- signals ---- */
 
-/* The VMM is to end, and nobody but us can tell it. */
+/* The VMM is to end, and nobody but us can tell it; or if it has, the wrapper that is waited for.
+ */
 static void end_vmm(struct supervisor *s, int number, bool again)
 {
-    if (!s->by_hand && !s->charge && s->lives && !supervisor_vmm_ended(s))
+    if (s->by_hand || s->charge || !s->lives)
+        return;
+    if (!supervisor_vmm_ended(s))
         kill(s->vmm, again ? SIGKILL : number);
+    else if (supervisor_wrapper_is_left(s))
+        kill(s->child, again ? SIGKILL : number);
 }
 
 /* Asked for progress while no server is there that could tell. */

@@ -12,8 +12,7 @@
 #define KEEPER_MS 1000 /* for the keeper to end a VMM */
 #define CLEAN_UP_MS 10000
 
-/* Whether a wrapper is left, whose status is what counts. */
-static bool wrapper_is_left(const struct supervisor *s)
+bool supervisor_wrapper_is_left(const struct supervisor *s)
 {
     siginfo_t info;
     return !s->by_hand && s->child && s->child != s->vmm && s->child_status == -1 &&
@@ -30,7 +29,7 @@ bool supervisor_is_over(struct supervisor *s)
         s->end = END_GIVEN_UP;
     else if (s->complete && done && (s->by_hand || s->o->detach || s->leaves))
         s->end = END_COMPLETE;
-    else if (!s->server && s->lives && supervisor_vmm_ended(s) && !wrapper_is_left(s))
+    else if (!s->server && s->lives && supervisor_vmm_ended(s) && !supervisor_wrapper_is_left(s))
         s->end = s->runs ? END_VMM : END_TOO_SOON;
     return s->end != END_NONE;
 }

@@ -87,6 +87,9 @@ void supervisor_start_server(struct supervisor *s);
 
 bool supervisor_vmm_ended(const struct supervisor *s);
 
+/* Whether a wrapper of the VMM is left, whose status is what counts. */
+bool supervisor_wrapper_is_left(const struct supervisor *s);
+
 /* ---- given up: supervisor_watch.c ---- */
 
 /* Looks whether somebody has taken it over by hand, and is through: then s->complete. In how many

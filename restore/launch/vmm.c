@@ -336,6 +336,8 @@ bool vmm_reap(struct vmm *v)
 {
     /* Looked at first: if it ends in between, its status is here the next time. */
     bool vmm_gone = v->has_target && !target_alive(&v->target);
+    if (vmm_gone)
+        atomic_store(&v->ended, true);
     int status;
     pid_t pid;
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
@@ -386,7 +388,7 @@ void vmm_explain_end(struct vmm *v, struct error *e)
 
 void vmm_signal(struct vmm *v, int sig)
 {
-    int pid = atomic_load(&v->pid);
+    int pid = atomic_load(&v->ended) ? 0 : atomic_load(&v->pid);
     int child = atomic_load(&v->child);
     if (pid > 0)
         kill(pid, sig);

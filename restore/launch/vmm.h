@@ -22,6 +22,7 @@ struct vmm {
     int keeper_fd;        /* the line to the keeper, -1: dismissed */
     atomic_int child;     /* whom we forked; 0 when there is none (left) */
     atomic_int pid;       /* the VMM itself; 0 until it has connected */
+    atomic_bool ended;    /* the VMM has: `pid` may be another's by now */
     struct target target; /* the VMM, once `pid` is set */
     bool has_target;
     struct relay relay;           /* detached: its stderr */
@@ -56,7 +57,8 @@ int vmm_exit_status(const struct vmm *v);
  * code 16), keeping what was being done. */
 void vmm_explain_end(struct vmm *v, struct error *e);
 
-/* Sends a signal to the VMM (to the child while the VMM is unknown). Any thread. */
+/* Sends a signal to the VMM; to the child, which may be a wrapper, while the VMM is unknown or once
+ * it has ended. Any thread. */
 void vmm_signal(struct vmm *v, int sig);
 
 /* Ends what was started: SIGTERM, a moment, SIGKILL; removes the directory. Any state. */

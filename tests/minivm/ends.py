@@ -52,5 +52,26 @@ def ways(t):
                 inner.end()
 
 
+@case("minivm.ends.wrapper-left", "kernel", 60)
+def wrapper_left(t):
+    """The VMM has ended, its wrapper goes on and is waited for: whoever asks for the end then gets it."""
+    image = take_image(t, *SIZES)
+    for replaced in (False, True):
+        inner = t.sub()
+        place = MiniVmPlace(inner, *SIZES)
+        restored = Restore(inner, image, place, "--no-fill",
+                           wrapper=("sh", "-c", '"$@"; exec sleep 100', "sh")).wait_running()
+        if replaced:
+            os.kill(ours(restored)[1], signal.SIGKILL)
+            wait_until(lambda r=restored: r.result().of_type("takeover"), 10, "another server")
+        os.kill(place.pid, signal.SIGKILL)
+        wait_until(lambda p=place: not is_alive(p.pid), 10, "the VMM is gone")
+        time.sleep(1)
+        t.check(restored.process.poll() is None, "the wrapper is waited for")
+        os.kill(restored.process.pid, signal.SIGTERM)
+        wait_until(lambda r=restored: r.process.poll() is not None, 10, f"it ends ({replaced})")
+        inner.end()
+
+
 if __name__ == "__main__":
     main()
