@@ -112,6 +112,12 @@ static pid_t pid_of(int pidfd)
     return line && sscanf(line, " Pid: %d", &pid) == 1 && pid > 0 ? pid : 0;
 }
 
+bool child_is_starved(int pidfd)
+{
+    pid_t pid = pid_of(pidfd);
+    return pid && thread_is_starved(pid);
+}
+
 /* On its way out it may sleep for a moment: one that is seen to sleep twice in a row hangs. */
 int child_end_patiently(int pidfd, int grace_ms)
 {

@@ -5,6 +5,8 @@
 #ifndef VMSNAP_COMMON_CHILD_H
 #define VMSNAP_COMMON_CHILD_H
 
+#include <stdbool.h>
+
 /* Descriptors that a child can keep. */
 #define CHILD_MAX_KEEP 257u
 
@@ -30,6 +32,9 @@ int child_end(int pidfd, int grace_ms);
 
 /* The same, but one that gets no CPU to end with is waited for longer (THREAD_STARVED_MS). */
 int child_end_patiently(int pidfd, int grace_ms);
+
+/* Whether it does not sleep (thread.h): what it is asked for is late for want of a CPU. */
+bool child_is_starved(int pidfd);
 
 /* Lets it go on if it still runs. */
 void child_leave(int pidfd);

@@ -26,6 +26,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "common/child.h"
 #include "common/clock.h"
 #include "common/image/format.h"
 #include "common/log.h"
@@ -140,11 +141,11 @@ static void report_stall(struct intake *s, uint64_t cluster, uint64_t ns)
     trouble_add(s->config.troubles, &e);
 }
 
-/* A reading that hangs counts as stalled after a while. */
+/* A reading that hangs counts as stalled after a while; not one whose reader gets no CPU. */
 static void note_stall(struct intake *s, struct reading *r)
 {
     uint64_t ns = clock_monotonic_ns() - r->began_ns;
-    if (r->stalls || ns <= INTAKE_STALL_NS)
+    if (r->stalls || ns <= INTAKE_STALL_NS || child_is_starved(r->reader.pidfd))
         return;
     r->stalls = true;
     if (atomic_fetch_add(&s->n_stalled, 1) == 0)

@@ -42,6 +42,10 @@ static void one_that_runs_is_waited_for(void)
         int pidfd = child_fork(NULL, 0, be_busy, memory);
         CHECK(pidfd >= 0);
         usleep(i % 2 ? 0 : 20000);
+        int tries = WAIT_TRIES;
+        while (!child_is_starved(pidfd) && --tries)
+            usleep(1000);
+        CHECK(tries > 0);
         CHECK(child_end_patiently(pidfd, 0) == 0);
         CHECK(!has_child());
     }
