@@ -70,15 +70,16 @@ static int wait_until_held(struct source_firecracker *s, struct error *e)
 {
     uint64_t until_ns = clock_monotonic_ns() + (uint64_t)s->c.base.timeout_ms * 1000000u;
     while (!firecracker_hold_is_held(&s->hold)) {
+        /* Before the wait, not after it: who gets no CPU then looks once more at what has come. */
+        if (clock_monotonic_ns() >= until_ns) {
+            error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT, "PUT /snapshot/create: no state file");
+            return -ETIMEDOUT;
+        }
         int ret = http_step(s->http, s->hold.inotify_fd, clock_ms_until(until_ns), e);
         if (ret < 0)
             return ret;
         if (ret > 0)
             return refused(s, e);
-        if (clock_monotonic_ns() >= until_ns) {
-            error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT, "PUT /snapshot/create: no state file");
-            return -ETIMEDOUT;
-        }
     }
     return 0;
 }
@@ -90,21 +91,20 @@ static int check_held(struct source_firecracker *s, struct error *e)
     const struct target *t = &s->c.base.target;
     int timeout_ms = s->c.base.timeout_ms < HELD_MS ? s->c.base.timeout_ms : HELD_MS;
     uint64_t until_ns = clock_monotonic_ns() + (uint64_t)timeout_ms * 1000000u;
-    for (;;) {
-        if (firecracker_hold_holds(&s->hold, t))
-            return 0;
+    while (!firecracker_hold_holds(&s->hold, t)) {
+        if (clock_monotonic_ns() >= until_ns) {
+            error_set(e, VMSNAP_EXIT_TARGET, 0,
+                      "the VM behind the API socket has saved its state, but process %d is not the "
+                      "one that waits for its memory file",
+                      (int)t->pid);
+            error_hint(e, "look which VM --pid names, and which --api");
+            return -ESRCH;
+        }
         int ret = http_step(s->http, -1, 1, e);
         if (ret)
             return ret < 0 ? ret : refused(s, e);
-        if (clock_monotonic_ns() < until_ns)
-            continue;
-        error_set(e, VMSNAP_EXIT_TARGET, 0,
-                  "the VM behind the API socket has saved its state, but process %d is not the one "
-                  "that waits for its memory file",
-                  (int)t->pid);
-        error_hint(e, "look which VM --pid names, and which --api");
-        return -ESRCH;
     }
+    return 0;
 }
 
 int source_firecracker_save_state(struct source *base, void **buf, size_t *len, struct error *e)
