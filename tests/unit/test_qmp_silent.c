@@ -4,71 +4,42 @@
  */
 #include <criterion/criterion.h>
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "common/clock.h"
-#include "common/qmp.h"
+#include "tests/unit/qmp_server.h"
 
-#define GREETING "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n"
-#define LONG_MS 5000
 #define ASKED "\r\n\r\n"
 
-static struct qmp *q;
-static int server = -1, client = -1;
-static pid_t child;
-static struct error err;
+TestSuite(qmp_silent, .fini = server_tidy, .timeout = 20);
 
-static void open_pair(void)
+static const char *answer;
+
+/* Says `answer` only once it was asked something. */
+static void answer_when_asked(void)
 {
-    int fds[2];
-    cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
-    client = fds[0];
-    server = fds[1];
+    char asked[16];
+    ssize_t n = recv(server_fd, asked, sizeof(asked), 0);
+    if (n == (ssize_t)strlen(ASKED) && memcmp(asked, ASKED, strlen(ASKED)) == 0)
+        server_write(answer, strlen(answer));
+    pause();
 }
 
-static void tidy(void)
+static void start_silent(const char *says)
 {
-    if (child > 0) {
-        kill(child, SIGKILL);
-        waitpid(child, NULL, 0);
-    }
-    qmp_close(q);
-    if (!q && client >= 0)
-        close(client);
-    if (server >= 0)
-        close(server);
-}
-
-TestSuite(qmp_silent, .fini = tidy, .timeout = 20);
-
-/* A server that says `answer` only once it was asked something, in a child. */
-static void start_silent(const char *answer)
-{
-    open_pair();
-    child = fork();
-    cr_assert(child >= 0);
-    if (child == 0) {
-        char asked[16];
-        close(client);
-        ssize_t n = recv(server, asked, sizeof(asked), 0);
-        if (n == (ssize_t)strlen(ASKED) && memcmp(asked, ASKED, strlen(ASKED)) == 0)
-            (void)!send(server, answer, strlen(answer), MSG_NOSIGNAL);
-        pause();
-    }
-    close(server);
-    server = -1;
+    answer = says;
+    server_open();
+    server_fork(answer_when_asked);
 }
 
 Test(qmp_silent, http_server_is_found_out)
 {
     start_silent("HTTP/1.1 400 \r\nServer: Firecracker API\r\n\r\n");
     uint64_t from = clock_monotonic_ns();
-    cr_assert_eq(qmp_attach_dialled(&q, client, LONG_MS, &err), -EPROTO);
+    cr_assert_eq(qmp_attach_dialled(&q, client_fd, LONG_MS, &err), -EPROTO);
     cr_assert_lt(clock_monotonic_ns() - from, 3000000000u);
     cr_assert_eq(err.exit_code, VMSNAP_EXIT_TARGET);
     cr_assert(strstr(err.message, "HTTP") && strstr(err.hint, "--api"), "%s", err.hint);
@@ -81,14 +52,14 @@ Test(qmp_silent, late_greeting_is_taken)
     snprintf(late, sizeof(late), GREETING "{\"return\": {}, \"id\": \"vmsnap-%d-1\"}\r\n",
              (int)getpid());
     start_silent(late);
-    cr_assert_eq(qmp_attach_dialled(&q, client, LONG_MS, &err), 0, "%s", err.message);
+    cr_assert_eq(qmp_attach_dialled(&q, client_fd, LONG_MS, &err), 0, "%s", err.message);
 }
 
 /* Who connects to us is asked nothing. */
 Test(qmp_silent, accepted_connection_is_not_asked)
 {
-    open_pair();
-    cr_assert_eq(qmp_attach(&q, client, 1500, &err), -ETIMEDOUT);
+    server_open();
+    cr_assert_eq(qmp_attach(&q, client_fd, 1500, &err), -ETIMEDOUT);
     char sent[16];
-    cr_assert_eq(recv(server, sent, sizeof(sent), MSG_DONTWAIT), -1);
+    cr_assert_eq(recv(server_fd, sent, sizeof(sent), MSG_DONTWAIT), -1);
 }
