@@ -107,6 +107,38 @@ def is_alive(pid):
     return process_state(pid) not in (None, "Z", "X")
 
 
+def process_name(pid):
+    """What the kernel calls it (comm), or "" when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="ascii", errors="replace") as f:
+            return f.read().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def command_line(pid):
+    """Its words, as bytes; none when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as f:
+            return f.read().split(b"\0")[:-1]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def tracer_of(task):
+    """The pid of who traces it, or 0."""
+    with open(f"/proc/{task}/status", encoding="ascii", errors="replace") as f:
+        return int(next(line.split()[1] for line in f if line.startswith("TracerPid")))
+
+
+def kill(pid, number=signal.SIGKILL):
+    """It may have ended by then."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
 class Case:
     """What a running test case has at hand."""
 
@@ -199,10 +231,7 @@ class Case:
     def clean_up(self):
         self.end()
         for pid in descendants(os.getpid()):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            kill(pid)
         _reap()
         shutil.rmtree(self.dir, ignore_errors=True)
 

@@ -1,7 +1,9 @@
 """A `vmsnap restore --listen` in a test, and a VMM that says to it whatever the test wants."""
 
+import contextlib
 import ctypes
 import fcntl
+import glob
 import json
 import mmap
 import os
@@ -9,8 +11,8 @@ import signal
 import socket
 import struct
 
-from case import Failed, is_alive, open_files, tool, wait_until
-from vmsnap import environment, json_lines
+from case import Failed, descendants, is_alive, kill, open_files, process_name, wait_until
+from vmsnap import json_lines, start_vmsnap
 
 NR_USERFAULTFD = 323 # x86-64
 UFFDIO_API, UFFDIO_REGISTER, UFFDIO_UNREGISTER = 0xc018aa3f, 0xc020aa00, 0x8010aa01
@@ -22,16 +24,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Listener:
-    """Listens on `path`; its JSON lines come to `objects()`."""
+    """A `vmsnap restore --listen`, and what it has said so far; with `path` on that socket."""
 
-    def __init__(self, t, image, *options, hooks=None, seconds=20):
+    def __init__(self, t, image, *options, hooks=None, path=None, seconds=20):
         self.t = t
-        self.path = t.path(t.unique("listen") + ".sock")
-        self.log_path = self.path + ".log"
+        self.path = path or t.path(t.unique("listen") + ".sock")
+        self.log_path = t.path(t.unique("listen") + ".log")
         with open(self.log_path, "wb") as log:
-            self.process = t.spawn([tool("vmsnap"), "restore", "--json", "--listen", self.path, image, *options],
-                                   stdout=log, stderr=log, env=environment(hooks))
+            self.process = start_vmsnap(t, "restore", "--listen", self.path, image, *options, hooks=hooks,
+                                        stdout=log, stderr=log)
         self.pid = self.process.pid
+        t.defer(self.kill_all)
         wait_until(lambda: self.of_type("listening") or self._check_alive(), seconds, "vmsnap listens")
 
     def _check_alive(self):
@@ -42,11 +45,16 @@ class Listener:
         with open(self.log_path, encoding="utf-8", errors="replace") as f:
             return f.read()
 
-    def objects(self):
-        return json_lines(self.text())
+    def of_type(self, name, pid=None):
+        return [o for o in json_lines(self.text())
+                if o.get("type") == name and (pid is None or o.get("vmm_pid") == pid)]
 
-    def of_type(self, name):
-        return [o for o in self.objects() if o["type"] == name]
+    def wait_for(self, name, pid=None, n=1, seconds=20):
+        """The nth object of that type (of that VM)."""
+        try:
+            return wait_until(lambda: self.of_type(name, pid)[n - 1:], seconds, f"{name} of {pid}")[0]
+        except Failed as late:
+            raise Failed(f"{late}: {self.text()}") from late
 
     def fds(self):
         """What its process has open: sorted texts."""
@@ -57,6 +65,13 @@ class Listener:
         with open(f"/proc/{self.pid}/task/{self.pid}/children", encoding="ascii") as f:
             return [int(pid) for pid in f.read().split()]
 
+    def processes(self):
+        """All but the listener itself: of each VM its supervisor and its server."""
+        return [p for p in descendants(self.pid) if is_alive(p)]
+
+    def servers(self):
+        return [p for p in self.processes() if process_name(p) == "vmsnap-server"]
+
     def is_alive(self):
         return is_alive(self.pid)
 
@@ -66,10 +81,43 @@ class Listener:
         connection.connect(self.path)
         return connection
 
-    def end(self, seconds=20):
-        """SIGTERM, and its exit status."""
-        self.process.send_signal(signal.SIGTERM)
+    def kill_all(self):
+        """It first, and all below it."""
+        for pid in [self.pid, *self.processes()]:
+            kill(pid)
+
+    def end(self, number=signal.SIGTERM, seconds=20):
+        """A signal, and its exit status."""
+        self.process.send_signal(number)
         return self.process.wait(seconds)
+
+    def check_served(self, vms, refused=0):
+        """A signal ends it when all memory is in; nothing is left of it."""
+        self.t.equal(self.end(), 0, f"exit status: {self.text()}")
+        total = self.of_type("summary")[-1]
+        self.t.equal((total["vms"], total["handoffs_refused"], total["vms_left"]), (vms, refused, 0),
+                     "in the summary")
+        self.t.check(not os.path.exists(self.path), "the socket is removed")
+
+
+def check_left(t, pid, what):
+    """Nothing of vmsnap's is left in the VMM; its own userfaultfd is, and has nothing registered."""
+    def gone():
+        return not any("vmsnap-restore" in link for link in open_files(pid))
+    wait_until(gone, 30, f"{what}: the record is gone")
+    t.check(any("userfaultfd" in link for link in open_files(pid)), f"{what}: it keeps its userfaultfd")
+    with open(f"/proc/{pid}/smaps", encoding="ascii", errors="replace") as f:
+        t.check(" um" not in f.read(), f"{what}: nothing is registered")
+
+
+def records(pid):
+    """The /proc paths of the records in a process."""
+    found = []
+    for fd in glob.glob(f"/proc/{pid}/fd/*"):
+        with contextlib.suppress(FileNotFoundError): # closed since
+            if "vmsnap-restore" in os.readlink(fd):
+                found.append(fd)
+    return found
 
 
 class Memory:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import mmap
 import os
+import random
 import select
 import signal
 import socket
@@ -17,8 +18,11 @@ import threading
 import time
 
 from case import Failed, process_state
+from vmsnap import import_memory
 
 PAGE = 4096
+CLUSTER = 4 * PAGE
+MIB = 1 << 20
 HUGE = 2 << 20
 EVENT_REMOVE = 1 << 3
 NR_USERFAULTFD = 323
@@ -248,3 +252,24 @@ class RawVm:
             os.close(self._commands)
             os.close(self._answers)
             self.pid = 0
+
+
+def random_memory(t, size, seed=1):
+    """A memory file in which no page is like another, a quarter of them holes; and its image."""
+    path, chance = t.path(t.unique("memory")), random.Random(seed)
+    data = b"".join(bytes(CLUSTER) if chance.random() < 0.25 else chance.randbytes(CLUSTER)
+                    for _ in range(size // CLUSTER))
+    with open(path, "wb") as f:
+        f.write(data)
+    return data, import_memory(t, path)
+
+
+def check_content(t, vm, data, what, zero=()):
+    """All of a RawVm's memory; `zero`: [(offset, length)] that it has given back."""
+    wanted = bytearray(data)
+    for offset, length in zero:
+        wanted[offset:offset + length] = bytes(length)
+    pages = [hashlib.sha256(wanted[at:at + PAGE]).hexdigest()[:16] for at in range(0, len(wanted), PAGE)]
+    there = vm.pages(0, len(wanted))
+    wrong = [i for i, (a, b) in enumerate(zip(there, pages)) if a != b]
+    t.equal(wrong, [], f"{what}: wrong pages")

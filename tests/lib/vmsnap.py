@@ -4,12 +4,11 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import threading
 import time
 
-from case import TOP, Failed, descendants, end_process, is_alive, tool, wait_until, where_it_hangs
+from case import TOP, Failed, descendants, end_process, is_alive, kill, tool, wait_until, where_it_hangs
 from guest import Guest
 
 COMMAND_SECONDS = 60
@@ -119,6 +118,15 @@ def snapshot(t, guest, image, *args, expect=0, **options):
     return result
 
 
+def import_memory(t, memory):
+    """The image of a memory file, beside it."""
+    image = memory + ".vmsnap"
+    made = vmsnap(t, "import", "firecracker", memory, image)
+    if made.code:
+        raise Failed(f"import: {made.text()}")
+    return image
+
+
 def check_no_litter(directory, *expected):
     """Nothing but `expected` may lie in the image's directory."""
     there = sorted(os.listdir(directory))
@@ -184,7 +192,7 @@ class Restore:
         self.pid = self.guest.pid = self.result().of_type("running")[0]["vmm_pid"]
         if not is_alive(self.pid):
             raise Failed(f"no process {self.pid} (vmm_pid): {self.result().text()}")
-        self.t.defer(_kill, self.pid)
+        self.t.defer(kill, self.pid)
         self.guest.connect()
         return self
 
@@ -201,9 +209,9 @@ class Restore:
     def give_up(self):
         """Ends vmsnap and everything below it at once."""
         for pid in [self.process.pid, *descendants(self.process.pid)]:
-            _kill(pid)
+            kill(pid)
         if self.pid:
-            _kill(self.pid)
+            kill(self.pid)
         self.process.wait(20)
 
     def end(self, seconds=20):
@@ -245,13 +253,6 @@ def pause_log(t):
         with open(path + ".go", "w", encoding="ascii"):
             pass
     return path, reached, go
-
-
-def _kill(pid):
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def hooks_in_sources(macro):

@@ -11,7 +11,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, descendants, is_alive, main, open_files, wait_until  # noqa: E402
+from case import case, descendants, is_alive, kill, main, open_files, process_name, wait_until  # noqa: E402
 from minivm import PAGE, MiniVmPlace, need_huge_pages, take_image  # noqa: E402
 from slowfile import SlowFile  # noqa: E402
 from vmsnap import Restore, finish, pause_log, start_vmsnap, vmsnap  # noqa: E402
@@ -176,10 +176,9 @@ def wait_at_damage(t, bad, place):
     return restored
 
 
-def wait_for_state(restored, state, seconds=20):
+def wait_for_state(restored, state):
     """Until an error has said so of the guest."""
-    wait_until(lambda: any(e["guest_state"] == state for e in restored.result().of_type("error")), seconds,
-               f"an error that says that the guest is {state}")
+    wait_until(lambda: state in [e["guest_state"] for e in restored.result().of_type("error")], 20, state)
 
 
 @case("minivm.damage.resume", "kernel", 60)
@@ -245,16 +244,11 @@ def much(t):
     t.equal(restored.process.wait(10), 137, "the second one kills it")
 
 
-def comm(pid):
-    with open(f"/proc/{pid}/comm", encoding="ascii") as f:
-        return f.read()
-
-
 def kill_all(process, name="vmsnap"):
     """Kills it and all of that name below it."""
     for pid in [process.pid, *descendants(process.pid)]:
-        if comm(pid).startswith(name):
-            os.kill(pid, signal.SIGKILL)
+        if process_name(pid).startswith(name):
+            kill(pid)
     process.wait(5)
 
 
@@ -427,7 +421,7 @@ def readers_rank(t):
     def ranks():
         try:
             return {(os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid))
-                    for pid in descendants(restored.process.pid) if "vmsnap-reader" in comm(pid)}
+                    for pid in descendants(restored.process.pid) if "vmsnap-reader" in process_name(pid)}
         except (FileNotFoundError, ProcessLookupError): # one has just ended
             return None
     wait_until(lambda: ranks() == wanted, 10, f"readers of both kinds {wanted}, not {ranks()}")

@@ -12,8 +12,8 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, descendants, main, wait_until  # noqa: E402
-from damage import (CLUSTER, SIZES, check_goes_on, comm, content_of, demand_page, places_of,  # noqa: E402
+from case import case, descendants, main, process_name, wait_until  # noqa: E402
+from damage import (CLUSTER, SIZES, check_goes_on, content_of, demand_page, places_of,  # noqa: E402
                     wait_for_error)
 from minivm import PAGE, MiniVmPlace, need_huge_pages, take_image  # noqa: E402
 from slowfile import SlowFile  # noqa: E402
@@ -44,7 +44,7 @@ def restored_on_demand(t, *options, args=()):
 
 
 def server_of(restored):
-    return next(p for p in descendants(restored.process.pid) if comm(p).startswith("vmsnap-server"))
+    return next(p for p in descendants(restored.process.pid) if process_name(p).startswith("vmsnap-server"))
 
 
 def check_answered(t, touches, content, seconds, what):

@@ -11,8 +11,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, descendants, main, process_state, wait_until  # noqa: E402
-from damage import comm  # noqa: E402
+from case import case, descendants, main, process_name, process_state, wait_until  # noqa: E402
 from minivm import MiniVmPlace, take_image  # noqa: E402
 from slowfile import SlowFile  # noqa: E402
 from vmsnap import Restore, check_no_litter, vmsnap  # noqa: E402
@@ -162,7 +161,7 @@ def lost(t):
         if hooks:
             wait_until(lambda: os.path.exists(image + ".workset"), 20, "the working set")
             time.sleep(1) # told to the supervisor
-        os.kill(next(p for p in descendants(restored.process.pid) if comm(p).startswith("vmsnap-server")),
+        os.kill(next(p for p in descendants(restored.process.pid) if process_name(p).startswith("vmsnap-server")),
                 signal.SIGKILL)
         wait_until(lambda restored=restored: len(restored.result().of_type("running")) == 2, 20, "a takeover")
         t.equal("--learn recorded is lost" in restored.result().err, words, restored.result().err)

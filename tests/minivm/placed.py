@@ -16,17 +16,10 @@ from case import case, descendants, is_alive, main, tool, wait_until  # noqa: E4
 from listener import Listener, Memory, send_handoff  # noqa: E402
 from minivm import PAGE, MiniVm, end_and_wait, kvm_works  # noqa: E402
 from qmp import Qmp  # noqa: E402
-from vmsnap import vmsnap  # noqa: E402
+from vmsnap import import_memory  # noqa: E402
 
 MIB = 1 << 20
 SIZES = ("--memory", "64M", "--populate", "60M", "--cpus", "2", "--balloon", "4M", "--regions", "3")
-
-
-def imported(t, memory):
-    image = t.path(t.unique("image"))
-    made = vmsnap(t, "import", "firecracker", memory, image)
-    t.equal(made.code, 0, made.text())
-    return image
 
 
 def check(t, vm, what):
@@ -47,7 +40,7 @@ def skewed(t):
         source.stop()
         state, memory = source.save_files()
         end_and_wait(source)
-        image = imported(t, memory)
+        image = import_memory(t, memory)
         for options in ((), ("--no-fill", "--prefetch", "none")):
             listener = Listener(t, image, *options)
             vm = MiniVm(t, "--vmstate", state, "--uffd-backend", listener.path, "--skewed",
@@ -71,7 +64,7 @@ def unplugged(t):
     path = t.path("memory")
     with open(path, "wb") as f:
         f.write(data)
-    listener = Listener(t, imported(t, path), "--bwlimit", "16M")
+    listener = Listener(t, import_memory(t, path), "--bwlimit", "16M")
     memory = Memory(t, len(data))
 
     def protect(start, length, access):
@@ -135,7 +128,7 @@ def jailed(t):
     shutil.chown(root, "nobody")
     state, memory = source.save_files(os.path.join(root, "state"))
     os.chmod(state, 0o644)
-    image = imported(t, memory)
+    image = import_memory(t, memory)
     listener = Listener(t, image, "--no-fill")
     inside = os.path.join(root, "mem.sock")
     os.rename(listener.path, inside) # as if it had been made there

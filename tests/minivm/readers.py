@@ -7,15 +7,14 @@ import contextlib
 import glob
 import os
 import random
-import signal
 import sys
 import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, descendants, main, wait_until  # noqa: E402
-from damage import SIZES, check_goes_on, comm  # noqa: E402
+from case import case, descendants, kill, main, process_name, wait_until  # noqa: E402
+from damage import SIZES, check_goes_on  # noqa: E402
 from minivm import MiniVmPlace, take_image  # noqa: E402
 from resume import restore_and_kill  # noqa: E402
 from slowfile import SlowFile  # noqa: E402
@@ -23,9 +22,7 @@ from vmsnap import Restore, hook_points, json_lines, start_vmsnap, vmsnap  # noq
 
 
 def is_called(pid, name):
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return comm(pid).strip() == name
-    return False
+    return process_name(pid) == name
 
 
 def readers(restored):
@@ -38,11 +35,6 @@ def readers(restored):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(path, encoding="ascii") as f:
             found += [int(p) for p in f.read().split() if is_called(int(p), "vmsnap-reader")]
     return found
-
-
-def kill(pid):
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
 
 
 def check_whole(t, restored, place, what):

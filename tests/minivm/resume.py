@@ -9,7 +9,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, descendants, main, open_files, wait_until  # noqa: E402
+from case import case, command_line, descendants, kill, main, open_files, wait_until  # noqa: E402
 from minivm import MiniVmPlace, take_image  # noqa: E402
 from vmsnap import finish, pause_log, start_vmsnap, vmsnap  # noqa: E402
 
@@ -24,12 +24,8 @@ def minivm_of(place):
     """The VMM that listens on the place's socket, once it runs."""
     def found():
         for pid in descendants(os.getpid()):
-            try:
-                with open(f"/proc/{pid}/cmdline", "rb") as f:
-                    line = f.read()
-            except OSError:
-                continue
-            if line.startswith(place.argv()[0].encode()) and place.control.encode() in line:
+            words = command_line(pid)
+            if words[:1] == [place.argv()[0].encode()] and place.control.encode() in words:
                 return pid
         return None
     return wait_until(found, 10, "the VMM is there")
@@ -46,13 +42,6 @@ def restore_and_kill(t, image, place, point, *args):
     place.pid = minivm_of(place)
     t.defer(kill, place.pid)
     return place.pid
-
-
-def kill(pid):
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def check_whole(t, place, what):

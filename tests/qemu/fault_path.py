@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, descendants, main, wait_until  # noqa: E402
+from case import case, descendants, main, tracer_of, wait_until  # noqa: E402
 from guest import Guest  # noqa: E402
 from vmsnap import finish, start_vmsnap  # noqa: E402
 
@@ -66,11 +66,6 @@ def system_calls(t):
     t.check(locked >= resident // 2, f"locked {locked} KiB, resident {resident} KiB")
     guest.check_goes_on()
     guest.check_no_errors()
-
-
-def tracer_of(thread):
-    with open(f"/proc/{thread}/status", encoding="ascii") as f:
-        return int(re.search(r"TracerPid:\s*(\d+)", f.read()).group(1))
 
 
 if __name__ == "__main__":
