@@ -10,15 +10,36 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/clock.h"
 #include "common/inject/inject.h"
 #include "common/target/collapse.h"
 #include "common/testhook.h"
 #include "common/uffd.h"
 
 #define HUGE_CLUSTERS (COLLAPSE_BYTES / IMAGE_CLUSTER_BYTES)
+
+#define BUSY_MS 1000 /* another server of the same VMM is through in a few */
+#define BUSY_PAUSE_NS 2000000
+
+/* Only one can be at a process: where several memories of one VMM are complete at the same time,
+ * their servers wait for each other. A debugger stays. */
+static int close_in_turn(const struct target *t, int fd, int timeout_ms, struct error *e)
+{
+    uint64_t until_ns = clock_monotonic_ns() + BUSY_MS * 1000000ull;
+    for (;;) {
+        struct error why = *e;
+        int rc = inject_close_fd(t, fd, timeout_ms, &why);
+        if (rc != -EBUSY || clock_monotonic_ns() >= until_ns) {
+            *e = why;
+            return rc;
+        }
+        nanosleep(&(struct timespec){.tv_nsec = BUSY_PAUSE_NS}, NULL);
+    }
+}
 
 int handoff_close_fd(const struct target *t, int fd, const char *link, int timeout_ms,
                      struct error *e)
@@ -29,7 +50,7 @@ int handoff_close_fd(const struct target *t, int fd, const char *link, int timeo
         return 0;
     if (rc)
         return error_set(e, VMSNAP_EXIT_FAILED, -rc, "can't look at its descriptors");
-    return same ? inject_close_fd(t, fd, timeout_ms, e) : 0; /* else it has closed it itself */
+    return same ? close_in_turn(t, fd, timeout_ms, e) : 0; /* else it has closed it itself */
 }
 
 /* Reads a setting like "always [madvise] never". */

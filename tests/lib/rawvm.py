@@ -127,6 +127,15 @@ class _Child:
         size = self.memory.size
         self.memory = self.others.pop(0) if len(self.others) > 1 else _Memory(size, False, False)
 
+    def add_memory(self):
+        """What comes from now on is of memory of its own; what was before comes next again."""
+        self.others.append(self.memory)
+        self.memory = _Memory(self.memory.size, False, False)
+
+    def next_memory(self):
+        self.others.append(self.memory)
+        self.memory = self.others.pop(0)
+
     def at(self):
         return self.memory.at
 

@@ -125,6 +125,27 @@ def empty_first(t):
     listener.check_served(2)
 
 
+@case("minivm.listen.in-a-row", "kernel", 40)
+def in_a_row(t):
+    """Four handoffs over one connection, none of which waits for the one before; what follows is refused."""
+    data, image = random_memory(t, 4 * MIB)
+    listener = Listener(t, image)
+    vm = RawVm(t, 4 * MIB)
+    vm.hand_over(listener.path)
+    for _ in range(3):
+        vm.add_memory()
+        vm.hand_over(listener.path, again=True)
+    vm.hand_over(listener.path, again=True, text="and so on", fds=[])
+    for n in range(4):
+        vm.next_memory()
+        check_content(t, vm, data, f"{n + 1} of four")
+    listener.wait_for("summary", vm.pid, n=4)
+    error = listener.wait_for("error")
+    t.check(vm.closed(5), f"the connection is closed after {error}")
+    check_left(t, vm.pid, "four in a row")
+    listener.check_served(4, refused=1)
+
+
 @case("minivm.listen.huge", "kernel", 60, lock="hugepages")
 def huge(t):
     """Huge pages of 2 MiB: a guest, and one that gives a page back."""
