@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """`vmsnap restore --listen`: its socket, its report and pidfile, its end and that of its VMs."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,9 +13,9 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from case import case, is_alive, kill, main, tool, wait_until  # noqa: E402
 from launcher import Manager, need_library  # noqa: E402
-from listener import Listener  # noqa: E402
+from listener import Listener, check_left  # noqa: E402
 from rawvm import MIB, RawVm, check_content, random_memory  # noqa: E402
-from vmsnap import json_lines, vmsnap  # noqa: E402
+from vmsnap import json_lines, pause_log, vmsnap  # noqa: E402
 
 
 @case("minivm.listen.socket", "kernel", 40)
@@ -239,6 +240,61 @@ def ended(t):
     wait_until(lambda: not listener.servers(), 5, "the servers end")
     vms[1].kill()
     listener.check_served(2)
+
+
+@case("minivm.listen.dies-early", "kernel", 60)
+def dies_early(t):
+    """A VM that ends after its handoff and before its first fault, at each step of it: nothing is left of its session,
+    and the next one is served."""
+    data, image = random_memory(t, 4 * MIB)
+    for point in ("listen-heard", "listen-checked", "listen-recorded", "listen-left", "listen-serving"):
+        log, reached, go = pause_log(t)
+        listener = Listener(t, image, "--no-fill", "--prefetch", "none", hooks={"pause_at": point, "pause_log": log})
+        vm = RawVm(t, 4 * MIB)
+        vm.hand_over(listener.path)
+        reached(point)
+        dead = vm.pid
+        vm.kill()
+        go()
+        wait_until(lambda one=listener: not one.processes(), 10, f"{point}: its processes end")
+        refused = 1 if point == "listen-heard" else 0
+        told = listener.wait_for("error" if refused else "exit", dead)
+        t.check(told.get("exit_code") in (None, 10), f"{point}: {told}")
+        second = RawVm(t, 4 * MIB)
+        second.hand_over(listener.path)
+        check_content(t, second, data, f"after one that ended at {point}")
+        second.kill()
+        listener.check_served(2 - refused, refused=refused)
+
+
+@case("minivm.listen.report-full", "kernel", 40)
+def report_full(t):
+    """The disk that the report lies on is full later: who is served is served on, and those after him."""
+    data, image = random_memory(t, 4 * MIB)
+    path, pidfile, small = t.path("l.sock"), t.path("pid"), t.path("small")
+    os.mkdir(small)
+    t.need(t.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", small]).returncode == 0, "no mount here")
+    t.defer(t.run, ["umount", "-l", small])
+    report = os.path.join(small, "report")
+    result = vmsnap(t, "restore", "--listen", path, "--detach", "--pidfile", pidfile, "--report", report, image)
+    t.equal(result.code, 0, result.text())
+    pid = result.of_type("listening")[0]["listener_pid"]
+    t.defer(kill, pid)
+    for name in (os.path.join(small, "ballast"), report): # the rest of its last page as well
+        with open(name, "ab", 0) as f, contextlib.suppress(OSError):
+            while f.write(bytes(256)):
+                pass
+    before = os.path.getsize(report)
+    for n in (1, 2):
+        vm = RawVm(t, 4 * MIB)
+        vm.hand_over(path)
+        check_content(t, vm, data, f"VM {n}, the disk full")
+        check_left(t, vm.pid, f"VM {n}, the disk full")
+        vm.kill()
+    t.equal(os.path.getsize(report), before, "bytes of the report: there was no room")
+    kill(pid, signal.SIGTERM)
+    wait_until(lambda: not is_alive(pid), 10, "its end")
+    t.check(not os.path.exists(path) and not os.path.exists(pidfile), "nothing is left")
 
 
 @case("minivm.listen.immortal", "kernel", 40)

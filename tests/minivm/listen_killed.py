@@ -3,6 +3,7 @@
 find what they need in the VMM."""
 
 import fcntl
+import hashlib
 import os
 import random
 import shutil
@@ -117,6 +118,30 @@ def resume_by_hand(t):
 def resume_20(t):
     chance = random.Random(20)
     all_killed(t, [chance.random() for _ in range(20)])
+
+
+@case("minivm.listen.served-already", "kernel", 40)
+def served_already(t):
+    """--resume of a VM whose own supervisor and server live: refused with 11, with its image or another, and the guest
+    does not notice. Once they are dead it takes over."""
+    data, image = random_memory(t, 4 * MIB)
+    listener = Listener(t, image, "--no-fill", "--prefetch", "none")
+    vm = RawVm(t, 4 * MIB)
+    vm.hand_over(listener.path)
+    listener.wait_for("running", vm.pid)
+    wait_until(lambda: records(vm.pid), 5, "it has the record")
+    servers = listener.servers()
+    for args in ((), (image,)):
+        refused = vmsnap(t, "restore", "--resume", str(vm.pid), *args)
+        t.equal((refused.code, bool(refused.error["hint"])), (11, True), f"{args}: {refused.text()}")
+        t.equal((listener.servers(), len(records(vm.pid))), (servers, 1), f"{args}: servers and records")
+    t.equal(vm.digest(0, PAGE), hashlib.sha256(data[:PAGE]).hexdigest(), "a page")
+    t.equal(listener.of_type("takeover"), [], "takeovers")
+    listener.kill_all()
+    wait_until(lambda: not listener.processes(), 10, "all are gone")
+    t.equal(vmsnap(t, "restore", "--resume", str(vm.pid)).code, 0, "--resume, nobody there")
+    check_content(t, vm, data, "taken over")
+    check_left(t, vm.pid, "taken over")
 
 
 @case("minivm.listen.releasing", "kernel", 40)
