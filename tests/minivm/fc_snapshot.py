@@ -13,7 +13,7 @@ from listener import Listener  # noqa: E402
 from minivm import MiniVm, MiniVmPlace, end_and_wait, judge_memory, need_huge_pages  # noqa: E402
 from vmsnap import finish, pause_log, start_vmsnap, vmsnap  # noqa: E402
 
-SIZES = ("--memory", "64M", "--populate", "48M", "--cpus", "2")
+SIZES = ("--memory", "32M", "--populate", "24M", "--cpus", "2")
 
 
 def with_api(t, *options):

@@ -12,7 +12,7 @@ from case import case, main, open_files, wait_until  # noqa: E402
 from minivm import (PAGE, MiniVm, MiniVmPlace, end_and_wait, judge_memory, kvm_works, need_huge_pages)  # noqa: E402
 from vmsnap import Restore, broken, vmsnap  # noqa: E402
 
-SIZES = ("--memory", "64M", "--populate", "48M", "--cpus", "2")
+SIZES = ("--memory", "32M", "--populate", "24M", "--cpus", "2")
 
 
 def snapshot(t, vm, image, *args, expect=0, **options):
@@ -126,7 +126,7 @@ for _accel in ("kvm", "threads"):
 def live(t):
     """Enough memory in small pages for protection while the guest runs; and pages that are saved
     before the instant, some of which are written again."""
-    sizes = ("--memory", "256M", "--populate", "240M", "--cpus", "2")
+    sizes = ("--memory", "160M", "--populate", "144M", "--cpus", "2")
     for pattern, args in (("random", ()), ("sequential", ("--precopy", "2"))):
         inner = t.sub()
         source = MiniVm(inner, *sizes, "--pattern", pattern)
@@ -158,7 +158,7 @@ def regions(t):
         source.wait_for_writes(20000)
         image = inner.path("image")
         summary = snapshot(inner, source, image).summary
-        t.equal(summary["ram_bytes"], 64 << 20, "ram_bytes")
+        t.equal(summary["ram_bytes"], 32 << 20, "ram_bytes")
         t.check(summary["write_faults"] > 0, "the guest wrote meanwhile")
         check_goes_on(inner, source, "after the snapshot")
         check_whole(inner, source, "after the snapshot")
@@ -214,11 +214,11 @@ def can_fail(t):
 @case("minivm.roundtrip.no-fill", "kernel", 60)
 def no_fill(t):
     """Only what is touched comes in, and all of it is right; --no-fill never ends by itself."""
-    source = MiniVm(t, *SIZES, "--rate", "2000")
+    source = MiniVm(t, *SIZES, "--rate", "8000")
     image = t.path("image")
     take(t, source, image)
     end_and_wait(source)
-    place = MiniVmPlace(t, *SIZES, "--rate", "2000")
+    place = MiniVmPlace(t, *SIZES, "--rate", "8000")
     restored = take_over(t, image, place, "--no-fill", "--prefetch", "none")
     t.check(not restored.result().of_type("summary"), "no summary before the last page is in")
     t.equal(restored.end().code, 0, "exit status")
