@@ -2,9 +2,11 @@
 """What people get wrong at first: the wrong socket, the wrong file, a directory that can't be written. vmsnap says
 soon what is wrong, and what to do about it. minivm stands for Firecracker."""
 
+import errno
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -177,6 +179,37 @@ def whose(t):
     vm = MiniVm(t, "--vmstate", state, "--uffd-backend", listener.path)
     wanted = f"vmsnap: warning: process {vm.pid}: what an earlier run learned is not used"
     wait_until(lambda: wanted in listener.text(), 10, f"a warning: {listener.text()}")
+    end_and_wait(vm)
+
+
+@case("minivm.mistakes.report-full", "kernel", 60)
+def report_full(t):
+    """The disk fills under --report: the last that is told there is that."""
+    image, _, state = saved(t)
+    place, listen, pidfile = small_place(t, "filling", "256k"), t.path("listen.sock"), t.path("pid")
+    report = f"{place}/report"
+    done = vmsnap(t, "restore", "--listen", listen, "--detach", "--report", report, "--pidfile", pidfile, image)
+    t.equal(done.code, 0, done.text())
+    with open(pidfile, encoding="ascii") as f:
+        t.defer(os.kill, int(f.read()), signal.SIGTERM)
+    try:
+        with open(f"{place}/ballast", "wb", 0) as f:
+            while f.write(bytes(4096)):
+                pass
+    except OSError as full:
+        t.equal(full.errno, errno.ENOSPC, "the disk is full")
+
+    def told():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stray:
+            stray.connect(listen)
+            stray.sendall(b"this is refused, which is told as well")
+            stray.recv(1)
+        with open(report, encoding="utf-8") as f:
+            return [o for o in json_lines(f.read()) if o.get("exit_code") == 18]
+    error = wait_until(told, 20, "it is told")[0]
+    t.check("hardly anything more" in error["message"] and "make room" in error["hint"], f"{error}")
+    vm = MiniVm(t, "--vmstate", state, "--uffd-backend", listen)
+    vm.wait_for_writes(1000)
     end_and_wait(vm)
 
 

@@ -250,6 +250,8 @@ static void on_report(void *opaque, const char *type, json_t *object)
     if (detached)
         report_file_begin();
     report_object(type, object);
+    if (detached)
+        report_file_look_ahead();
 }
 
 /* To the service manager: what the guest waits for has no name here (it came from the image), but
@@ -271,6 +273,7 @@ static void on_trouble(void *opaque, const struct error *e)
     }
     report_file_begin();
     report_object("error", report_describe_error(e));
+    report_file_look_ahead();
 }
 
 static void on_detached(void *opaque)

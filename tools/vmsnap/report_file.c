@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "common/publish.h"
+#include "tools/vmsnap/report.h"
 
 #define BUFFER_BYTES 65536 /* a line is one write: several processes have the file */
 #define ROOM_BYTES 16384   /* for what tells how it went */
@@ -118,6 +119,31 @@ void report_file_begin(void)
     if (fd >= 0 && file.regular && lseek(fd, 0, SEEK_CUR) == 0 && fstat(fd, &st) == 0 &&
         st.st_size > 0 && ftruncate(fd, 0))
         file.regular = false; /* append-only: then the lines follow those of before */
+}
+
+static int set_room_aside(int fd)
+{
+    struct stat st;
+    if (fstat(fd, &st) || fallocate(fd, FALLOC_FL_KEEP_SIZE, st.st_size, ROOM_BYTES))
+        return -errno;
+    return 0;
+}
+
+void report_file_look_ahead(void)
+{
+    static bool told;
+    int fd = file.stream && file.regular ? fileno(file.stream) : -1;
+    int rc = fd < 0 ? 0 : set_room_aside(fd);
+    bool full = rc == -ENOSPC || rc == -EDQUOT;
+    if (full && !told) {
+        struct error e = {.guest = GUEST_UNKNOWN};
+        error_set(&e, VMSNAP_EXIT_NO_SPACE, -rc, "--report: hardly anything more can be told in %s",
+                  file.path);
+        error_hint(&e, "make room there: nothing else is amiss, but what happens next may be lost "
+                       "to this file");
+        report_object("error", report_describe_error(&e));
+    }
+    told = full;
 }
 
 void report_file_abandon(void)

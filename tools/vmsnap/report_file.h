@@ -27,6 +27,10 @@ void report_file_unlock_here(void);
 /* Before each line. */
 void report_file_begin(void);
 
+/* After each line. Sets room aside for the next ones; where the disk is full, what was set aside
+ * before is enough for a line that says so, once. */
+void report_file_look_ahead(void);
+
 /* Nothing runs: a file that was not there before goes. */
 void report_file_abandon(void);
 
