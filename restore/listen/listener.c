@@ -32,6 +32,7 @@
 #include "restore/listen/claim.h"
 #include "restore/listen/front.h"
 #include "restore/listen/listen.h"
+#include "restore/listen/orphans.h"
 #include "restore/listen/peer.h"
 #include "restore/memory/attach.h"
 #include "restore/serve/damage.h"
@@ -45,6 +46,7 @@ struct listener {
     struct front front;
     struct peer_config peers;
     struct pidfile pidfile;
+    struct orphans orphans;
     char image_path[PATH_MAX];
     int signal_fd;
     int word_fd;       /* detached: where our caller waits; -1 */
@@ -153,6 +155,7 @@ static _Noreturn void become_peer(struct listener *l, int place, int connection,
 {
     close(l->signal_fd);
     front_forget(&l->front);
+    orphans_close(&l->orphans);
     setsid(); /* what a terminal sends is for the listener */
     peer_run(&l->peers, place, connection, began_ns);
 }
@@ -215,8 +218,12 @@ static void reap(struct listener *l)
     pid_t pid;
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
         bool served = false;
-        if (roll_remove(l->peers.roll, pid, &served) && WIFSIGNALED(status))
+        int kept;
+        if (roll_remove(l->peers.roll, pid, WIFSIGNALED(status), &served, &kept) &&
+            WIFSIGNALED(status))
             note_killed(l, pid, WTERMSIG(status), served);
+        if (kept >= 0)
+            orphans_add(&l->orphans, l->peers.roll, kept);
         if (l->again_ns)
             l->again_ns = 1; /* there is room */
     }
@@ -293,9 +300,12 @@ static json_t *describe_listening(const struct listener *l)
 static json_t *describe_summary(const struct listener *l, unsigned n_left)
 {
     const struct roll *r = l->peers.roll;
-    return json_pack("{s:I, s:I, s:I, s:i}", "vms", (json_int_t)atomic_load(&r->n_served),
-                     "vms_complete", (json_int_t)atomic_load(&r->n_complete), "handoffs_refused",
-                     (json_int_t)atomic_load(&r->n_refused), "vms_left", (int)n_left);
+    unsigned complete, unserved;
+    orphans_count(&l->orphans, r, &complete, &unserved);
+    return json_pack("{s:I, s:I, s:I, s:i, s:i}", "vms", (json_int_t)atomic_load(&r->n_served),
+                     "vms_complete", (json_int_t)(atomic_load(&r->n_complete) + complete),
+                     "handoffs_refused", (json_int_t)atomic_load(&r->n_refused), "vms_left",
+                     (int)n_left, "vms_unserved", (int)unserved);
 }
 
 /* Who waits for it is told that it listens. */
@@ -364,6 +374,7 @@ int listen_run(const struct restore_options *o, const char *socket_path, struct 
     l.peers = (struct peer_config){.o = &l.o, .image_path = l.image_path, .claims = -1};
     rc = run(&l, o, socket_path, e);
     front_close(&l.front);
+    orphans_close(&l.orphans);
     pidfile_remove(&l.pidfile);
     if (l.word_fd >= 0)
         detach_tell_error(l.word_fd, e);

@@ -24,14 +24,19 @@ int roll_reserve(struct roll *r)
     return -1;
 }
 
-bool roll_remove(struct roll *r, pid_t pid, bool *served)
+bool roll_remove(struct roll *r, pid_t pid, bool killed, bool *served, int *kept)
 {
+    *kept = -1;
     for (unsigned i = 0; i < ROLL_MAX; i++) {
         int held = pid;
         if (atomic_load(&r->pids[i]) != pid)
             continue;
         *served = atomic_exchange(&r->served[i], false);
-        return atomic_compare_exchange_strong(&r->pids[i], &held, 0);
+        bool keep = killed && *served && !atomic_load(&r->complete[i]);
+        if (!atomic_compare_exchange_strong(&r->pids[i], &held, keep ? -2 : 0))
+            return false;
+        *kept = keep ? (int)i : -1;
+        return true;
     }
     return false;
 }
@@ -52,7 +57,7 @@ unsigned roll_signal(const struct roll *r, int number)
     unsigned n = 0;
     for (unsigned i = 0; i < ROLL_MAX; i++) {
         pid_t pid = number ? settled(&r->pids[i]) : atomic_load(&r->pids[i]);
-        n += pid != 0;
+        n += pid > 0 || pid == -1;
         if (pid > 0 && number)
             kill(pid, number);
     }

@@ -13,7 +13,7 @@
 #define ROLL_MAX 32768u /* VMs at a time, those that have all their memory included */
 
 struct roll {
-    atomic_int pids[ROLL_MAX];      /* 0: free; -1: taken by one that is about to begin */
+    atomic_int pids[ROLL_MAX];      /* 0: free; -1: taken by one that is about to begin; -2: kept */
     atomic_bool served[ROLL_MAX];   /* its handoff was taken, and found to be good */
     atomic_int vmms[ROLL_MAX];      /* then: the VMM's process */
     atomic_bool complete[ROLL_MAX]; /* all memory of that one is in */
@@ -45,8 +45,14 @@ static inline void roll_give_up(struct roll *r, int place)
     atomic_compare_exchange_strong(&r->pids[place], &reserved, 0);
 }
 
-/* That process has ended. False: it had no place. */
-bool roll_remove(struct roll *r, pid_t pid, bool *served);
+/* That process has ended. False: it had no place. *kept: the place, if it was `killed` before all
+ * the memory of its VM was in; else -1. It stays out of use until it is given back. */
+bool roll_remove(struct roll *r, pid_t pid, bool killed, bool *served, int *kept);
+static inline void roll_free_kept(struct roll *r, int place)
+{
+    int held = -2;
+    atomic_compare_exchange_strong(&r->pids[place], &held, 0);
+}
 
 /* VMs that are served and have not all their memory; the first `max` of their VMMs' processes. */
 unsigned roll_list_incomplete(const struct roll *r, pid_t *vmms, unsigned max);

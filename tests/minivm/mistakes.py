@@ -13,7 +13,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, main, wait_until  # noqa: E402
+from case import case, descendants, main, wait_until  # noqa: E402
 from firecracker import Api  # noqa: E402
 from listener import Listener  # noqa: E402
 from minivm import MiniVm, MiniVmPlace, end_and_wait, take_image  # noqa: E402
@@ -180,6 +180,28 @@ def whose(t):
     wanted = f"vmsnap: warning: process {vm.pid}: what an earlier run learned is not used"
     wait_until(lambda: wanted in listener.text(), 10, f"a warning: {listener.text()}")
     end_and_wait(vm)
+
+
+@case("minivm.mistakes.orphans", "kernel", 60)
+def orphans(t):
+    """The last words of a listener count VMs whose processes were killed: one that --resume has finished, and one
+    that waits for it."""
+    image, _, state = saved(t)
+    listener = Listener(t, image, "--no-fill", "--prefetch", "none")
+    vms = []
+    for n in (1, 2):
+        vms.append(MiniVm(t, "--vmstate", state, "--uffd-backend", listener.path, "--paused"))
+        wait_until(lambda n=n: len(listener.of_type("running")) == n, 10, "it is served")
+    for pid in descendants(listener.pid):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not listener.children(), 10, "they are gone")
+    result = vmsnap(t, "restore", "--resume", str(vms[0].pid))
+    t.equal(result.code, 0, result.text())
+    t.check(isinstance(result.summary["complete_ns"], int), f"who has finished it says when: {result.summary}")
+    t.equal(listener.end(), 0, "exit status")
+    last = listener.objects()[-1]
+    t.equal({k: last[k] for k in ("vms", "vms_complete", "vms_left", "vms_unserved")},
+            {"vms": 2, "vms_complete": 1, "vms_left": 0, "vms_unserved": 1}, "its last words")
 
 
 @case("minivm.mistakes.report-full", "kernel", 60)

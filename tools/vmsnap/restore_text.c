@@ -55,9 +55,14 @@ static void print_all(const json_t *o)
 {
     uint64_t n = json_count(o, "vms"), left = json_count(o, "vms_left");
     uint64_t refused = json_count(o, "handoffs_refused");
-    char more[64] = "";
+    uint64_t unserved = json_count(o, "vms_unserved");
+    char more[160] = "";
+    int used = 0;
     if (left > 0)
-        snprintf(more, sizeof(more), ", %" PRIu64 " left to their servers", left);
+        used = snprintf(more, sizeof(more), ", %" PRIu64 " left to their servers", left);
+    if (unserved > 0)
+        snprintf(more + used, sizeof(more) - (size_t)used,
+                 ", %" PRIu64 " waiting for 'vmsnap restore --resume PID'", unserved);
     report_closing("%" PRIu64 " VM%s served, %" PRIu64 " of them with all memory in%s; %" PRIu64
                    " handoff%s refused",
                    n, n == 1 ? "" : "s", json_count(o, "vms_complete"), more, refused,
