@@ -318,6 +318,29 @@ int install_data(const struct installer *ins, const struct block *b, uint64_t of
     return rc;
 }
 
+int install_around(const struct installer *ins, const struct block *b, uint64_t offset,
+                   const void *data, uint64_t len, uint64_t wanted, uint64_t *present)
+{
+    uint64_t page = b->region.page_bytes, end = offset + len;
+    const struct {
+        uint64_t from, to;
+    } pieces[] = {{wanted, wanted + page}, {offset, wanted}, {wanted + page, end}};
+    bool any = false;
+    if (b->window || len <= page)
+        return install_data(ins, b, offset, data, len, present);
+    for (int i = 0; i < 3; i++) {
+        if (pieces[i].from >= pieces[i].to)
+            continue;
+        int rc = install_data(ins, b, pieces[i].from,
+                              (const unsigned char *)data + (pieces[i].from - offset),
+                              pieces[i].to - pieces[i].from, present);
+        if (rc && rc != -ENOENT)
+            return rc;
+        any |= rc == 0;
+    }
+    return any ? 0 : -ENOENT;
+}
+
 int install_zeros(const struct installer *ins, const struct block *b, uint64_t offset, uint64_t len,
                   enum install_zero how, uint64_t *present)
 {

@@ -51,6 +51,11 @@ enum install_zero {
 int install_data(const struct installer *ins, const struct block *b, uint64_t offset,
                  const void *data, uint64_t len, uint64_t *present);
 
+/* The same for a fault at `wanted`, a page of it: without a window that page comes first, and who
+ * waits for it goes on while its neighbours follow (3 us of 40 that a fault takes). */
+int install_around(const struct installer *ins, const struct block *b, uint64_t offset,
+                   const void *data, uint64_t len, uint64_t wanted, uint64_t *present);
+
 /* The same with zeros. */
 int install_zeros(const struct installer *ins, const struct block *b, uint64_t offset, uint64_t len,
                   enum install_zero how, uint64_t *present);

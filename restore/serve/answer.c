@@ -173,7 +173,7 @@ static enum answer answer_pending(struct answerer *a, const struct block *b, uin
         a->own_units -= a->own_units > 0;
         if (decode_unit(a, first, n))
             return fetch(a, b, first, n, write);
-        rc = install_data(&a->installer, b, start, a->unit, len, &present);
+        rc = install_around(&a->installer, b, start, a->unit, len, offset, &present);
     }
     enum answer answer = answer_settled(a, b, start, len, rc);
     if (answer != ANSWERED)
