@@ -1,6 +1,6 @@
 #!/bin/bash
 # tools/test.sh [--all] [--no-install] - names and installs what is missing, builds, and runs the
-# tests: at most 10 minutes on 2 CPUs. Closes with CTest's summary; exit code 0 only if all passed.
+# tests: at most 20 minutes on 2 CPUs. Closes with CTest's summary; exit code 0 only if all passed.
 #
 #   --all         also what is labelled `slow`
 #   --no-install  install nothing: name what is missing and exit 2
