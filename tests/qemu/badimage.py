@@ -187,7 +187,10 @@ def poison(t):
     result = restored.result()
     target.check_no_errors()
     t.equal(result.code, 128 + 7, f"QEMU's end: {result.text()}")
-    t.equal(result.error["exit_code"], 13, f"the damage is told: {result.text()}")
+    errors = result.of_type("error")
+    t.equal([(e["exit_code"], e["guest_state"]) for e in errors], [(13, "running"), (13, "ended")],
+            f"the damage is told, and what came of it: {result.text()}")
+    t.check("SIGBUS" in errors[1]["message"], errors[1])
     t.equal(result.summary["pages_poisoned"], 4, "pages_poisoned")
 
 
