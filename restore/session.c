@@ -177,8 +177,8 @@ static void report_clock(struct session *s)
     s->o->report(s->o->opaque, "clock", o);
 }
 
-/* Waits for the clock, if it is to be set: at most ten seconds, and not for a VMM that has ended.
- */
+/* Waits for the clock, if it is to be set: at most ten seconds, and not for a
+ * VMM that has ended. */
 void session_summarize(struct session *s)
 {
     if (s->summarized)

@@ -73,8 +73,8 @@ int session_serve(struct session *s, int uffd, bool takes_over, struct error *e)
 /* The guest runs: lets the fill go on. session_accompany() does it unless it is done. */
 void session_begin(struct session *s);
 
-/* Lets the fill go on, and returns when the VMM has ended, or (not `stays`) all is done. Reports.
- */
+/* Lets the fill go on, and returns when the VMM has ended, or (not `stays`) all
+ * is done. Reports. */
 void session_accompany(struct session *s);
 
 /* After that: 0, or why it is not over for the guest: exit code 11, another vmsnap has taken it

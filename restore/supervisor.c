@@ -83,8 +83,8 @@ static void reap(struct supervisor *s)
 
 /* ---- signals ---- */
 
-/* The VMM is to end, and nobody but us can tell it; or if it has, the wrapper that is waited for.
- */
+/* The VMM is to end, and nobody but us can tell it; or if it has, the wrapper
+ * that is waited for. */
 static void end_vmm(struct supervisor *s, int number, bool again)
 {
     if (s->by_hand || s->charge || !s->lives)

@@ -73,8 +73,8 @@ static bool goes_on(const struct mapping *m, const struct mapping *next)
            (m->inode == 0 || m->hugetlb || next->offset == m->offset + (m->end - m->start));
 }
 
-/* What is left of a stretch if the open part of an arena, whose rest is `next`, was joined to it.
- */
+/* What is left of a stretch if the open part of an arena, whose rest is `next`,
+ * was joined to it. */
 static void cut_arena(struct stretch *s, const struct mapping *next)
 {
     uint64_t arena = next->end - ARENA_BYTES;

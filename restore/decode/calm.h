@@ -37,8 +37,7 @@ void calm_leave(struct calm *c, unsigned number);
 void calm_down(struct calm *c, enum calm_mode mode);
 
 /* All of them: the guest goes through its memory in order, and is about to touch what they are to
- * bring in. They come last no more. The
- * server's thread. */
+ * bring in. They come last no more. The server's thread. */
 void calm_want(struct calm *c);
 
 /* All of them at once, or back to how they were. Any thread. */

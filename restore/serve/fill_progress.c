@@ -9,8 +9,8 @@
 
 #define REPORT_NS 1000000000u
 
-/* The short cluster at a region's end counts as a whole one: finding them takes ten times as long.
- */
+/* The short cluster at a region's end counts as a whole one: finding them takes
+ * ten times as long. */
 static uint64_t count_stored_bytes(const struct image *img, const struct page_state *done)
 {
     uint64_t n = 0, n_clusters = image_get_trailer(img)->n_clusters;

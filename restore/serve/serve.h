@@ -39,8 +39,8 @@ struct server_config {
     bool takes_over;
 };
 
-/* Starts the fault thread: from here on every fault is answered. Exit code 1 when memory is short.
- */
+/* Starts the fault thread: from here on every fault is answered. Exit code 1 when
+ * memory is short. */
 int server_start(struct server **out, const struct server_config *config, struct error *e);
 
 /* Starts the workers on what is prefetched. */
@@ -69,8 +69,8 @@ bool server_needs_image(const struct server *s);
  * which says what the guest does. Bounded: further ones are counted only. */
 bool server_take_error(struct server *s, struct error *e);
 
-/* After SERVER_FILLED: drops the registration, in pieces, still answering. SERVER_RELEASED follows.
- */
+/* After SERVER_FILLED: drops the registration, in pieces, still answering.
+ * SERVER_RELEASED follows. */
 void server_release(struct server *s);
 
 /* What its thread spends its time on; the rest it reads. */
