@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import sys
-from functools import partial
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
@@ -26,15 +25,20 @@ class Firecracker:
     """A process of it, its API and its console, which is its standard output."""
 
     def __init__(self, t):
+        self.t = t
         self.socket = t.path(t.unique("fc") + ".sock")
         self.console = Console(self.socket + ".out")
         with open(self.console.path, "wb") as out:
             self.process = t.spawn(["firecracker", "--api-sock", self.socket, "--id", "vmsnap-test"],
                                    stdout=out, stderr=out)
         self.pid = self.process.pid
-        wait_until(lambda: os.path.exists(self.socket), 10, "Firecracker listens")
-        self.api = Api(t, self.socket, timeout=60)
-        self.t = t
+        self.api = wait_until(self._connect, 10, "Firecracker listens")
+
+    def _connect(self):
+        try:
+            return Api(self.t, self.socket, timeout=60)
+        except OSError:
+            return None
 
     def ask(self, method, path, **body):
         status, answer = self.api.request(method, path, body)
@@ -77,13 +81,13 @@ class Firecracker:
         os.unlink(memory)
         return state, image
 
-    def take(self, *options):
+    def take(self, *maps):
         """By vmsnap, while it runs on: (state file, image)."""
         t, stem = self.t, self.t.unique("taken")
         state, image = t.path(stem + ".state"), t.path(stem + ".vmsnap")
-        checked = vmsnap(t, "check", "--api", self.socket, *options)
+        checked = vmsnap(t, "check", "--api", self.socket, *maps)
         t.equal(checked.code, 0, f"check: {checked.text()}")
-        taken = vmsnap(t, "snapshot", "--api", self.socket, "--vmstate", state, *options, image)
+        taken = vmsnap(t, "snapshot", "--api", self.socket, "--vmstate", state, *maps, image)
         t.equal(taken.code, 0, f"snapshot: {taken.text()}")
         t.equal(taken.summary["warnings"], [], "warnings")
         t.equal(self.api.get("/")["state"], "Running", "state after a snapshot")
@@ -105,6 +109,17 @@ def check_served(t, vm, listener):
     t.equal(vm.api.get("/")["state"], "Running", "state")
 
 
+def check_gives(t, vm):
+    """It goes on giving pages to its balloon."""
+    rounds = vm.wait_for_rounds(5).rounds()
+    t.check(rounds[-1]["given"] >= rounds[-5]["given"] + 256, f"it gives pages away: {rounds[-1]}")
+
+
+def kill_all(listener):
+    for pid in [listener.pid, *descendants(listener.pid)]:
+        os.kill(pid, signal.SIGKILL)
+
+
 @case("minivm.firecracker.real", "kvm", 120)
 def real(t):
     """Booted, saved, and started twice from its files."""
@@ -118,19 +133,22 @@ def real(t):
 
 @case("minivm.firecracker.real-balloon", "kvm", 120)
 def real_balloon(t):
-    """What the guest gives away while its memory comes in reads as zeros."""
+    """What the guest gives away while its memory comes in reads as zeros, and its neighbours do not; then taken
+    over by hand. Up to 1.10 a restored Firecracker maps new memory there, of which there is no event."""
     need_firecracker(t)
     state, image = Firecracker(t).boot(balloon=BALLOON).save()
-    for options in ((), ("--no-fill",)):
-        listener = Listener(t, image, *options)
-        clone = Firecracker(t).load(state, listener).wait_for_rounds(5)
-        rounds = clone.rounds()
-        t.check(rounds[-1]["given"] >= rounds[0]["given"] + 256, f"it gives pages away: {rounds[-1]}")
-        end_process(clone.process)
-        wait_until(partial(listener.of_type, "summary"), 10, "the end of the session")
-        if options: # else all may have been in before the first was given away
-            t.check(listener.of_type("summary")[0]["pages_discarded"] >= 64, listener.text())
-        t.equal(listener.of_type("error"), [], listener.text())
+    listener = Listener(t, image, "--bwlimit", "16M")
+    vm = Firecracker(t).load(state, listener)
+    check_served(t, vm, listener)
+    check_gives(t, vm)
+    end_process(vm.process)
+    listener = Listener(t, image, "--no-fill")
+    vm = Firecracker(t).load(state, listener)
+    check_gives(t, vm)
+    kill_all(listener)
+    resumed = vmsnap(t, "restore", "--resume", str(vm.pid))
+    t.equal(resumed.code, 0, resumed.text())
+    check_gives(t, vm)
 
 
 @case("minivm.firecracker.real-huge", "kvm", 120, lock="hugepages")
@@ -154,8 +172,7 @@ def real_resume(t):
     listener = Listener(t, image, "--no-fill", hooks={"pause_at": "serve-installed:20", "pause_log": log})
     clone = Firecracker(t).load(state, listener)
     reached("serve-installed")
-    for pid in [listener.pid, *descendants(listener.pid)]:
-        os.kill(pid, signal.SIGKILL)
+    kill_all(listener)
     t.equal(clone.rounds(), [], "the guest waits")
     resumed = vmsnap(t, "restore", "--resume", str(clone.pid))
     t.equal(resumed.code, 0, resumed.text())
@@ -184,7 +201,8 @@ def real_regions(t):
     told = vmsnap(t, "check", "--api", vm.socket)
     reason = next(o for o in told.of_type("item") if o["name"] == "memory")["reason"]
     maps = re.findall(r"--map 0x\S+:0x\S+", reason) # of newer versions, then of older ones
-    newer = [int(n) for n in vm.api.get("/version")["firecracker_version"].split(".")[:2]] >= [1, 13]
+    version = vm.api.get("/version")["firecracker_version"].split(".")
+    newer = (int(version[0]), int(version[1])) >= (1, 13)
     state, image = vm.take(*" ".join(maps[:2] if newer else maps[2:]).split())
     end_process(vm.process)
     listener = Listener(t, image)
