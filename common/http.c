@@ -49,6 +49,7 @@ struct http {
     size_t body_bytes;
     bool too_long;
     bool done;
+    bool has_answered; /* a request, once */
 };
 
 static bool find(void **function, const char *name)
@@ -245,6 +246,7 @@ static int failed(const struct http *h, CURLcode code, struct error *e)
         error_set(e, VMSNAP_EXIT_TARGET, EMSGSIZE,
                   "API socket %s: its reply is longer than %u bytes", h->name,
                   HTTP_REPLY_MAX_BYTES);
+        error_hint(e, "is it the socket of a Firecracker's --api-sock?");
         return -EMSGSIZE;
     }
     bool no_http = code == CURLE_UNSUPPORTED_PROTOCOL || code == CURLE_WEIRD_SERVER_REPLY;
@@ -252,7 +254,9 @@ static int failed(const struct http *h, CURLcode code, struct error *e)
               no_http ? "what answers there is no HTTP" : curl.easy_strerror(code));
     if (e)
         e->err = err;
-    if (code == CURLE_COULDNT_CONNECT)
+    if (h->has_answered)
+        error_hint(e, "it answered before: has the VMM ended? Its log tells more");
+    else if (code == CURLE_COULDNT_CONNECT)
         error_hint(e, "is the VM running, and was it started with --api-sock %s?", h->name);
     else /* a QMP server greets first, which is no HTTP */
         error_hint(e, "is %s the socket of --api-sock? That of a QEMU's -qmp goes with --qmp",
@@ -291,6 +295,7 @@ void http_take(struct http *h, struct http_reply *reply)
     long status = 0;
     curl.easy_getinfo(h->easy, CURLINFO_RESPONSE_CODE, &status);
     reply->status = (int)status;
+    h->has_answered = true;
     reply->body = h->body ? json_loadb(h->body, h->body_bytes, JSON_REJECT_DUPLICATES, NULL) : NULL;
     drop(h);
 }

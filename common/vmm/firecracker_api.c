@@ -7,6 +7,7 @@
 #include "common/json_text.h"
 
 #define MIB (1ull << 20)
+#define NO_FIRECRACKER "give the socket of a Firecracker's --api-sock"
 #define MEMORY_MAX_MIB (1ull << 24) /* 16 TiB; Firecracker itself takes 1 TiB */
 
 /* Of a text that somebody else made: what can stand in a message. */
@@ -30,6 +31,8 @@ static int unexpected(const char *request, struct http_reply *reply, struct erro
     firecracker_fault(reply, fault, sizeof(fault));
     error_set(e, VMSNAP_EXIT_TARGET, 0, "%s: status %d%s%s", request, reply->status,
               fault[0] ? ", " : "", fault);
+    error_hint(e,
+               "the VMM's log tells more; 'vmsnap check --api SOCK' looks at what is in the way");
     json_decref(reply->body);
     return -EPROTO;
 }
@@ -77,6 +80,7 @@ int firecracker_get_info(struct http *h, int timeout_ms, struct firecracker_info
     error_set(e, VMSNAP_EXIT_TARGET, EPROTO,
               "who listens on the API socket is no Firecracker: its "
               "GET / tells no state of a VM");
+    error_hint(e, NO_FIRECRACKER);
     return -EPROTO;
 }
 
@@ -118,6 +122,7 @@ int firecracker_get_memory(struct http *h, int timeout_ms, json_t **machine, uin
         json_decref(o);
         error_set(e, VMSNAP_EXIT_TARGET, EPROTO,
                   "GET /machine-config tells no sensible mem_size_mib");
+        error_hint(e, NO_FIRECRACKER);
         return -EPROTO;
     }
     *machine = o;

@@ -97,6 +97,8 @@ int firecracker_hold_find_place(struct firecracker_hold *h, const struct target 
               "no place for the VMM's state file: in the root of process %d nothing can be made in "
               "/dev/shm, /run, /tmp or /",
               (int)t->pid);
+    error_hint(e, "make one of them a directory that can be written; a tmpfs as /dev/shm keeps the "
+                  "pause shortest");
     return -EROFS;
 }
 
@@ -232,12 +234,12 @@ static int make_all(struct firecracker_hold *h, const struct target *t)
 int firecracker_hold_make(struct firecracker_hold *h, const struct target *t, struct error *e)
 {
     int ret = make_all(h, t);
-    if (ret)
-        return error_set(e, VMSNAP_EXIT_TARGET, -ret,
-                         "cannot make a place for the VMM's state file "
-                         "in %s of its root",
-                         h->path);
-    return 0;
+    if (ret) {
+        error_set(e, VMSNAP_EXIT_TARGET, -ret,
+                  "cannot make a place for the VMM's state file in %s of its root", h->path);
+        error_hint(e, "see that there is room, and that it can be written; vmsnap runs as root");
+    }
+    return ret;
 }
 
 /* ---- around the instant ---- */
@@ -318,6 +320,7 @@ bool firecracker_hold_holds(const struct firecracker_hold *h, const struct targe
 static int bad_state(struct error *e, const char *what)
 {
     error_set(e, VMSNAP_EXIT_VMM, EPROTO, "the state file that the VMM wrote is %s", what);
+    error_hint(e, "try it again, and see whether its disk is full (in its /dev/shm, /run or /tmp)");
     return -EPROTO;
 }
 

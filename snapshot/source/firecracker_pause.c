@@ -20,6 +20,13 @@
 #define SETTLE_MS 50
 #define LET_GO_MS 2000
 #define ASK_AGAIN_MS 100
+#define SLOW                                                                                       \
+    "its API thread is busy, or its storage slow (in its /dev/shm, /run or /tmp): --timeout "      \
+    "waits "                                                                                       \
+    "longer"
+#define OTHER_WAY                                                                                  \
+    "try it again; if it stays so, pause it, let it write both files (PUT /snapshot/create), and " \
+    "'vmsnap import firecracker' makes the image"
 #define HELD_MS 5000 /* from the state file's end to the open of the memory file */
 
 static int patience_ms(const struct source *base)
@@ -61,6 +68,7 @@ static int refused(struct source_firecracker *s, struct error *e)
     firecracker_fault(&reply, fault, sizeof(fault));
     error_set(e, VMSNAP_EXIT_VMM, 0, "PUT /snapshot/create: status %d%s%s", reply.status,
               fault[0] ? ", " : "", fault);
+    error_hint(e, "the VMM can't save its own state: its log tells more");
     json_decref(reply.body);
     return -EIO;
 }
@@ -73,6 +81,7 @@ static int wait_until_held(struct source_firecracker *s, struct error *e)
         /* Before the wait, not after it: who gets no CPU then looks once more at what has come. */
         if (clock_monotonic_ns() >= until_ns) {
             error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT, "PUT /snapshot/create: no state file");
+            error_hint(e, SLOW);
             return -ETIMEDOUT;
         }
         int ret = http_step(s->http, s->hold.inotify_fd, clock_ms_until(until_ns), e);
@@ -132,6 +141,7 @@ static int not_held(struct error *e)
     error_set(e, VMSNAP_EXIT_VMM, EPROTO,
               "the VMM went on with its devices before its memory was protected: PUT "
               "/snapshot/create did not wait for its memory file");
+    error_hint(e, OTHER_WAY);
     return -EPROTO;
 }
 
@@ -154,6 +164,7 @@ static int finish_call(struct source_firecracker *s, struct error *e)
         if (clock_monotonic_ns() < until_ns)
             continue;
         error_set(e, VMSNAP_EXIT_TIMEOUT, ETIMEDOUT, "PUT /snapshot/create: no reply");
+        error_hint(e, SLOW);
         return -ETIMEDOUT;
     }
     if (ret < 0)

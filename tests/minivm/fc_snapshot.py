@@ -34,6 +34,7 @@ def take(t, vm, stem, *options, expect=0, api=None, **more):
     image, state = t.path(stem + ".img"), t.path(stem + ".state")
     result = vmsnap(t, "snapshot", "--api", api or vm.api, "--vmstate", state, *options, image, **more)
     t.equal(result.code, expect, f"{stem}: {result.text()}")
+    t.check(expect in (0, 3) or result.error["hint"], f"{stem}: what to do is not said: {result.text()}")
     return result, image, state
 
 
