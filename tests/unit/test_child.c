@@ -35,11 +35,12 @@ static bool has_child(void)
 
 static void one_that_runs_is_waited_for(void)
 {
+    const int keep = STDERR_FILENO;
     void *memory =
         mmap(NULL, LARGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(memory != MAP_FAILED);
     for (int i = 0; i < ROUNDS; i++) {
-        int pidfd = child_fork(NULL, 0, be_busy, memory);
+        int pidfd = child_fork(&keep, 1, be_busy, memory);
         CHECK(pidfd >= 0);
         usleep(i % 2 ? 0 : 20000);
         int tries = WAIT_TRIES;
