@@ -54,6 +54,14 @@ def json_lines(text):
     return found
 
 
+def report_lines(path, kind, pid=None):
+    """The objects of that type (of that VM) in a file of --report, which may not be there yet."""
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as f:
+        return [o for o in json_lines(f.read())
+                if o.get("type") == kind and (pid is None or o.get("vmm_pid") == pid)]
+    return []
+
+
 _broken_rules = []
 
 

@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from case import case, is_alive, main, tool, wait_until  # noqa: E402
 from minivm import MiniVmPlace, take_image  # noqa: E402
-from vmsnap import Restore, json_lines, pause_log, start_vmsnap, vmsnap  # noqa: E402
+from vmsnap import Restore, json_lines, pause_log, report_lines, start_vmsnap, vmsnap  # noqa: E402
 
 SIZES = ("--memory", "64M", "--populate", "48M", "--rate", "20000")
 QUIET = (*SIZES[:-1], "200") # a guest that demands little
@@ -77,12 +77,6 @@ def clones(t):
     for restored in restores:
         t.equal(restored.end().code, 0, "exit status")
     t.equal(digest(image), before, "the image")
-
-
-def report_lines(path, kind):
-    with contextlib.suppress(FileNotFoundError):
-        return [o for o in json_lines(read(path)) if o["type"] == kind]
-    return []
 
 
 @case("minivm.launcher.progress", "kernel", 60)

@@ -15,7 +15,7 @@ from case import case, is_alive, kill, main, tool, wait_until  # noqa: E402
 from launcher import Manager, need_library  # noqa: E402
 from listener import Listener, check_left  # noqa: E402
 from rawvm import MIB, RawVm, check_content, random_memory  # noqa: E402
-from vmsnap import json_lines, pause_log, vmsnap  # noqa: E402
+from vmsnap import pause_log, report_lines, vmsnap  # noqa: E402
 
 
 @case("minivm.listen.socket", "kernel", 40)
@@ -135,15 +135,11 @@ def detached(t):
     vm = RawVm(t, 4 * MIB)
     vm.hand_over(path)
     check_content(t, vm, data, "detached")
-
-    def told(kind):
-        with open(report, encoding="utf-8") as f:
-            return [o for o in json_lines(f.read()) if o["type"] == kind]
-    wait_until(lambda: told("summary"), 10, "the summary")
+    wait_until(lambda: report_lines(report, "summary"), 10, "the summary")
     vm.kill()
-    wait_until(lambda: told("exit"), 10, "its end")
+    wait_until(lambda: report_lines(report, "exit"), 10, "its end")
     kill(pid, signal.SIGTERM)
-    wait_until(lambda: len(told("summary")) == 2, 10, "the last summary")
+    wait_until(lambda: len(report_lines(report, "summary")) == 2, 10, "the last summary")
     wait_until(lambda: not is_alive(pid), 10, "its end")
     t.check(not os.path.exists(path) and not os.path.exists(pidfile), "nothing is left")
 
@@ -161,13 +157,9 @@ def report_again(t):
         pid = result.of_type("listening")[0]["listener_pid"]
         t.defer(kill, pid)
         return pid
-
-    def told(kind, pid):
-        with open(report, encoding="utf-8") as f:
-            return [o for o in json_lines(f.read()) if o["type"] == kind and o.get("vmm_pid") == pid]
     first, vms = started(), [RawVm(t, 4 * MIB), RawVm(t, 4 * MIB)]
     vms[0].hand_over(path)
-    wait_until(lambda: told("summary", vms[0].pid), 10, "the summary")
+    wait_until(lambda: report_lines(report, "summary", vms[0].pid), 10, "the summary")
     t.equal(vmsnap(t, *argv[:2], path + "2", *argv[3:]).code, 11, "while it lives")
     kill(first)
     wait_until(lambda: not is_alive(first), 5, "its end")
@@ -178,7 +170,7 @@ def report_again(t):
     for vm in vms:
         dead = vm.pid
         vm.kill()
-        wait_until(lambda pid=dead: told("exit", pid), 10, "its end")
+        wait_until(lambda pid=dead: report_lines(report, "exit", pid), 10, "its end")
 
 
 @case("minivm.listen.closed", "kernel", 40)
@@ -192,15 +184,11 @@ def closed(t):
     t.equal(started.returncode, 0, "exit status")
     with open(pidfile, encoding="ascii") as f:
         t.defer(kill, int(f.read()))
-
-    def told(kind):
-        with open(report, encoding="utf-8") as f:
-            return [o for o in json_lines(f.read()) if o["type"] == kind]
     vm = RawVm(t, 4 * MIB)
     vm.hand_over(path)
     check_content(t, vm, data, "with closed descriptors")
-    wait_until(lambda: told("summary"), 10, "the summary")
-    t.equal(told("error"), [], "errors")
+    wait_until(lambda: report_lines(report, "summary"), 10, "the summary")
+    t.equal(report_lines(report, "error"), [], "errors")
     vm.kill()
 
 
