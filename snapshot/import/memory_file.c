@@ -40,6 +40,8 @@ int memory_file_open(struct memory_file *f, const char *path, struct error *e)
         return rc;
     }
     f->bytes = (uint64_t)f->before.st_size;
+    /* Before the first read: what is read ahead is megabytes. */
+    posix_fadvise(f->fd, 0, 0, POSIX_FADV_RANDOM);
     const char *wrong = !S_ISREG(f->before.st_mode)        ? "not a regular file"
                         : f->bytes == 0                    ? "empty"
                         : is_image(f->fd)                  ? "an image of vmsnap already"
@@ -50,7 +52,6 @@ int memory_file_open(struct memory_file *f, const char *path, struct error *e)
         error_hint(e, HINT);
         return -EINVAL;
     }
-    posix_fadvise(f->fd, 0, 0, POSIX_FADV_RANDOM);
     return 0;
 }
 
