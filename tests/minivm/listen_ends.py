@@ -13,7 +13,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from case import case, is_alive, kill, main, tool, wait_until  # noqa: E402
 from launcher import Manager, need_library  # noqa: E402
-from listener import Listener, check_left  # noqa: E402
+from listener import Listener, check_left, is_registered  # noqa: E402
 from rawvm import MIB, RawVm, check_content, random_memory  # noqa: E402
 from vmsnap import pause_log, report_lines, vmsnap  # noqa: E402
 
@@ -277,6 +277,7 @@ def report_full(t):
         vm = RawVm(t, 4 * MIB)
         vm.hand_over(path)
         check_content(t, vm, data, f"VM {n}, the disk full")
+        wait_until(lambda pid=vm.pid: not is_registered(pid), 20, "all memory is in: no summary tells that")
         check_left(t, vm.pid, f"VM {n}, the disk full")
         vm.kill()
     t.equal(os.path.getsize(report), before, "bytes of the report: there was no room")
