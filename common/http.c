@@ -277,7 +277,7 @@ int http_step(struct http *h, int watched_fd, int timeout_ms, struct error *e)
             code = curl.multi_perform(h->multi, &running);
     }
     if (code != CURLM_OK)
-        return error_set(e, VMSNAP_EXIT_FAILED, EIO, "cannot wait for %s", h->name);
+        return error_set(e, VMSNAP_EXIT_FAILED, 0, "cannot wait for %s", h->name);
     const CURLMsg *message = curl.multi_info_read(h->multi, &left);
     if (!message || message->msg != CURLMSG_DONE)
         return 0;

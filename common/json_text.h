@@ -19,4 +19,8 @@ static inline uint64_t json_count(const json_t *object, const char *key)
     return n > 0 ? (uint64_t)n : 0;
 }
 
+/* A text as printf() makes it, of 1023 bytes at most. Where it is not UTF-8, which JSON's must be
+ * (a path may hold any byte), its bytes beyond ASCII become '?'. NULL: no memory. */
+json_t *json_printed(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
 #endif

@@ -7,6 +7,7 @@
 #include "common/qmp.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,7 @@
 
 #define EVENTS_MAX 256u
 #define SILENT_MS 1000
+#define FIRECRACKER "firecracker" /* what its process is named, or begins with */
 
 struct qmp {
     struct qmp_wire wire;
@@ -270,6 +272,20 @@ int qmp_peer_pid(int fd, pid_t *pid)
     return 0;
 }
 
+void qmp_peer_name(int fd, char name[QMP_PEER_NAME])
+{
+    pid_t pid;
+    char path[64];
+    name[0] = '\0';
+    if (qmp_peer_pid(fd, &pid))
+        return;
+    snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
+    CLEANUP_FD int file = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = file < 0 ? -1 : read(file, name, QMP_PEER_NAME - 1);
+    name[n < 0 ? 0 : n] = '\0';
+    name[strcspn(name, "\n")] = '\0';
+}
+
 static struct qmp *qmp_new(int fd)
 {
     struct qmp *q = calloc(1, sizeof(*q));
@@ -299,15 +315,19 @@ static bool speaks_http(int fd)
 }
 
 /*
- * A QMP server greets at once; an HTTP server, Firecracker's for one, says nothing until it is
- * asked. So after a second of silence it gets two empty lines: to HTTP that is a request without a
- * first line, which Firecracker answers with status 400 (micro-http, src/request.rs), while a QMP
- * server that is merely busy skips white space.
+ * A QMP server greets at once; Firecracker's HTTP server says nothing until it is asked. So after a
+ * second of silence it gets two empty lines: a request without a first line, which it answers with
+ * status 400 (micro-http, src/request.rs). Nobody else is asked: behind the socket of a serial port
+ * that would be somebody's Enter key.
  */
 static void ask_the_silent(const struct qmp *q, uint64_t deadline_ns)
 {
     uint64_t until_ns = deadline_after(SILENT_MS);
     if (qmp_wire_wait(&q->wire, until_ns < deadline_ns ? until_ns : deadline_ns) == 0)
+        return;
+    char name[QMP_PEER_NAME];
+    qmp_peer_name(q->wire.fd, name);
+    if (strncmp(name, FIRECRACKER, strlen(FIRECRACKER)) != 0)
         return;
     if (send(q->wire.fd, "\r\n\r\n", 4, MSG_DONTWAIT | MSG_NOSIGNAL) == 4)
         qmp_wire_wait(&q->wire, deadline_ns);

@@ -50,6 +50,10 @@ int qmp_fd(const struct qmp *q);
 /* SO_PEERCRED: the process that called listen() (or connect()ed to us). */
 int qmp_peer_pid(int fd, pid_t *pid);
 
+/* Its name (/proc/PID/comm, 15 bytes at most), "" where it can't be told. */
+#define QMP_PEER_NAME 16
+void qmp_peer_name(int fd, char name[QMP_PEER_NAME]);
+
 /*
  * Runs a command. `arguments` (may be NULL) is stolen. *result (may be NULL) gets a new reference
  * to the "return" value. A QMP error reply: -EPROTO with the VMM's class and text in the message.

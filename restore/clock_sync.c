@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/json_text.h"
 #include "common/log.h"
 #include "common/qemu/agent.h"
 #include "common/thread.h"
@@ -132,7 +133,7 @@ void clock_sync_add(struct clock_sync *s, json_t *object)
     json_object_set_new(object, "clock_sync_ns", number_or_null(!s->lost, (int64_t)s->took_ns));
     json_t *warnings = json_array();
     if (!good)
-        json_array_append_new(warnings, json_sprintf("the guest's clock is %s: %s",
+        json_array_append_new(warnings, json_printed("the guest's clock is %s: %s",
                                                      s->lost ? "perhaps not set" : "not set",
                                                      s->error.message));
     json_object_set_new(object, "warnings", warnings);

@@ -52,7 +52,7 @@ static int take_over(int fd, json_t **summary, struct error *e)
 {
     struct result result;
     if (pread(fd, &result, sizeof(result), 0) != (ssize_t)sizeof(result))
-        return error_set(e, VMSNAP_EXIT_FAILED, EIO, "the worker ended without a result");
+        return error_set(e, VMSNAP_EXIT_FAILED, 0, "the worker ended without a result");
     *e = result.error;
     if (result.summary_bytes) {
         CLEANUP_FREE char *text = malloc(result.summary_bytes);
@@ -60,7 +60,7 @@ static int take_over(int fd, json_t **summary, struct error *e)
             pread(fd, text, result.summary_bytes, sizeof(result)) == (ssize_t)result.summary_bytes)
             *summary = json_loadb(text, result.summary_bytes, 0, NULL);
         if (!*summary)
-            return error_set(e, VMSNAP_EXIT_FAILED, EIO, "the worker's summary is unreadable");
+            return error_set(e, VMSNAP_EXIT_FAILED, 0, "the worker's summary is unreadable");
     }
     return result.ret;
 }
@@ -107,7 +107,8 @@ static bool has_told_error(const struct guardian_board *b, int status, int resul
 {
     json_t *summary = NULL;
     if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
-        if (interrupted_by || !atomic_load(&((struct guardian_board *)b)->has_told))
+        if (interrupted_by || !atomic_load(&((struct guardian_board *)b)->has_told) ||
+            !b->told.exit_code) /* a signal that only the worker got: nothing was wrong */
             return false;
         *e = b->told;
         return true;

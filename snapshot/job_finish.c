@@ -8,6 +8,7 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/json_text.h"
 #include "common/publish.h"
 #include "common/testhook.h"
 
@@ -83,7 +84,7 @@ static void publish_state(struct job *j)
     if (ret)
         json_array_append_new(
             j->warnings,
-            json_sprintf("no state file, which is in the image ('vmsnap export --format vmstate'): "
+            json_printed("no state file, which is in the image ('vmsnap export --format vmstate'): "
                          "%s",
                          e.message));
 }

@@ -31,6 +31,7 @@
 #include <sys/mman.h>
 
 #include "common/clock.h"
+#include "common/json_text.h"
 #include "common/kernel.h"
 #include "common/log.h"
 #include "common/progress.h"
@@ -230,7 +231,7 @@ static int capture(struct job *j, struct error *e)
     struct error problem = {0};
     if (remerge(j, &problem))
         json_array_append_new(
-            j->warnings, json_sprintf("KSM stays off for the VM's memory: %s", problem.message));
+            j->warnings, json_printed("KSM stays off for the VM's memory: %s", problem.message));
     ret = huge_start(j->huge);
     if (ret)
         log_info("huge pages that were split stay so: %s", strerror(-ret));

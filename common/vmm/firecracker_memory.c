@@ -73,8 +73,8 @@ static bool goes_on(const struct mapping *m, const struct mapping *next)
            (m->inode == 0 || m->hugetlb || next->offset == m->offset + (m->end - m->start));
 }
 
-/* What is left of a stretch if the open part of an arena, whose rest is `next`,
- * was joined to it. */
+/* What is left of a stretch if the open part of an arena, whose rest is `next`, was joined to it.
+ */
 static void cut_arena(struct stretch *s, const struct mapping *next)
 {
     uint64_t arena = next->end - ARENA_BYTES;
@@ -96,7 +96,7 @@ static int list_stretches(struct stretch_list *out, const struct mapping_list *m
     for (size_t i = 0; i < maps->count; i++) {
         const struct mapping *m = &maps->items[i];
         if (!is_candidate(m)) {
-            if (last)
+            if (last && last->noreserve && last->inode == 0 && !last->hugetlb)
                 cut_arena(&out->items[out->count - 1], m);
             last = NULL;
             continue;

@@ -93,15 +93,6 @@ int vmm_listens(json_t **out, const struct target *t, struct error *e)
     return 0;
 }
 
-/* By the name that the program's own processes have (prctl(2), PR_SET_NAME). */
-static bool is_vmsnap(pid_t pid)
-{
-    char path[64], name[32] = "";
-    snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
-    CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
-    return fd >= 0 && read(fd, name, sizeof(name) - 1) > 0 && strncmp(name, "vmsnap", 6) == 0;
-}
-
 int vmm_behind(int connection, pid_t *pid, struct error *e)
 {
     int rc = qmp_peer_pid(connection, pid);
@@ -111,7 +102,9 @@ int vmm_behind(int connection, pid_t *pid, struct error *e)
         error_hint(e, "name the VM's process with --pid");
         return rc;
     }
-    if (!is_vmsnap(*pid))
+    char name[QMP_PEER_NAME];
+    qmp_peer_name(connection, name);
+    if (strcmp(name, "vmsnap") != 0)
         return 0;
     error_set(e, VMSNAP_EXIT_TARGET, 0, "process %d, which listens there, is a vmsnap and no VMM",
               (int)*pid);

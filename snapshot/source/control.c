@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "common/inject/inject.h"
+#include "common/json_text.h"
 #include "common/qemu/hazards.h"
 #include "common/testhook.h"
 #include "common/vm_status.h"
@@ -74,7 +75,7 @@ static void tell_warnings(const struct source_control *c, json_t *warnings)
     for (size_t i = 0; i < c->n_hazards; i++)
         if (c->hazards[i].found && c->hazards[i].warning)
             json_array_append_new(
-                warnings, json_sprintf("%s: %s", c->hazards[i].kind->name, c->hazards[i].reason));
+                warnings, json_printed("%s: %s", c->hazards[i].kind->name, c->hazards[i].reason));
 }
 
 int source_control_find_hazards(struct source_control *c, const json_t *described, json_t *warnings,

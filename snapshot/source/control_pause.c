@@ -95,6 +95,8 @@ static int cont_vm(struct source_control *c, struct error *e)
     int r = qmp_command(c->q, "cont", NULL, -1, c->base.timeout_ms, NULL, e);
     if (r < 0) {
         error_wrap(e, "resuming the guest");
+        if (e)
+            e->hint[0] = '\0'; /* this comes first */
         error_hint(e, "the guest may be paused: look with query-status and send cont to the VM");
         return r;
     }

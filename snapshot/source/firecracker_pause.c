@@ -189,8 +189,11 @@ static int release(struct source_firecracker *s, struct error *e)
     return !ret && early ? not_held(e) : ret;
 }
 
+/* Whatever hint there was: a guest that stands still comes first. */
 static void hint_paused(struct error *e)
 {
+    if (e)
+        e->hint[0] = '\0';
     error_hint(e, "the guest may be paused: look with GET / and send PATCH /vm "
                   "{\"state\": \"Resumed\"} to the API socket");
 }

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -28,8 +29,9 @@ static void answer_when_asked(void)
     pause();
 }
 
-static void start_silent(const char *says)
+static void start_silent(const char *name, const char *says)
 {
+    prctl(PR_SET_NAME, name); /* the socket is this process's */
     answer = says;
     server_open();
     server_fork(answer_when_asked);
@@ -37,7 +39,7 @@ static void start_silent(const char *says)
 
 Test(qmp_silent, http_server_is_found_out)
 {
-    start_silent("HTTP/1.1 400 \r\nServer: Firecracker API\r\n\r\n");
+    start_silent("firecracker-vm", "HTTP/1.1 400 \r\nServer: Firecracker API\r\n\r\n");
     uint64_t from = clock_monotonic_ns();
     cr_assert_eq(qmp_attach_dialled(&q, client_fd, LONG_MS, &err), -EPROTO);
     cr_assert_lt(clock_monotonic_ns() - from, 3000000000u);
@@ -51,8 +53,19 @@ Test(qmp_silent, late_greeting_is_taken)
     char late[512];
     snprintf(late, sizeof(late), GREETING "{\"return\": {}, \"id\": \"vmsnap-%d-1\"}\r\n",
              (int)getpid());
-    start_silent(late);
+    start_silent("firecracker", late);
     cr_assert_eq(qmp_attach_dialled(&q, client_fd, LONG_MS, &err), 0, "%s", err.message);
+}
+
+/* A serial port, say: its guest would read it. */
+Test(qmp_silent, nobody_else_is_asked)
+{
+    prctl(PR_SET_NAME, "qemu-system-x86");
+    server_open();
+    cr_assert_eq(qmp_attach_dialled(&q, client_fd, 1500, &err), -ETIMEDOUT);
+    char sent[16];
+    cr_assert_eq(recv(server_fd, sent, sizeof(sent), MSG_DONTWAIT), -1);
+    cr_assert(strstr(err.hint, "--api"), "%s", err.hint);
 }
 
 /* Who connects to us is asked nothing. */
