@@ -137,6 +137,13 @@ static bool is_worse(const struct restore_look *a, const struct restore_look *b)
     return a->under_way && b->served && (!a->served || a->n_damaged > b->n_damaged);
 }
 
+/* One that is ending has no descriptors any more, some time before it has ended. */
+static bool has_memory(const struct target *t)
+{
+    uint64_t kib;
+    return target_status_number(t, "VmSize", &kib) == 0;
+}
+
 int restore_look(const struct target *t, struct restore_look *look)
 {
     int rc = 0, there = -1;
@@ -148,7 +155,9 @@ int restore_look(const struct target *t, struct restore_look *look)
         if (rc == 0 && (first || is_worse(&one, look)))
             *look = one;
     }
-    return rc || there == -ENOENT ? rc : there;
+    if (rc == 0 && there != -ENOENT)
+        rc = there;
+    return rc == 0 && !look->under_way && !has_memory(t) ? -ESRCH : rc;
 }
 
 void restore_look_words(const struct restore_look *look, char *text, size_t size)

@@ -73,7 +73,7 @@ bool restore_record_is(int fd);
  * Looks at the record of a process, if it has one; of several at that with the most to be said.
  * What makes no sense counts as none: then what the kernel says of its memory (VmFlags of smaps)
  * has to do. Holds nobody up but a server that is just about to take the record's lock, which tries
- * again. 0, or -errno when /proc can't be read.
+ * again. 0, or -errno when /proc can't be read; -ESRCH: it is ending, and tells nothing.
  */
 int restore_look(const struct target *t, struct restore_look *look);
 

@@ -136,7 +136,8 @@ static void *leave(void *opaque)
         if (rc == 0 || rc == -ESRCH)
             break;
         number = -1;
-        if (rc != -ETIMEDOUT || clock_monotonic_ns() >= worry_ns)
+        bool passes = rc == -ETIMEDOUT || rc == -EBUSY; /* another server of that VMM, for one */
+        if (!passes || clock_monotonic_ns() >= worry_ns)
             say_once(l, &said, &why);
         futex_wait(&l->stop, 0, pause_ms);
         pause_ms = pause_ms * 2 < MAX_PAUSE_MS ? pause_ms * 2 : MAX_PAUSE_MS;

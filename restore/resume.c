@@ -362,7 +362,8 @@ int resume_run(const struct restore_options *o, pid_t pid, const struct resume_h
     rc = record_open(&s.record, &target, e);
     if (rc == 0)
         e->guest = GUEST_WAITING;
-    if (rc == -ENOENT && help)
+    struct restore_look look;
+    if (rc == -ENOENT && help && restore_look(&target, &look) == 0) /* it is not just ending */
         rc = tell_complete(&s);
     else if (rc == 0)
         rc = go_on(&s, help, e);

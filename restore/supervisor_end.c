@@ -25,7 +25,7 @@ bool supervisor_is_over(struct supervisor *s)
         return true;
     /* A detached first server may stay for the pidfile's sake; that needs no supervisor. */
     bool done = !s->server || (s->o->detach && s->is_first);
-    if (s->given_up && s->leaves)
+    if (s->given_up && s->leaves && !s->by_other)
         s->end = END_GIVEN_UP;
     else if (s->complete && done && (s->by_hand || s->o->detach || s->leaves))
         s->end = END_COMPLETE;

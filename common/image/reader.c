@@ -320,6 +320,14 @@ uint64_t image_index_entry(const struct image *img, uint64_t cluster)
     return img->index[cluster];
 }
 
+bool image_is_zero(const struct image *img, uint64_t cluster, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++)
+        if (image_index_entry(img, cluster + i) != IMAGE_INDEX_ZERO)
+            return false;
+    return true;
+}
+
 uint32_t image_cluster_region(const struct image *img, uint64_t cluster, uint64_t *offset)
 {
     assert(cluster < img->trailer.n_clusters);

@@ -37,6 +37,9 @@ const char *image_description(const struct image *img); /* JSON text, zero-termi
 
 uint64_t image_index_entry(const struct image *img, uint64_t cluster);
 
+/* Whether all bytes of [cluster, cluster + n) are zero, by the index. */
+bool image_is_zero(const struct image *img, uint64_t cluster, uint64_t n);
+
 /* The region of a cluster, and where in it the cluster starts. */
 uint32_t image_cluster_region(const struct image *img, uint64_t cluster, uint64_t *offset);
 

@@ -87,7 +87,8 @@ static bool read_name(pid_t pid, char *name, size_t size)
     return true;
 }
 
-/* PTRACE_SEIZE said no: -EAGAIN if only because the thread is ending, else for good. */
+/* PTRACE_SEIZE said no: -EAGAIN if only because the thread is ending, -EBUSY while somebody else
+ * traces it, else for good. */
 static int refused(const struct tracer *tr, pid_t tid, int err, struct error *e)
 {
     pid_t by = (pid_t)tracee_number(tr->t, tid, "TracerPid", 10);
@@ -107,6 +108,15 @@ static int refused(const struct tracer *tr, pid_t tid, int err, struct error *e)
               (int)tr->t->pid, (int)tid);
     error_hint(e, "run vmsnap as root (CAP_SYS_PTRACE); a security module may forbid it too");
     return -err;
+}
+
+/* Twice: whoever traced it at the first try may have let go before it could be seen who it was. */
+static long seize(pid_t tid)
+{
+    long rc = ptrace(PTRACE_SEIZE, tid, NULL, (void *)PTRACE_O_TRACESYSGOOD);
+    if (rc != 0 && errno == EPERM)
+        rc = ptrace(PTRACE_SEIZE, tid, NULL, (void *)PTRACE_O_TRACESYSGOOD);
+    return rc;
 }
 
 static bool is_slow(const struct tracer *tr, pid_t tid)
@@ -143,7 +153,7 @@ int tracer_stop_thread(struct tracer *tr, pid_t tid, uint64_t deadline_ns, struc
     } else if (tr->n_slow == TRACER_SLOW_MAX) {
         return -EAGAIN;
     } else {
-        if (ptrace(PTRACE_SEIZE, tid, NULL, (void *)PTRACE_O_TRACESYSGOOD) != 0)
+        if (seize(tid) != 0)
             return errno == ESRCH ? -EAGAIN : refused(tr, tid, errno, e);
         TESTHOOK_POINT("inject-seized");
         tr->slow[tr->n_slow++] = tid;

@@ -49,19 +49,6 @@ static bool stopped(const struct fill *f)
     return atomic_load_explicit(&f->stage, memory_order_relaxed) == STAGE_STOP;
 }
 
-static bool is_zero(const struct image *img, uint64_t cluster)
-{
-    return image_index_entry(img, cluster) == IMAGE_INDEX_ZERO;
-}
-
-static bool all_zero(const struct image *img, uint64_t cluster, uint32_t n)
-{
-    for (uint32_t i = 0; i < n; i++)
-        if (!is_zero(img, cluster + i))
-            return false;
-    return true;
-}
-
 static bool is_pending(const struct fill *f, uint64_t cluster)
 {
     return page_state_get(f->config.state, cluster) == CLUSTER_PENDING;
@@ -71,8 +58,8 @@ static bool is_pending(const struct fill *f, uint64_t cluster)
  * registration is gone, so zeros cost nothing; a poisoned page must be put there. */
 static bool needs_install(const struct fill *f, uint64_t cluster)
 {
-    return is_pending(f, cluster) &&
-           (!is_zero(f->config.img, cluster) || image_cluster_poison(f->config.img, cluster));
+    return is_pending(f, cluster) && (!image_is_zero(f->config.img, cluster, 1) ||
+                                      image_cluster_poison(f->config.img, cluster));
 }
 
 /* Decodes a job's clusters into its slot, up to the first that can't be read. */
@@ -192,7 +179,7 @@ static bool submit_run(struct worker *w, const struct range *r, uint64_t cluster
                         .n_clusters = n,
                         .origin = r->origin,
                         .own = r->own,
-                        .zero = all_zero(f->config.img, cluster, n)};
+                        .zero = image_is_zero(f->config.img, cluster, n)};
     if (!job->zero)
         decode(w, job, queue_buffer(q, slot));
     w->lap_ns = stage_lap(&f->stages.decoding, w->lap_ns, job->zero ? 0 : n * IMAGE_CLUSTER_BYTES);
@@ -223,10 +210,10 @@ static bool submit_range(struct worker *w, const struct range *r)
         }
         if (r->block->unit_bytes > IMAGE_CLUSTER_BYTES)
             return submit_run(w, r, r->first, (uint32_t)r->n);
-        bool zero = is_zero(f->config.img, at);
+        bool zero = image_is_zero(f->config.img, at, 1);
         uint64_t to = at + 1;
         while (to < end && to - at < RUN_CLUSTERS && is_wanted(f, r, to) &&
-               is_zero(f->config.img, to) == zero)
+               image_is_zero(f->config.img, to, 1) == zero)
             to++;
         if (!submit_run(w, r, at, (uint32_t)(to - at)))
             return false;

@@ -18,8 +18,9 @@
 
 struct rest {
     struct run_delay delay;
-    unsigned n;      /* pieces since it was looked at */
-    uint64_t due_ns; /* not yet rested */
+    unsigned n;              /* pieces since it was looked at */
+    struct cpu_times lately; /* of the last looks, the older the less */
+    uint64_t due_ns;         /* not yet rested */
 };
 
 /* The calling thread's. */

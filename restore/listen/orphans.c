@@ -28,12 +28,25 @@ static void forget_ended(struct orphans *o, struct roll *r)
     o->n = kept;
 }
 
+static bool look_at(const struct roll *r, int place, struct restore_look *look)
+{
+    struct target t;
+    if (target_open(&t, atomic_load(&r->vmms[place]), NULL))
+        return false;
+    int rc = restore_look(&t, look);
+    target_close(&t);
+    return rc == 0;
+}
+
 void orphans_add(struct orphans *o, struct roll *r, int place)
 {
     forget_ended(o, r);
     int pidfd = (int)syscall(SYS_pidfd_open, atomic_load(&r->vmms[place]), 0);
     if (pidfd >= 0 && o->n < ORPHANS_MAX) {
+        struct restore_look look = {0};
+        look_at(r, place, &look);
         o->items[o->n].place = place;
+        o->items[o->n].is_recorded = look.under_way;
         o->items[o->n++].pidfd = pidfd;
         return;
     }
@@ -49,15 +62,12 @@ void orphans_count(const struct orphans *o, const struct roll *r, unsigned *comp
     for (unsigned i = 0; i < o->n; i++) {
         int place = o->items[i].place;
         struct restore_look look;
-        struct target t;
-        if (atomic_load(&r->complete[place]) || target_open(&t, atomic_load(&r->vmms[place]), NULL))
+        if (atomic_load(&r->complete[place]) || !look_at(r, place, &look) ||
+            has_ended(o->items[i].pidfd))
             continue;
-        int rc = restore_look(&t, &look);
-        target_close(&t);
-        if (rc || has_ended(o->items[i].pidfd))
-            continue;
-        *complete += !look.under_way;
-        *unserved += look.under_way && !look.served;
+        bool recorded = o->items[i].is_recorded || look.under_way;
+        *complete += recorded && !look.under_way;
+        *unserved += recorded ? look.under_way && !look.served : true;
     }
 }
 

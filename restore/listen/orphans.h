@@ -14,6 +14,7 @@ struct orphans {
     struct {
         int place; /* in the roll, which keeps it: its server may be left, and counts there */
         int pidfd; /* of the VMM */
+        bool is_recorded; /* it has the record: else nothing could tell what becomes of it */
     } items[ORPHANS_MAX];
     unsigned n;
 };

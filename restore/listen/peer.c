@@ -160,10 +160,12 @@ static void let_go(void *opaque)
     close_fd(&p->claim);
 }
 
-/* By a server of ours, or by somebody who took over. */
+/* By a server of ours, which has counted it, or by somebody who took over; or the VMM has ended. */
 static void all_is_in(void *opaque)
 {
-    peer_note_complete(opaque);
+    const struct peer *p = opaque;
+    if (target_alive(&p->target))
+        peer_note_complete(opaque);
     let_go(opaque);
 }
 

@@ -325,8 +325,8 @@ int install_around(const struct installer *ins, const struct block *b, uint64_t 
     const struct {
         uint64_t from, to;
     } pieces[] = {{wanted, wanted + page}, {offset, wanted}, {wanted + page, end}};
-    bool any = false;
-    if (b->window || len <= page)
+    int wanted_rc = 0;
+    if (b->window || len <= page || ins->whole_units)
         return install_data(ins, b, offset, data, len, present);
     for (int i = 0; i < 3; i++) {
         if (pieces[i].from >= pieces[i].to)
@@ -336,9 +336,10 @@ int install_around(const struct installer *ins, const struct block *b, uint64_t 
                               pieces[i].to - pieces[i].from, present);
         if (rc && rc != -ENOENT)
             return rc;
-        any |= rc == 0;
+        if (i == 0)
+            wanted_rc = rc;
     }
-    return any ? 0 : -ENOENT;
+    return wanted_rc;
 }
 
 int install_zeros(const struct installer *ins, const struct block *b, uint64_t offset, uint64_t len,

@@ -22,6 +22,7 @@ struct installer {
     unsigned char *zeros; /* zeros_bytes of zeros, never written */
     uint64_t zeros_bytes;
     bool has_poison;
+    bool whole_units; /* what is discarded is not told: no page of a unit before the others */
 };
 
 /* zeros_bytes: the largest unit. 0 or -ENOMEM. */

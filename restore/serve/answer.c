@@ -19,7 +19,9 @@ int answerer_init(struct answerer *a, int uffd)
     a->unit = malloc(unit);
     if (!a->codec || !a->unit)
         return -ENOMEM;
-    return installer_init(&a->installer, uffd, a->img, a->state, unit);
+    int rc = installer_init(&a->installer, uffd, a->img, a->state, unit);
+    a->installer.whole_units = a->untold;
+    return rc;
 }
 
 void answerer_free(struct answerer *a)
@@ -39,6 +41,7 @@ static void report_stray(struct answerer *a, uint64_t hva)
               "the VMM waits for memory at address 0x%" PRIx64
               " that is in no block of the image: it moved its memory",
               hva);
+    error_hint(&e, "end the VMM and restore it again; please report it with the VMM's version");
     trouble_add_once(a->troubles, &e, SAID_STRAY);
 }
 
@@ -126,14 +129,6 @@ static void note_demand(struct answerer *a, const struct block *b, uint64_t firs
     ahead_note(a->ahead, b, first, n);
 }
 
-static bool is_zero_unit(const struct answerer *a, uint64_t first, uint64_t n)
-{
-    for (uint64_t i = 0; i < n; i++)
-        if (image_index_entry(a->img, first + i) != IMAGE_INDEX_ZERO)
-            return false;
-    return true;
-}
-
 /* One of a crowd that waits. */
 static bool is_left_to_others(struct answerer *a, const struct block *b, uint64_t first, uint64_t n,
                               bool write)
@@ -164,7 +159,7 @@ static enum answer answer_pending(struct answerer *a, const struct block *b, uin
     uint64_t n = (len + IMAGE_CLUSTER_BYTES - 1) / IMAGE_CLUSTER_BYTES;
     uint64_t present = 0;
     int rc;
-    if (is_zero_unit(a, first, n)) {
+    if (image_is_zero(a->img, first, n)) {
         rc = install_zeros(&a->installer, b, start, len,
                            write ? INSTALL_ZERO_OWN : INSTALL_ZERO_SHARED, &present);
     } else {
@@ -242,6 +237,7 @@ static enum answer answer_done(struct answerer *a, const struct block *b, uint64
         error_set(&e, VMSNAP_EXIT_FAILED, 0,
                   "a page of memory block '%s' at offset 0x%" PRIx64 " has vanished",
                   b->region.name, offset);
+        error_hint(&e, "end the VMM and restore it again; please report it with the VMM's version");
         trouble_add_once(a->troubles, &e, SAID_VANISHED);
         return NEVER;
     }
