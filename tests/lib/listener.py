@@ -91,12 +91,14 @@ class Listener:
         self.process.send_signal(number)
         return self.process.wait(seconds)
 
-    def check_served(self, vms, refused=0):
-        """A signal ends it when all memory is in; nothing is left of it."""
+    def check_served(self, vms, refused=0, complete=None):
+        """A signal ends it when all memory is in; nothing is left of it. `complete`: VMs whose memory is all in."""
         self.t.equal(self.end(), 0, f"exit status: {self.text()}")
         total = self.of_type("summary")[-1]
         self.t.equal((total["vms"], total["handoffs_refused"], total["vms_left"]), (vms, refused, 0),
                      "in the summary")
+        if complete is not None:
+            self.t.equal(total["vms_complete"], complete, "vms_complete")
         self.t.check(not os.path.exists(self.path), "the socket is removed")
 
 
