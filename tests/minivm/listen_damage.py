@@ -35,9 +35,8 @@ def readable(pid, at, page):
             return False
 
 
-@case("minivm.listen.damage", "kernel", 60)
-def damage(t):
-    """stop: who touches it waits, until another copy of the image comes; poison: SIGBUS there, and nowhere else."""
+def damaged_memory(t):
+    """Memory, its image, a copy of that which is damaged, and which of its clusters is."""
     t.need(damage_cluster, "no xxhash module for Python")
     data, image = random_memory(t, 4 * MIB)
     bad = image + ".bad"
@@ -45,6 +44,13 @@ def damage(t):
     with open(image, "rb") as f:
         cluster = sorted(stored_clusters(f.read()))[40]
     damage_cluster(bad, cluster)
+    return data, image, bad, cluster
+
+
+@case("minivm.listen.damage", "kernel", 60)
+def damage(t):
+    """stop: who touches it waits, until another copy of the image comes; poison: SIGBUS there, and nowhere else."""
+    data, image, bad, cluster = damaged_memory(t)
     listener = Listener(t, bad)
     vms = [RawVm(t, 4 * MIB), RawVm(t, 4 * MIB)]
     for vm in vms:
@@ -87,13 +93,7 @@ def poison_untold(t, image, data, at):
 @case("minivm.listen.asked-in-vain", "kernel", 40)
 def asked_in_vain(t):
     """Who asks for a guest vanishes, and the server that gave it up can't serve it any more: another one does."""
-    t.need(damage_cluster, "no xxhash module for Python")
-    data, image = random_memory(t, 4 * MIB)
-    bad = image + ".bad"
-    shutil.copyfile(image, bad)
-    with open(image, "rb") as f:
-        cluster = sorted(stored_clusters(f.read()))[40]
-    damage_cluster(bad, cluster)
+    data, image, bad, cluster = damaged_memory(t)
     listener = Listener(t, bad)
     vm = RawVm(t, 4 * MIB)
     vm.hand_over(listener.path)
