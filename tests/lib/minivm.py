@@ -39,13 +39,18 @@ class Incoming(Qmp):
 class MiniVm:
     """A running minivm. `options`: its command line; --control is added. With an Incoming, its
     commands go over that connection. `seconds`: for its start and each command. `serve`: called once it
-    has been started; without what that does it does not answer. `server` is its result."""
+    has been started; without what that does it does not answer. `server` is its result. `name`: its process's."""
 
-    def __init__(self, t, *options, accel="auto", incoming=None, seconds=10.0, serve=None):
+    def __init__(self, t, *options, accel="auto", incoming=None, seconds=10.0, serve=None,
+                 name=None):
         self.t = t
         self.control = self.qmp_path = t.path(t.unique("minivm") + ".sock")
         self.log_path = self.control + ".log"
-        argv = [tool("minivm"), "--accel", accel, "--control", self.control, *options]
+        program = tool("minivm")
+        if name:
+            program = t.path(name)
+            os.symlink(tool("minivm"), program)
+        argv = [program, "--accel", accel, "--control", self.control, *options]
         if incoming:
             argv += ["--vmsnap-incoming", incoming.path]
         with open(self.log_path, "wb") as log:

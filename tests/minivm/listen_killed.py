@@ -260,14 +260,13 @@ def traced(t):
     """Nothing can be left in a VMM that is traced: a warning, and its servers follow one another all the same."""
     t.need(shutil.which("strace"), "no strace")
     data, image = random_memory(t, 8 * MIB)
-    listener = Listener(t, image, hooks={"kill_at": "serve-installed:20", "pause_log": t.path("log")})
+    listener = Listener(t, image, "--no-fill", hooks={"kill_at": "serve-installed:20", "pause_log": t.path("log")})
     vm = RawVm(t, 8 * MIB)
     tracer = t.spawn(["strace", "-f", "-o", "/dev/null", "-p", str(vm.pid)])
     wait_until(lambda: tracer_of(vm.pid), 10, "it is traced")
     vm.hand_over(listener.path)
     check_content(t, vm, data, "traced")
-    listener.wait_for("summary", vm.pid)
-    t.check("takeover by hand" in listener.text(), f"the warning: {listener.text()}")
+    wait_until(lambda: "takeover by hand" in listener.text(), 10, "the warning")
     t.equal(len(listener.of_type("takeover")), 1, "takeovers")
     end_process(tracer)
 

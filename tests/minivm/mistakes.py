@@ -29,8 +29,9 @@ SOON = 5 # seconds; --timeout is 30
 
 
 def with_api(t):
+    """A minivm that goes by Firecracker's name."""
     path = t.path(t.unique("api") + ".sock")
-    vm = MiniVm(t, *SIZES, "--api", path)
+    vm = MiniVm(t, *SIZES, "--api", path, name="firecracker")
     vm.qmp.close() # minivm's control socket takes one client
     return vm, path
 

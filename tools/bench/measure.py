@@ -97,10 +97,13 @@ class MemoryWatch:
 
     def _run(self):
         while not self._stop.wait(self.every):
-            found = list(map(memory_bytes, self._processes()))
-            pss, rss, own = (sum(one[what] for one in found) for what in ("pss", "rss", "own"))
-            self.peak, self.peak_rss = max(self.peak, pss), max(self.peak_rss, rss)
-            self.peak_own = max(self.peak_own, own)
+            self._look()
+
+    def _look(self):
+        found = list(map(memory_bytes, self._processes()))
+        pss, rss, own = (sum(one[what] for one in found) for what in ("pss", "rss", "own"))
+        self.peak, self.peak_rss = max(self.peak, pss), max(self.peak_rss, rss)
+        self.peak_own = max(self.peak_own, own)
 
     def _processes(self):
         found = family(self.pid)
@@ -109,6 +112,8 @@ class MemoryWatch:
     def end(self):
         self._stop.set()
         self._thread.join()
+        if not self.peak: # it was over sooner
+            self._look()
         return self.peak
 
 
