@@ -34,6 +34,13 @@ struct layout {
     unsigned n;
 };
 
+/* Those that memory of one size may have; one, if the version tells. */
+struct layouts {
+    uint64_t bytes;
+    struct layout of[2]; /* the newer version's first */
+    unsigned n;
+};
+
 /*
  * An arena of glibc's malloc: so many bytes from a multiple of it on, without a reservation like
  * guest memory, the first part of it open (132 KiB or more) and the rest without access. So one
@@ -163,27 +170,37 @@ static bool same_layout(const struct layout *a, const struct layout *b)
     return a->n == b->n && memcmp(a->bytes, b->bytes, a->n * sizeof(a->bytes[0])) == 0;
 }
 
-/* The layouts that memory of that size may have: their number. */
-static unsigned list_layouts(struct layout out[2], uint64_t bytes)
+#define PCI_MINOR 13 /* 1.13 has the larger gap */
+
+static struct layouts list_layouts(uint64_t bytes, const char *version)
 {
-    out[0] = lay_out(bytes, ONE_REGION_MAX, 252 * GIB);
-    out[1] = lay_out(bytes, 4 * GIB - 768 * MIB, UINT64_MAX);
-    return same_layout(&out[0], &out[1]) ? 1 : 2;
+    struct layouts l = {.bytes = bytes, .n = 1};
+    struct layout newer = lay_out(bytes, ONE_REGION_MAX, 252 * GIB);
+    struct layout older = lay_out(bytes, 4 * GIB - 768 * MIB, UINT64_MAX);
+    unsigned major, minor;
+    l.of[0] = newer;
+    if (same_layout(&newer, &older))
+        return l;
+    if (sscanf(version, "%u.%u", &major, &minor) != 2)
+        l.of[l.n++] = older;
+    else if (major < 1 || (major == 1 && minor < PCI_MINOR))
+        l.of[0] = older;
+    return l;
 }
 
 /* The number of layouts that fit; *n stretches of the last that does. One stretch of more than 3
- * GiB is not certain: a newer version has two regions there, which the kernel may have joined. */
-static unsigned choose(const struct stretch_list *s, uint64_t bytes, const struct stretch **out,
-                       unsigned *n)
+ * GiB is not certain if the version is not: a newer one has two regions there, which the kernel may
+ * have joined. */
+static unsigned choose(const struct stretch_list *s, const struct layouts *l,
+                       const struct stretch **out, unsigned *n)
 {
-    struct layout layouts[2];
-    unsigned n_fit = 0, n_layouts = list_layouts(layouts, bytes);
-    for (unsigned i = 0; i < n_layouts; i++) {
+    unsigned n_fit = 0;
+    for (unsigned i = 0; i < l->n; i++) {
         const struct stretch *found[3];
-        if ((layouts[i].n == 1 && bytes > ONE_REGION_MAX) || !fits(&layouts[i], s, found))
+        if ((l->of[i].n == 1 && l->n > 1) || !fits(&l->of[i], s, found))
             continue;
-        memcpy(out, found, layouts[i].n * sizeof(found[0]));
-        *n = layouts[i].n;
+        memcpy(out, found, l->of[i].n * sizeof(found[0]));
+        *n = l->of[i].n;
         n_fit++;
     }
     return n_fit;
@@ -197,24 +214,21 @@ static int compare_size(const void *a, const void *b)
 }
 
 /* What to say of a stretch that is all of memory: its regions, the first at its upper end. */
-static void hint_joined(const struct stretch *s, uint64_t bytes, struct error *e)
+static void hint_joined(const struct stretch *s, const struct layouts *l, struct error *e)
 {
     char maps[2][160] = {"", ""};
-    struct layout layouts[2];
-    unsigned n = list_layouts(layouts, bytes);
-    for (unsigned i = 0; i < n; i++) {
+    for (unsigned i = 0; i < l->n; i++) {
         uint64_t end = s->end;
         size_t at = 0;
-        for (unsigned k = 0; k < layouts[i].n; k++) {
-            end -= layouts[i].bytes[k];
+        for (unsigned k = 0; k < l->of[i].n; k++) {
+            end -= l->of[i].bytes[k];
             at += (size_t)snprintf(maps[i] + at, sizeof(maps[i]) - at,
-                                   " --map 0x%" PRIx64 ":0x%" PRIx64, end, layouts[i].bytes[k]);
+                                   " --map 0x%" PRIx64 ":0x%" PRIx64, end, l->of[i].bytes[k]);
         }
     }
-    error_hint(e,
-               "the kernel has joined its regions, most likely the second before the first:%s from "
-               "Firecracker 1.13 on;%s before",
-               maps[0], maps[n - 1]);
+    error_hint(
+        e, "the kernel has joined its regions, most likely the second before the first:%s%s%s%s",
+        maps[0], l->n > 1 ? " from Firecracker 1.13 on;" : "", maps[1], l->n > 1 ? " before" : "");
 }
 
 static const struct stretch *find_joined(const struct stretch_list *s, uint64_t bytes)
@@ -224,9 +238,10 @@ static const struct stretch *find_joined(const struct stretch_list *s, uint64_t 
 }
 
 /* Nothing is certain: tells the largest, for the user to choose from. */
-static int tell_candidates(struct stretch_list *s, const struct target *t, uint64_t bytes,
+static int tell_candidates(struct stretch_list *s, const struct target *t, const struct layouts *l,
                            bool several, struct error *e)
 {
+    uint64_t bytes = l->bytes;
     char list[384] = "";
     size_t at = 0;
     qsort(s->items, s->count, sizeof(*s->items), compare_size);
@@ -241,7 +256,7 @@ static int tell_candidates(struct stretch_list *s, const struct target *t, uint6
               list[0] ? list : "none");
     const struct stretch *joined = find_joined(s, bytes);
     if (joined)
-        hint_joined(joined, bytes, e);
+        hint_joined(joined, l, e);
     error_hint(e,
                "name them with --map ADDR:LEN[:NAME], repeated, from the lowest guest address on");
     return -EINVAL;
@@ -309,30 +324,33 @@ static void name_region(struct region *r, uint32_t i, uint32_t n)
 }
 
 /* The order of what is longer can't be seen from its sum alone. */
-static int check_layout(const struct region_set *s, uint32_t n, uint64_t bytes, struct error *e)
+static int check_layout(const struct region_set *s, uint32_t n, const struct layouts *l,
+                        struct error *e)
 {
-    struct layout layouts[2];
-    unsigned n_layouts = list_layouts(layouts, bytes);
-    if (bytes <= ONE_REGION_MAX)
+    char older[64] = "";
+    if (l->bytes <= ONE_REGION_MAX)
         return 0;
-    for (unsigned i = 0; i < n_layouts; i++) {
-        bool same = layouts[i].n == n;
+    for (unsigned i = 0; i < l->n; i++) {
+        bool same = l->of[i].n == n;
         for (uint32_t k = 0; same && k < n; k++)
-            same = s->items[k].bytes == layouts[i].bytes[k];
+            same = s->items[k].bytes == l->of[i].bytes[k];
         if (same)
             return 0;
     }
+    if (l->n > 1)
+        snprintf(older, sizeof(older), " (up to Firecracker 1.12: %" PRIu64 " MiB)",
+                 l->of[1].bytes[0] / MIB);
     error_set(e, VMSNAP_EXIT_USAGE, 0,
               "--map: %" PRIu64 " MiB of guest memory begin with a region of %" PRIu64
-              " MiB (up to Firecracker 1.12: %" PRIu64 " MiB), and the rest follows",
-              bytes / MIB, layouts[0].bytes[0] / MIB, layouts[n_layouts - 1].bytes[0] / MIB);
+              " MiB%s, and the rest follows",
+              l->bytes / MIB, l->of[0].bytes[0] / MIB, older);
     error_hint(e, "one --map for each, from the lowest guest address on; where the kernel has "
                   "joined them, the second usually lies before the first");
     return -EINVAL;
 }
 
-static int take_maps(struct region_set *out, const char *const *maps, uint32_t n, uint64_t bytes,
-                     struct error *e)
+static int take_maps(struct region_set *out, const char *const *maps, uint32_t n,
+                     const struct layouts *l, struct error *e)
 {
     uint64_t sum = 0;
     for (uint32_t i = 0; i < n; i++) {
@@ -346,18 +364,21 @@ static int take_maps(struct region_set *out, const char *const *maps, uint32_t n
             return ret;
         sum += r->bytes;
     }
-    if (sum == bytes)
-        return check_layout(out, n, bytes, e);
+    if (sum == l->bytes)
+        return check_layout(out, n, l, e);
     error_set(e, VMSNAP_EXIT_USAGE, 0,
               "--map: %" PRIu64 " MiB in all, but the VM has %" PRIu64 " MiB of memory", sum / MIB,
-              bytes / MIB);
+              l->bytes / MIB);
+    error_hint(e,
+               "one --map for each region, from the lowest guest address on; without any 'vmsnap "
+               "check' finds them, or tells what there is to choose from");
     return -EINVAL;
 }
 
 /* ---- the whole ---- */
 
 static int find_out(struct region_set *out, const struct mapping_list *maps, const struct target *t,
-                    uint64_t bytes, struct error *e)
+                    const struct layouts *l, struct error *e)
 {
     struct stretch_list s;
     const struct stretch *found[3];
@@ -365,9 +386,9 @@ static int find_out(struct region_set *out, const struct mapping_list *maps, con
     int ret = list_stretches(&s, maps, e);
     if (ret)
         return ret;
-    unsigned n_fit = choose(&s, bytes, found, &n);
+    unsigned n_fit = choose(&s, l, found, &n);
     if (n_fit != 1)
-        ret = tell_candidates(&s, t, bytes, n_fit > 1, e);
+        ret = tell_candidates(&s, t, l, n_fit > 1, e);
     for (unsigned i = 0; !ret && i < n; i++) {
         struct region *r = &out->items[i];
         r->hva = found[i]->start;
@@ -394,8 +415,9 @@ static int classify_all(struct region_set *s, const struct mapping_list *maps,
 }
 
 int firecracker_find_memory(struct region_set *out, const struct target *t, uint64_t bytes,
-                            const char *const *maps, struct error *e)
+                            const char *version, const char *const *maps, struct error *e)
 {
+    const struct layouts layouts = list_layouts(bytes, version);
     struct mapping_list list = {0};
     uint32_t n = 0;
     while (maps && maps[n] && n < REGIONS_MAX)
@@ -409,9 +431,9 @@ int firecracker_find_memory(struct region_set *out, const struct target *t, uint
         out->items[i].fd = -1;
     int ret = target_mappings(t, &list, e);
     if (!ret && n)
-        ret = take_maps(out, maps, n, bytes, e);
+        ret = take_maps(out, maps, n, &layouts, e);
     else if (!ret)
-        ret = find_out(out, &list, t, bytes, e);
+        ret = find_out(out, &list, t, &layouts, e);
     if (!ret && n)
         out->count = n;
     if (!ret)

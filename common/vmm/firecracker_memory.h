@@ -14,10 +14,12 @@
 
 /*
  * The regions in the order of their offsets in a memory file, classified; without guest-physical
- * addresses. `maps`: what the user said, "ADDR:LEN[:NAME]" each, NULL-terminated; NULL or empty:
- * found out. Exit codes: 2 (not certain, with the candidates; or nonsense in `maps`), 10, 14.
+ * addresses. `version`: its own, "1.14.4", which tells how memory of more than 3 GiB is laid out;
+ * what is none leaves that open. `maps`: what the user said, "ADDR:LEN[:NAME]" each,
+ * NULL-terminated; NULL or empty: found out. Exit codes: 2 (not certain, with the candidates; or
+ * nonsense in `maps`), 10, 14.
  */
 int firecracker_find_memory(struct region_set *out, const struct target *t, uint64_t bytes,
-                            const char *const *maps, struct error *e);
+                            const char *version, const char *const *maps, struct error *e);
 
 #endif

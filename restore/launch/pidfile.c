@@ -34,13 +34,15 @@ uint64_t pidfile_process_started_ns(pid_t pid)
     if (n <= 0)
         return 0;
     text[n] = '\0';
-    unsigned long long ticks =
-        0; /* proc(5): field 22, since the boot; the name may hold anything */
+    char state = 'X'; /* proc(5): field 3; one that nobody has waited for yet has ended */
+    unsigned long long ticks = 0; /* field 22, since the boot; the name may hold anything */
     const char *after = strrchr(text, ')');
-    if (!after || sscanf(after + 1,
-                         " %*c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
-                         "%*s %llu",
-                         &ticks) != 1)
+    if (!after ||
+        sscanf(after + 1,
+               " %c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
+               "%*s %llu",
+               &state, &ticks) != 2 ||
+        state == 'Z' || state == 'X')
         return 0;
     struct timespec boot;
     clock_gettime(CLOCK_BOOTTIME, &boot);

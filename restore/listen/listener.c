@@ -351,6 +351,9 @@ static int run(struct listener *l, const struct restore_options *o, const char *
     if (rc)
         return rc;
     tell_listening(l);
+    if (o->poison_damage)
+        log_warn("where the image is damaged --on-damage poison ends a Firecracker by SIGBUS once "
+                 "its guest touches that: it makes no machine check of it");
     listen_to_the_end(l);
     unsigned n_left = roll_signal(l->peers.roll, 0);
     l->o.report(l->o.opaque, "summary", describe_summary(l, n_left));

@@ -187,6 +187,26 @@ static int place_one(struct blocks *out, const struct image *img, const struct b
     return rc;
 }
 
+/* An image of several regions was made of a VMM that had these: memory that is cut in other places
+ * is another's, or its regions were named wrongly (--map), and none of it would be where it was. */
+static int check_cuts(const struct image_region *saved, uint32_t n_saved,
+                      const struct block_place *p, struct error *e)
+{
+    uint64_t start = 0;
+    for (uint32_t i = 0; n_saved > 1 && i < n_saved; start += saved[i].bytes, i++)
+        if (p->offset == start && p->bytes == saved[i].bytes)
+            return 0;
+    if (n_saved <= 1)
+        return 0;
+    error_set(e, VMSNAP_EXIT_MISMATCH, EINVAL,
+              "the VMM has a region of %" PRIu64 " MiB at offset %" PRIu64
+              " MiB of its memory, and the image has none there",
+              p->bytes >> 20, p->offset >> 20);
+    error_hint(e, "it is of another VM, or was made with --map of other lengths than the VMM's "
+                  "regions ('vmsnap info' lists the image's)");
+    return -EINVAL;
+}
+
 /* Bounded, so that no later sum wraps; together they must be the whole image. */
 static int check_places(const struct image *img, const struct block_place *places, uint32_t n,
                         struct error *e)
@@ -207,6 +227,11 @@ static int check_places(const struct image *img, const struct block_place *place
     for (uint32_t i = 0; i < n; i++)
         if (places[i].offset > total - places[i].bytes)
             return refuse_place(&places[i], e, "does not lie within the image");
+    for (uint32_t i = 0; i < n; i++) {
+        int rc = check_cuts(saved, n_saved, &places[i], e);
+        if (rc)
+            return rc;
+    }
     return 0;
 }
 

@@ -19,8 +19,9 @@ int damage_check_kernel(bool poison, struct error *e)
 void damage_hint(const struct answerer *a, struct error *e)
 {
     if (a->poisons)
-        error_hint(e, "that memory is poisoned: with KVM the guest gets a machine check if it "
-                      "touches it, else the VMM is ended by SIGBUS; 'vmsnap verify' lists what "
+        error_hint(e, "that memory is poisoned: with QEMU and KVM the guest gets a machine check "
+                      "if it touches it, else (Firecracker, TCG) the VMM is ended by SIGBUS; "
+                      "'vmsnap verify' lists what "
                       "else is damaged");
     else
         error_hint(e,

@@ -244,6 +244,9 @@ static json_t *summarize(const struct import *im)
         json_array_append_new(warnings,
                               json_string("the memory file's length is no multiple of 16 KiB: "
                                           "'restore --listen' can serve no VM with it"));
+    else if (im->file.bytes % (1 << 20))
+        json_array_append_new(warnings, json_string("the memory file's length is no multiple of "
+                                                    "1 MiB, as Firecracker's are: cut off?"));
     json_object_set_new(o, "warnings", warnings);
     output_add_identity(&im->output, o, im->instant_ns);
     return o;

@@ -85,7 +85,7 @@ static int find_memory(struct source_firecracker *s, const char *const *maps, st
     uint64_t bytes;
     int ret = firecracker_get_memory(s->http, c->base.timeout_ms, &s->machine, &bytes, e);
     if (!ret)
-        ret = firecracker_find_memory(&c->memory, &c->base.target, bytes, maps, e);
+        ret = firecracker_find_memory(&c->memory, &c->base.target, bytes, s->info.version, maps, e);
     if (!ret)
         source_control_show_memory(c);
     return ret;

@@ -3,7 +3,9 @@
  * test wants. Lengths are Firecracker's; nothing of it is touched.
  */
 #include <criterion/criterion.h>
+
 #include <fcntl.h>
+#include <inttypes.h>
 #include <linux/magic.h>
 #include <stdio.h>
 #include <string.h>
@@ -43,9 +45,11 @@ static void tear_down(void)
     target_close(&t);
 }
 
+static const char *version = "";
+
 static int look(uint64_t mib)
 {
-    return firecracker_find_memory(&found, &t, mib * MIB, NULL, &err);
+    return firecracker_find_memory(&found, &t, mib * MIB, version, NULL, &err);
 }
 
 TestSuite(firecracker_memory, .init = set_up, .fini = tear_down);
@@ -189,7 +193,7 @@ static int look_at(const char *first, const char *second, uint64_t mib)
     const char *maps[] = {first, second, NULL};
     region_set_free(&found);
     err = (struct error){0};
-    return firecracker_find_memory(&found, &t, mib * MIB, maps, &err);
+    return firecracker_find_memory(&found, &t, mib * MIB, version, maps, &err);
 }
 
 /* Named as one, or in the wrong order: another guest's memory. */
@@ -210,6 +214,34 @@ Test(firecracker_memory, joined_as_named)
     cr_assert_eq(found.items[0].hva, at + 2048 * MIB);
 }
 
+/* A version says where the gap is: what another one has is another guest's memory. */
+Test(firecracker_memory, joined_and_named_by_version)
+{
+    const struct {
+        const char *version;
+        uint64_t first_mib, wrong_mib;
+    } cases[] = {{"1.14.4", 3072, 3328}, {"1.10.1", 3328, 3072}, {"2.0", 3072, 3328}};
+    uint64_t at = map_guarded(5120 * MIB);
+    for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char maps[2][2][64], hint[128];
+        for (int k = 0; k < 2; k++) {
+            uint64_t first = (k ? cases[i].wrong_mib : cases[i].first_mib) * MIB;
+            uint64_t second = 5120 * MIB - first;
+            snprintf(maps[k][0], 64, "0x%" PRIx64 ":0x%" PRIx64, at + second, first);
+            snprintf(maps[k][1], 64, "0x%" PRIx64 ":0x%" PRIx64, at, second);
+        }
+        version = cases[i].version;
+        region_set_free(&found);
+        err = (struct error){0};
+        cr_assert_lt(look(5120), 0);
+        snprintf(hint, sizeof(hint), ": --map %s --map %s", maps[0][0], maps[0][1]);
+        cr_assert(strstr(err.hint, hint) && !strstr(err.hint, maps[1][0]), "%s", err.hint);
+        cr_assert_lt(look_at(maps[1][0], maps[1][1], 5120), 0);
+        cr_assert_eq(err.exit_code, VMSNAP_EXIT_USAGE);
+        cr_assert_eq(look_at(maps[0][0], maps[0][1], 5120), 0, "%s", err.message);
+    }
+}
+
 Test(firecracker_memory, as_named)
 {
     uint64_t at = map_guarded(64 * MIB);
@@ -219,13 +251,14 @@ Test(firecracker_memory, as_named)
     snprintf(overlapping, sizeof(overlapping), "%#llx:0x2000000",
              (unsigned long long)(at + 16 * MIB));
     const char *maps[] = {first, second, NULL};
-    cr_assert_eq(firecracker_find_memory(&found, &t, 64 * MIB, maps, &err), 0, "%s", err.message);
+    cr_assert_eq(firecracker_find_memory(&found, &t, 64 * MIB, "", maps, &err), 0, "%s",
+                 err.message);
     cr_assert_eq(found.items[0].hva, at + 32 * MIB);
     cr_assert_eq(found.items[1].hva, at);
     cr_assert_str_eq(found.items[0].name, "low");
     cr_assert_str_eq(found.items[1].name, "mem1");
     region_set_free(&found);
-    cr_assert_lt(firecracker_find_memory(&found, &t, 65 * MIB, maps, &err), 0);
+    cr_assert_lt(firecracker_find_memory(&found, &t, 65 * MIB, "", maps, &err), 0);
     const char *const bad[] = {overlapping,
                                "0x1000",
                                "0x1000:",
@@ -237,7 +270,8 @@ Test(firecracker_memory, as_named)
                                "0xffffffffffff0000:1048576"};
     for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
         maps[1] = bad[i];
-        cr_assert_lt(firecracker_find_memory(&found, &t, 64 * MIB, maps, &err), 0, "%s", bad[i]);
+        cr_assert_lt(firecracker_find_memory(&found, &t, 64 * MIB, "", maps, &err), 0, "%s",
+                     bad[i]);
         cr_assert_eq(err.exit_code, VMSNAP_EXIT_USAGE, "%s: %s", bad[i], err.message);
     }
 }

@@ -246,8 +246,8 @@ void check_vm(struct check_list *list, const char *qmp_path, int pid, int timeou
 /* ---- a Firecracker ---- */
 
 static void check_firecracker_memory(struct check_list *list, struct http *h,
-                                     const struct target *t, const char *const *maps,
-                                     int timeout_ms)
+                                     const struct target *t, const char *version,
+                                     const char *const *maps, int timeout_ms)
 {
     struct error e = {0};
     struct region_set blocks = {0};
@@ -257,7 +257,7 @@ static void check_firecracker_memory(struct check_list *list, struct http *h,
     size_t n = 0;
     int rc = firecracker_get_memory(h, timeout_ms, &machine, &bytes, &e);
     if (rc == 0)
-        rc = firecracker_find_memory(&blocks, t, bytes, maps, &e);
+        rc = firecracker_find_memory(&blocks, t, bytes, version, maps, &e);
     json_decref(machine);
     if (rc) {
         check_failed(list, "memory", &e);
@@ -295,7 +295,7 @@ static void check_microvm(struct check_list *list, struct http *h, const struct 
     }
     check_ok(list, "run-state", "%s",
              info.state == FIRECRACKER_RUNNING ? "running" : "paused: it stays so");
-    check_firecracker_memory(list, h, t, maps, timeout_ms);
+    check_firecracker_memory(list, h, t, info.version, maps, timeout_ms);
 }
 
 void check_firecracker(struct check_list *list, const char *api_path, const char *const *maps,

@@ -97,7 +97,7 @@ static const struct option_spec options[] = {
      .choices = damage_ways,
      .argument = "WAY",
      .help = "where the image is damaged: stop, the guest waits when it touches that memory "
-             "(default), or poison: it gets a machine check"},
+             "(default), or poison: with QEMU and KVM it gets a machine check; a Firecracker ends"},
     {.name = "bwlimit",
      .kind = OPTION_SIZE,
      .to.size = &args.bwlimit,
