@@ -11,6 +11,7 @@ from case import case, is_alive, main, wait_until  # noqa: E402
 from firecracker import Api  # noqa: E402
 from listener import Listener  # noqa: E402
 from minivm import MiniVm, MiniVmPlace, end_and_wait, judge_memory, need_huge_pages  # noqa: E402
+from rawvm import RawVm  # noqa: E402
 from vmsnap import finish, pause_log, start_vmsnap, vmsnap  # noqa: E402
 
 SIZES = ("--memory", "32M", "--populate", "24M", "--cpus", "2")
@@ -118,9 +119,13 @@ def regions(t):
     for bad in (maps[:2], [*maps, "--map", "0x1000:1048576"], ["--map", "nonsense"], [*maps[:2], *maps[:2]]):
         take(t, vm, "bad", *bad, expect=2)
     take(t, vm, "regions", *maps)
+    other = RawVm(t, sum(block["bytes"] for block in vm.description["memory"]))
     end_and_wait(vm)
-    vm, _ = serve(t, image, state)
+    vm, listener = serve(t, image, state)
     check_whole(t, vm, "two regions")
+    other.hand_over(listener.path)
+    error = listener.wait_for("error")
+    t.equal(error["exit_code"], 15, f"as much memory in one region: {error}")
 
 
 @case("minivm.firecracker.huge", "kernel", 60, lock="hugepages")

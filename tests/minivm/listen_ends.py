@@ -11,7 +11,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-from case import case, is_alive, kill, main, tool, wait_until  # noqa: E402
+from case import case, is_alive, kill, main, process_state, tool, wait_until  # noqa: E402
 from launcher import Manager, need_library  # noqa: E402
 from listener import Listener, check_left, is_registered  # noqa: E402
 from rawvm import MIB, RawVm, check_content, random_memory  # noqa: E402
@@ -142,6 +142,19 @@ def detached(t):
     wait_until(lambda: len(report_lines(report, "summary")) == 2, 10, "the last summary")
     wait_until(lambda: not is_alive(pid), 10, "its end")
     t.check(not os.path.exists(path) and not os.path.exists(pidfile), "nothing is left")
+
+
+@case("minivm.listen.zombie", "kernel", 40)
+def zombie(t):
+    """The pidfile of a listener that was killed is free before anybody has waited for that one."""
+    _, image = random_memory(t, 4 * MIB)
+    pidfile = t.path("pid")
+    first = Listener(t, image, "--pidfile", pidfile)
+    os.kill(first.pid, signal.SIGKILL)
+    wait_until(lambda: process_state(first.pid) == "Z", 10, "a zombie")
+    second = Listener(t, image, "--pidfile", pidfile)
+    with open(pidfile, encoding="ascii") as f:
+        t.equal(int(f.read()), second.pid, "in the pidfile")
 
 
 @case("minivm.listen.report-again", "kernel", 40)
