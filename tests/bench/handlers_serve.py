@@ -75,8 +75,9 @@ def balloon(t):
     """What was given back reads as zeros, and is right for the guest."""
     state, memory = saved(t, "--balloon", "8M")
     vm, handler = served(t, "on_demand", state, memory)
+    before = vm.balloon()
     vm.balloon(pages=500)
-    vm.wait_for_reuse(500)
+    vm.wait_for_reuse(500, before=before)
     vm.stop()
     vm.check_right("after the balloon")
     summary = handler.end()

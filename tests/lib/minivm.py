@@ -133,9 +133,10 @@ class MiniVm:
         """x-balloon: {pages, discarded, reused}."""
         return self.qmp.command("x-balloon", **arguments)
 
-    def wait_for_reuse(self, n, seconds=10):
-        """Until the guest has taken back n pages more that the VMM discarded."""
-        until = self.balloon()["reused"] + n
+    def wait_for_reuse(self, n, seconds=10, before=None):
+        """Until the guest has taken back n pages more that the VMM discarded. `before`: more than balloon() told
+        then; else than now, by when some of what was just discarded may have been taken back."""
+        until = (before or self.balloon())["reused"] + n
         wait_until(lambda: self.balloon()["reused"] >= until, seconds, f"{n} pages reused")
 
     def copy_memory_to(self, other):
