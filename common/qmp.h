@@ -28,8 +28,8 @@ int qmp_connect(struct qmp **out, const char *path, int timeout_ms, struct error
  * the fd is q's, on failure it stays the caller's. */
 int qmp_attach(struct qmp **out, int fd, int timeout_ms, struct error *e);
 
-/* The same on an fd of qmp_dial(). What says nothing for a second is asked whether it speaks HTTP,
- * by white space that a QMP server skips: then exit code 10 at once, and the hint names --api. */
+/* The same on an fd of qmp_dial(). A Firecracker that says nothing for a second is asked, by empty
+ * lines, whether it speaks HTTP: then exit code 10 at once, and the hint names --api. */
 int qmp_attach_dialled(struct qmp **out, int fd, int timeout_ms, struct error *e);
 
 /*

@@ -5,7 +5,7 @@
  * starts eight VMs from one image has eight servers, each with the share of a CPU that any of the
  * guests gets, and what the fill takes of it the server's own thread lacks when a fault comes. So a
  * worker that waits for a CPU far longer than it has one rests for many times as long: the busier
- * the others, the less it takes; beside one VM of its own it never rests.
+ * the others, the less it takes. Beside one VM of its own it hardly ever rests.
  *
  * Of one thread.
  */
@@ -27,7 +27,7 @@ struct rest {
 void rest_begin(struct rest *r);
 void rest_end(struct rest *r);
 
-/* After a piece of work, of some 100 us at most: how many ms to rest now, mostly 0. */
+/* After a piece of work, of some 40 us: how many ms to rest now, mostly 0. */
 unsigned rest_due_ms(struct rest *r);
 
 #endif

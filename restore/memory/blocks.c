@@ -139,8 +139,7 @@ static int refuse_size(uint64_t placed, uint64_t total, struct error *e)
     return -EINVAL;
 }
 
-/* The part of the place that lies in region `saved`, whose first byte is the
- * image's byte `base`. */
+/* The part of the place that lies in region `saved`, which begins at the image's byte `base`. */
 static int place_part(struct block *b, const struct block_place *p,
                       const struct image_region *saved, uint64_t base, struct error *e)
 {
@@ -193,11 +192,9 @@ static int check_cuts(const struct image_region *saved, uint32_t n_saved,
                       const struct block_place *p, struct error *e)
 {
     uint64_t start = 0;
-    for (uint32_t i = 0; n_saved > 1 && i < n_saved; start += saved[i].bytes, i++)
+    for (uint32_t i = 0; i < n_saved; start += saved[i].bytes, i++)
         if (p->offset == start && p->bytes == saved[i].bytes)
             return 0;
-    if (n_saved <= 1)
-        return 0;
     error_set(e, VMSNAP_EXIT_MISMATCH, EINVAL,
               "the VMM has a region of %" PRIu64 " MiB at offset %" PRIu64
               " MiB of its memory, and the image has none there",
@@ -227,12 +224,10 @@ static int check_places(const struct image *img, const struct block_place *place
     for (uint32_t i = 0; i < n; i++)
         if (places[i].offset > total - places[i].bytes)
             return refuse_place(&places[i], e, "does not lie within the image");
-    for (uint32_t i = 0; i < n; i++) {
-        int rc = check_cuts(saved, n_saved, &places[i], e);
-        if (rc)
-            return rc;
-    }
-    return 0;
+    int rc = 0;
+    for (uint32_t i = 0; n_saved > 1 && i < n && rc == 0; i++)
+        rc = check_cuts(saved, n_saved, &places[i], e);
+    return rc;
 }
 
 static int compare_offsets(const void *a, const void *b)

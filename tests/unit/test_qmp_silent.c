@@ -1,6 +1,6 @@
 /*
- * A QMP client and a server that does not greet: whether it is an HTTP server is found out by white
- * space, which harms no QMP server.
+ * A QMP client and a server that does not greet: one that goes by Firecracker's name is asked by
+ * white space whether it is an HTTP server; nobody else is.
  */
 #include <criterion/criterion.h>
 #include <errno.h>
