@@ -103,7 +103,7 @@ def need_firecracker(t):
 def check_served(t, vm, listener):
     """All of its memory is in, and nothing of vmsnap is left in the way."""
     vm.wait_for_rounds(3)
-    wait_until(lambda: listener.of_type("summary"), 30, f"all is in: {listener.text()}")
+    listener.wait_for("summary", vm.pid)
     t.equal(listener.of_type("error"), [], listener.text())
     t.check(not any("memfd:vmsnap" in link for link in open_files(vm.pid)), "the record is gone")
     t.equal(vm.api.get("/")["state"], "Running", "state")
